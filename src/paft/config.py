@@ -1,0 +1,371 @@
+"""Every knob, as typed models that refuse unknown keys: file < command line. Each run keeps a full copy.
+
+Values are checked here, where they enter; a message names the nearest known key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from paft.errors import ConfigError, PaftError, few, nearest
+
+
+class Strict(BaseModel):
+    """A model that refuses unknown keys, yes/no for numbers, and numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(value, bool) and key in cls.model_fields:
+                raise ValueError(f"{key} is {value}; expected a number or a text (quote yes, no, on, off in YAML)")
+        return values
+
+
+class FixedSchedule(Strict):
+    """One prompt for the whole training: the baseline. `prompt`: position among the train prompts, or a template id."""
+
+    kind: Literal["fixed"] = "fixed"
+    prompt: int | str = 0
+
+
+class PaftSchedule(Strict):
+    """Algorithm 1 of the paper: a prompt drawn uniformly, kept for `steps_per_prompt` optimizer updates, drawn anew
+    at the start of every epoch. The paper uses 4; short runs want 1 (docs/method.md shows why).
+    """
+
+    kind: Literal["paft"] = "paft"
+    steps_per_prompt: Annotated[int, Field(ge=1)] = 4
+
+
+KINDS = ("fixed", "paft")
+"""Kinds of schedules."""
+
+ScheduleConfig = Annotated[FixedSchedule | PaftSchedule, Field(discriminator="kind")]
+
+
+class SFTConfig(Strict):
+    """Supervised fine-tuning. Defaults are the paper's (its Table of hyper-parameters); see docs/method.md."""
+
+    schedule: ScheduleConfig = PaftSchedule()
+    epochs: Annotated[int, Field(ge=1)] = 3
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Examples per optimizer update, over all devices and accumulation steps."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Examples per forward pass on one device; None tries the whole batch and halves it when memory runs out."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    lr_scheduler: str = "cosine"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    lora: dict[str, Any] | None = {
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "target_modules": ["q_proj", "v_proj"],
+    }
+    """Passed to peft.LoraConfig as it is; null trains all weights."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Longest cell in tokens, answer included. A longer one is an error: nothing is cut in silence."""
+    save_every: Annotated[int, Field(ge=1)] = 100
+    """Optimizer updates between checkpoints."""
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer updates between checks on dev prompts; None checks only at the end."""
+    dev_prompts: Annotated[int, Field(ge=1)] = 8
+    dev_examples: Annotated[int, Field(ge=1)] = 24
+    dataloader_workers: Annotated[int, Field(ge=0)] = 0
+    report_to: list[str] = []
+    """Trackers by the names transformers knows: tensorboard, wandb, mlflow, trackio."""
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _default_kind(cls, value: Any) -> Any:
+        return {"kind": "paft", **value} if isinstance(value, Mapping) else value
+
+
+class EvalConfig(Strict):
+    """What is measured, over which cells."""
+
+    split: str = "validation"
+    prompts: Annotated[int, Field(ge=1)] | None = None
+    """How many test prompts (the first ones of the set); None takes all."""
+    examples: Annotated[int, Field(ge=1)] | None = None
+    """How many examples (a keyed random subset); None takes all."""
+    scorers: Annotated[list[Literal["likelihood", "generation"]], Field(min_length=1)] = ["likelihood", "generation"]
+    normalization: Literal["sum", "token", "byte"] = "sum"
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Limit of a free answer; None takes it from the answer formats (longest right answer + 4), the same for all models."""
+    batch_tokens: Annotated[int, Field(ge=64)] = 4096
+    """Tokens per forward pass; halved when memory runs out."""
+    thresholds: list[Annotated[float, Field(gt=0, le=1)]] = [0.5, 0.7, 0.8, 0.9]
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class DataConfig(Strict):
+    """Which examples: keyed random subsets of the named splits."""
+
+    train_split: str = "train"
+    train_examples: Annotated[int, Field(ge=1)] | None = 20_000
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the train examples kept for the checks on dev prompts, never trained on."""
+    dev_split: str | None = None
+    """A split to take the checks' examples from instead; never the one that is scored."""
+
+
+class ArmConfig(Strict):
+    """One model to compare: the base model when `train` is null, else the settings that differ from the common ones."""
+
+    title: str | None = None
+    train: dict[str, Any] | None = None
+
+
+class RunConfig(Strict):
+    """A whole run: what is asked, how it is asked, who is trained how, what is measured."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0)] = 0
+    task: str
+    prompts: str | None = None
+    """A shipped prompt set or a file; None takes the task's own."""
+    model: str
+    source: Literal["auto", "hub", "wheel"] = "auto"
+    """Where a model or dataset named by id comes from."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on a GPU that has it, float32 otherwise."""
+    style: Literal["auto", "chat", "raw"] = "auto"
+    """auto: the model's chat template when it has one, else raw text."""
+    data: DataConfig = DataConfig()
+    train: SFTConfig = SFTConfig()
+    arms: dict[str, ArmConfig] = {
+        "base": ArmConfig(title="Base model"),
+        "single": ArmConfig(title="Tuned on one prompt", train={"schedule": {"kind": "fixed"}}),
+        "paft": ArmConfig(title="PAFT", train={"schedule": {"kind": "paft"}}),
+    }
+    evaluate: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _check_arms(self) -> RunConfig:
+        if not self.arms:
+            raise ValueError("arms is empty; name at least one model to evaluate")
+        for name, arm in self.arms.items():
+            if not name.isidentifier():
+                raise ValueError(f"arms: {name!r} is not a plain name (letters, digits, _)")
+            if arm.train is not None:
+                self.training_of(name)
+        if self.data.dev_split == self.evaluate.split or self.data.train_split == self.evaluate.split:
+            raise ValueError(
+                f"the scored split {self.evaluate.split!r} may not also train or select; choose another evaluate.split"
+            )
+        if self.data.dev_split is None and self.data.held_out == 0:
+            raise ValueError(
+                "data.held_out is 0 and no data.dev_split is given; the checks on dev prompts need examples"
+            )
+        return self
+
+    def training_of(self, arm: str) -> SFTConfig | None:
+        """The arm's full training settings: the common ones with the arm's own laid over; None for the base model."""
+        own = self.arms[arm].train
+        if own is None:
+            return None
+        common = self.train.model_dump()
+        schedule = own.get("schedule")
+        if (
+            isinstance(schedule, Mapping)
+            and schedule.get("kind", common["schedule"]["kind"]) == common["schedule"]["kind"]
+        ):
+            own = {**own, "schedule": {**common["schedule"], **schedule}}
+        return validate(SFTConfig, {**common, **own}, f"arms.{arm}.train")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """The typed settings, or a ConfigError of one line that names the place, the value, and the nearest known key."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        first, more = error.errors()[0], error.error_count() - 1
+        # pydantic puts the kind of a union's member into the path
+        whole = [str(part) for part in first["loc"]]
+        path = [
+            part for before, part in zip(["", *whole], whole, strict=False) if before != "schedule" or part not in KINDS
+        ]
+        place = ".".join(path)
+        if first["type"] == "extra_forbidden":
+            known = _keys_at(model, whole[:-1])
+            message = f"unknown key {place!r}{nearest(path[-1], known)}"
+            message += "" if "did you mean" in message else f"; known here: {few(sorted(known), 20)}"
+        elif first["type"] == "missing":
+            message = f"key {place!r} is missing"
+        elif first["type"] == "union_tag_invalid":
+            kind = str(first["ctx"]["tag"])
+            message = f"{place}.kind = {kind!r}{nearest(kind, KINDS)}; expected {' or '.join(KINDS)}"
+        else:
+            given = "" if first["type"] == "value_error" else f" = {str(first['input'])[:80]!r}"
+            message = (f"{place}{given}: " if place else "") + first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {message}" + (f" (and {more} more)" if more else "")) from None
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
+    """Keys known at a dotted place of a model, over all members of a union."""
+    models: list[type[BaseModel]] = [model]
+    for part in path:
+        found: list[type[BaseModel]] = []
+        if kind := [
+            each for each in models if "kind" in each.model_fields and each.model_fields["kind"].default == part
+        ]:
+            models = kind
+            continue
+        for each in models:
+            if part in each.model_fields:
+                found += _models_in(each.model_fields[part].annotation)
+            else:  # a key of a mapping such as `arms`
+                found.append(each)
+        models = found
+    return {name for each in models for name in each.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    inner = getattr(annotation, "__args__", ())
+    return [model for part in inner for model in _models_in(part)]
+
+
+def load_mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file that holds a mapping. Raises ConfigError with line and column when it is not readable."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a .yaml or .json file"
+        ) from None
+    try:
+        if path.suffix.lower() == ".json":
+            value = json.loads(text, object_pairs_hook=lambda pairs: _mapping(pairs, str(path)))
+        else:
+            value = yaml.load(text, Loader=_Loader)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not JSON ({error.msg}, line {error.lineno} column {error.colno})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}: not YAML ({reason}{place})") from None
+    except PaftError:
+        raise
+    except (ValueError, RecursionError) as error:  # a date in no calendar, a number of 5,000 digits, 1,000 brackets
+        raise ConfigError(f"{path}: cannot be read ({str(error)[:100]})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(value).__name__}")
+    return value
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML's safe loader, refusing a key that is given twice: the first value would vanish in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _mapping(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ConfigError(f"{where}: key {key!r} is given twice")
+        found[key] = value
+    return found
+
+
+_SIGNED_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]\d{1,3}")
+
+
+def load_run_config(
+    path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Settings of a run: base < file < overrides of the form "a.b=value" (the value is read as YAML)."""
+    values: dict[str, Any] = _merge(dict(base or {}), load_mapping(path) if path else {})
+    if "arms" not in values and any(override.startswith("arms.") for override in overrides):
+        arms: dict[str, ArmConfig] = RunConfig.model_fields["arms"].default
+        values["arms"] = {name: arm.model_dump() for name, arm in arms.items()}  # changed, not replaced
+    if "lora" not in values.get("train", {}) and any(override.startswith("train.lora.") for override in overrides):
+        values = _merge(values, {"train": {"lora": SFTConfig.model_fields["lora"].default}})
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted:
+            raise ConfigError(f"override {override!r}: expected key=value, for instance train.epochs=1")
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except (yaml.YAMLError, ValueError):
+            value = text
+        if isinstance(value, str) and _SIGNED_EXPONENT.fullmatch(value):
+            value = float(value)  # YAML reads 5e-4 as a text; "12345e10" may be the id of a prompt and stays one
+        nested: Any = value
+        for part in reversed(dotted.split(".")):
+            nested = {part: nested}
+        values = _merge(_without(values, dotted.split(".")) if isinstance(value, Mapping) else values, nested)
+    return validate(RunConfig, values, str(path) if path else "settings")
+
+
+def _without(values: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """The mapping without what stands at a path: a mapping given on the command line replaces, it does not add."""
+    head, *rest = path
+    below = values.get(head)
+    if rest:
+        return {**values, head: _without(below, rest)} if isinstance(below, dict) else values
+    return {key: value for key, value in values.items() if key != head}
+
+
+def _merge(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, Mapping):
+            kinds = {part["kind"] for part in (old, value) if isinstance(part.get("kind"), str)}
+            merged[key] = (
+                dict(value) if len(kinds) == 2 else _merge(old, value)
+            )  # settings of one kind mean nothing to another
+        else:
+            merged[key] = value
+    return merged
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """YAML text of plain values, long texts as blocks, keys in the given order."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        """Values that occur twice are written twice."""
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # rarer line breaks would be read back as spaces unless they are escaped
+    style = '"' if re.search("[\r\x85\u2028\u2029]", value) else "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)

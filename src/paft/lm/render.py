@@ -1,0 +1,92 @@
+"""The one door between text and token ids, for training and for evaluation alike.
+
+A chat model gets its own chat template; a base model gets the text. The answer follows directly in the first case and
+after one space in the second. Text is tokenised as a whole, never joined from pieces.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from paft.errors import ConfigError, RenderError
+from paft.lm.types import Chat
+
+Style = Literal["chat", "raw"]
+
+
+def common_prefix(first: list[int], second: list[int]) -> int:
+    """Number of leading token ids that two lists share."""
+    length = min(len(first), len(second))
+    for position in range(length):
+        if first[position] != second[position]:
+            return position
+    return length
+
+
+class Renderer:
+    """Turns chats into token ids for one tokenizer."""
+
+    def __init__(self, tokenizer: Any, style: Literal["auto", "chat", "raw"] = "auto"):
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if style == "chat" and not has_template:
+            raise ConfigError("style 'chat': this model's tokenizer has no chat template; use style: raw")
+        self.tokenizer = tokenizer
+        self.style: Style = "chat" if style == "chat" or (style == "auto" and has_template) else "raw"
+        self._control = [token for token in tokenizer.all_special_tokens if token]
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(
+                "this model's tokenizer has no end-of-sequence token; paft trains models to end their answers"
+            )
+        self.eos_id: int = tokenizer.eos_token_id
+
+    def prompt_text(self, chat: Chat) -> str:
+        """The text up to where the answer starts. Raises RenderError when a turn holds a control token of the model."""
+        for message in chat:
+            for token in self._control:
+                if token in message.text:
+                    raise RenderError(
+                        f"{message.role} text holds the model's control token {token!r}, which would be read as structure; "
+                        "remove it from the field or the template"
+                    )
+        if self.style == "raw":
+            return "\n\n".join(message.text for message in chat).rstrip(" ")
+        turns = [{"role": message.role, "content": message.text} for message in chat]
+        try:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja errors raised by the template itself, such as "System role not supported"
+            raise RenderError(
+                f"the model's chat template refuses this prompt ({error}); use style: raw or drop `system`"
+            ) from None
+        assert isinstance(text, str)
+        return text
+
+    def answer_text(self, prompt: str, answer: str) -> str:
+        """Prompt and answer as one text. Raw text gets one space between them unless the prompt ends in white space."""
+        space = " " if self.style == "raw" and prompt and not prompt[-1].isspace() else ""
+        return prompt + space + answer
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a whole text. A raw text starts with the model's begin token where its tokenizer adds one."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self.style == "raw", verbose=False)["input_ids"]
+        if self.style == "raw" and ids and ids[-1] == self.eos_id:
+            ids = ids[:-1]  # tokenizers that close every text would end it before the answer
+        return ids
+
+    def prompt_ids(self, chat: Chat) -> list[int]:
+        """Token ids of the prompt."""
+        return self.ids(self.prompt_text(chat))
+
+    def pair_ids(self, chat: Chat, answer: str) -> tuple[list[int], int]:
+        """Token ids of prompt and answer as one text (no end mark), and where the answer starts.
+
+        The start is the end of the longest common prefix with the prompt alone: where the seam falls inside a token,
+        that token belongs to the answer.
+        """
+        prompt = self.prompt_text(chat)
+        whole = self.ids(self.answer_text(prompt, answer))
+        return whole, common_prefix(self.ids(prompt), whole)
+
+    def training_ids(self, chat: Chat, answer: str) -> tuple[list[int], int]:
+        """`pair_ids` with the end-of-sequence token appended: what the model is trained to write."""
+        ids, start = self.pair_ids(chat, answer)
+        return [*ids, self.eos_id], start

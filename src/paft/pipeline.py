@@ -1,0 +1,361 @@
+"""The method top to bottom: load, train each arm, score every arm over unseen prompts, compare, report.
+
+Each stage leaves its artefact in the run directory and is skipped when that artefact exists with the same fingerprint,
+so a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from paft import evaluation
+from paft.config import RunConfig, SFTConfig, dump_yaml
+from paft.errors import ConfigError, DataError
+from paft.evaluation.evaluate import Evaluation, cell_table
+from paft.evaluation.stats import compare
+from paft.grid import Cell, Grid
+from paft.lm.types import LM
+from paft.prompts import PromptSet, Template
+from paft.reports import write_report
+from paft.store import ArmDir, CellStore, RunDir, disk_errors, read_jsonl, write_json, write_text
+from paft.tasks import Example, Split, Task, load_task
+from paft.training.schedule import subset, updates_per_epoch
+
+TEST_SUBSET, DEV_SUBSET = 101, 102  # streams of the keyed subsets, apart from the seed that training uses
+
+PASSES_TRAIN, PASSES_SCORE = 3.3, 0.7
+"""Forward passes over a cell's tokens that training and scoring cost; only the time left depends on them."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run, with its share of the work (any unit)."""
+
+    name: str
+    work: float
+
+
+class Watcher(Protocol):
+    """Who is told what happens: a terminal, a notebook, nobody."""
+
+    def plan(self, stages: Sequence[Stage]) -> None:
+        """All stages, before the first starts."""
+
+    def stage(self, name: str) -> AbstractContextManager[Any]:
+        """Entered while a stage runs; yields a callable (done, total, note)."""
+
+    def say(self, text: str) -> None:
+        """A line worth reading."""
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a run works on: task, prompts, and the examples of each purpose."""
+
+    task: Task
+    prompts: PromptSet
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    test: tuple[Example, ...]
+    rejected: tuple[str, ...]
+    origins: tuple[str, ...]
+
+
+def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
+    """Load and check everything that can be wrong before a model is touched."""
+    task = load_task(config.task, config.source, say)
+    name = config.prompts or task.prompts
+    if name is None:
+        raise ConfigError(
+            f"task {task.name!r} has no shipped prompt set; give one: prompts: FILE.yaml (docs/prompts.md)"
+        )
+    prompts = PromptSet.load(name)
+    prompts.check(task)
+    trains = any(arm.train is not None for arm in config.arms.values())
+    splits: dict[str, Split] = {config.evaluate.split: task.split(config.evaluate.split)}
+    test = _take(splits[config.evaluate.split].examples, config.evaluate.examples, TEST_SUBSET)
+    train: tuple[Example, ...] = ()
+    dev: tuple[Example, ...] = ()
+    if trains:
+        splits[config.data.train_split] = task.split(config.data.train_split)
+        train = _take(splits[config.data.train_split].examples, config.data.train_examples, config.seed)
+        if config.data.dev_split:
+            splits[config.data.dev_split] = task.split(config.data.dev_split)
+            dev = splits[config.data.dev_split].examples
+        else:
+            kept = max(1, round(len(train) * config.data.held_out))
+            held = set(subset(len(train), kept, DEV_SUBSET))
+            dev = tuple(e for i, e in enumerate(train) if i in held)
+            train = tuple(e for i, e in enumerate(train) if i not in held)
+        if not train:
+            raise DataError(f"task {task.name!r}: no example left to train on after holding out {len(dev)}")
+        both = {e.id for e in train} & {e.id for e in (*test, *dev)}
+        if both:
+            say(f"{len(both)} train examples also occur among the scored or held-out ones; left out of training")
+            train = tuple(e for e in train if e.id not in both)
+    rejected = tuple(f"{r.row}: {r.reason}" for split in splits.values() for r in split.rejected)
+    for line in rejected[:5]:
+        say(f"row not readable, left out: {line}")
+    if len(rejected) > 5:
+        say(f"... and {len(rejected) - 5} more rows not readable")
+    origins = tuple(dict.fromkeys(split.origin for split in splits.values()))
+    return Materials(task, prompts, train, dev, test, rejected, origins)
+
+
+def _take(examples: Sequence[Example], size: int | None, seed: int) -> tuple[Example, ...]:
+    return tuple(examples[i] for i in subset(len(examples), size, seed))
+
+
+def run(
+    config: RunConfig, out: Path, watch: Watcher, *, stages: Iterable[str] = ("train", "score", "report")
+) -> dict[str, Any]:
+    """The whole run; returns what results.json holds. `stages` limits it to some of train, score, report."""
+    wanted = set(stages)
+    materials = prepare(config, watch.say)
+    with RunDir(out).locked() as folder:
+        _keep_settings(config, materials, folder)
+        watch.plan(_plan(config, materials, folder, wanted))
+        results = _run_arms(config, materials, folder, watch, wanted)
+        if "score" in wanted:
+            write_json(folder.results, results)
+        if "report" in wanted and "score" in wanted:
+            write_report([results], html=folder.report_html, markdown=folder.report_md)
+            watch.say(f"report: {folder.report_html}")
+    return results
+
+
+def _run_arms(config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, wanted: set[str]) -> dict[str, Any]:
+    from paft.lm.hf import HFModel, load_model  # torch starts here, not with `paft --help`
+
+    with watch.stage("load model"):
+        model: HFModel = load_model(
+            config.model, source=config.source, dtype=config.dtype, style=config.style, say=watch.say
+        )
+    identity = model.fingerprint
+    arms: dict[str, Any] = {}
+    evaluations: dict[str, Evaluation] = {}
+    test_grid = Grid(m.prompts.test[: config.evaluate.prompts], m.test)
+    with CellStore(folder.cells) as store:
+        for name, arm in config.arms.items():
+            settings = config.training_of(name)
+            learner = model
+            arm_dir = folder.arm(name)
+            if settings is not None:
+                learner = _train_arm(name, settings, config, m, model, identity, arm_dir, watch)
+            if "score" in wanted:
+                with watch.stage(f"score {name}") as tick:
+                    started = time.perf_counter()
+                    evaluations[name] = evaluation.evaluate(learner, test_grid, config.evaluate, store, tick)
+                    seconds = time.perf_counter() - started
+                arms[name] = _arm_result(arm.title or name, settings, arm_dir, evaluations[name], seconds)
+            if settings is not None:
+                # the base model again: an adapter comes off, fully trained weights are loaded anew
+                if settings.lora is not None:
+                    model = learner.without_adapter()
+                else:
+                    del learner, model
+                    model = load_model(config.model, source=config.source, dtype=config.dtype, style=config.style)
+    if "score" in wanted:
+        _write_cells(folder, evaluations)
+    return {
+        "paft": metadata.version("paft"),
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": config.model_dump(),
+        "environment": environment(),
+        "task": {
+            "name": m.task.name,
+            "origins": list(m.origins),
+            "rows_not_readable": len(m.rejected),
+            "train_examples": len(m.train),
+            "dev_examples": len(m.dev),
+            "test_examples": len(m.test),
+            "split": config.evaluate.split,
+        },
+        "prompts": {
+            "set": m.prompts.task,
+            "fingerprint": m.prompts.fingerprint,
+            "train": len(m.prompts.train),
+            "dev": len(m.prompts.dev),
+            "similarity_to_train": m.prompts.similarity("train", "test"),
+            "test": [_shown(template, m.test[0]) for template in test_grid.templates],
+            "single": _single_prompt(config, m),
+        },
+        "arms": arms,
+        "comparisons": _comparisons(evaluations),
+    }
+
+
+def _train_arm(
+    name: str,
+    settings: SFTConfig,
+    config: RunConfig,
+    m: Materials,
+    model: Any,
+    identity: str,
+    out: ArmDir,
+    watch: Watcher,
+) -> Any:
+    from paft.lm.hf import load_model
+    from paft.training.sft import train_sft
+
+    out.root.mkdir(parents=True, exist_ok=True)
+    # settings that cannot change the result stay out of what makes two trainings the same
+    free = {
+        "micro_batch_size",
+        "dataloader_workers",
+        "report_to",
+        "save_every",
+        "eval_every",
+        "dev_prompts",
+        "dev_examples",
+    }
+    what = settings.model_dump(exclude=free)
+    parts = [what, config.seed, identity, [t.id for t in m.prompts.train], [e.id for e in m.train]]
+    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    with watch.stage(f"train {name}") as tick:
+        if not out.begin_training(what, fingerprint):
+            watch.say(f"{name}: trained already, taking {out.adapter if settings.lora is not None else out.model}")
+            if settings.lora is not None:
+                return model.with_adapter(out.adapter)
+            return load_model(str(out.model), dtype=config.dtype, style=config.style)
+        dev = Grid(m.prompts.dev[: settings.dev_prompts], _take(m.dev, settings.dev_examples, DEV_SUBSET))
+        grid = Grid(m.prompts.train, m.train)
+        with disk_errors(out.root):
+            return train_sft(model, grid, settings, out, seed=config.seed, dev=dev, tick=tick, say=watch.say)
+
+
+def _arm_result(
+    title: str, settings: SFTConfig | None, out: ArmDir, done: Evaluation, seconds: float
+) -> dict[str, Any]:
+    train = None
+    if settings is not None:
+        report = json.loads(out.train.read_text(encoding="utf-8"))["report"]
+        steps = read_jsonl(out.steps)
+        train = {
+            **report,
+            "settings": settings.model_dump(),
+            "loss": [{"step": row["step"], "loss": row["loss"], "prompts": row["prompts"]} for row in steps],
+            "dev": read_jsonl(out.dev),
+        }
+    return {
+        "title": title,
+        "fingerprint": done.fingerprint,
+        "train": train,
+        "scores": {scorer: done.summary(scorer) for scorer in done.scores},
+        "score_seconds": seconds,
+        "cells_asked": done.asked,
+        "seams": sum(answered.seam for row in done.answers_KN for answered in row),
+    }
+
+
+def _comparisons(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
+    """Every later arm against every earlier one, by each scorer, on the same cells."""
+    names = list(evaluations)
+    found = []
+    for later in range(len(names)):
+        for earlier in range(later):
+            a, b = evaluations[names[later]], evaluations[names[earlier]]
+            for scorer in a.scores:
+                difference = compare(a.scores[scorer].values_KN, b.scores[scorer].values_KN, a.level)
+                found.append({"a": names[later], "b": names[earlier], "scorer": scorer, **difference.to_dict()})
+    return found
+
+
+def _single_prompt(config: RunConfig, m: Materials) -> dict[str, Any] | None:
+    """The prompt of the first arm that trains on one, so that the report can show it."""
+    for name in config.arms:
+        settings = config.training_of(name)
+        if settings is not None and settings.schedule.kind == "fixed":
+            wanted = settings.schedule.prompt
+            for position, template in enumerate(m.prompts.train):
+                if wanted in (position, template.id):
+                    return _shown(template, m.test[0])
+    return None
+
+
+def _shown(template: Template, example: Example) -> dict[str, Any]:
+    surfaces = template.answer.surfaces(example)
+    return {"id": template.id, "system": template.system, "text": template.text, "answers": list(surfaces)}
+
+
+def _keep_settings(config: RunConfig, m: Materials, folder: RunDir) -> None:
+    write_text(folder.config, dump_yaml(config.model_dump()))
+    write_text(folder.prompts, m.prompts.to_yaml())
+    write_json(folder.environment, environment())
+
+
+def _write_cells(folder: RunDir, evaluations: dict[str, Evaluation]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    tables = [pyarrow.table(cell_table(name, done)) for name, done in evaluations.items()]
+    scratch = folder.scores.with_suffix(".tmp")
+    with disk_errors(folder.scores):
+        pyarrow.parquet.write_table(pyarrow.concat_tables(tables, promote_options="default"), scratch)
+        os.replace(scratch, folder.scores)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as far as they can change a figure."""
+    names = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy")
+    found: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(terse=True),
+        "cpus": os.cpu_count(),
+    }
+    found |= {name: metadata.version(name) for name in names}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found["threads"] = torch.get_num_threads()
+        found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return found
+
+
+def _plan(config: RunConfig, m: Materials, folder: RunDir, wanted: set[str]) -> list[Stage]:
+    """The stages with their work in characters to be read, weighted by passes."""
+
+    def length(templates: Sequence[Template], examples: Sequence[Example]) -> float:
+        cells = [Cell(0, k, i) for k in range(len(templates)) for i in range(min(3, len(examples)))]
+        grid = Grid(templates, examples)
+        # 100 characters stand for what a chat template adds
+        return 100 + sum(len(turn.text) for cell in cells for turn in grid.chat(cell)) / len(cells)
+
+    test = m.prompts.test[: config.evaluate.prompts]
+    score = len(test) * len(m.test) * length(test, m.test) * PASSES_SCORE
+    stages = [Stage("load model", 0.02 * score)]
+    for name in config.arms:
+        settings = config.training_of(name)
+        if settings is not None:
+            rows = updates_per_epoch(len(m.train), settings.batch_size) * settings.batch_size * settings.epochs
+            stages.append(Stage(f"train {name}", rows * length(m.prompts.train, m.train) * PASSES_TRAIN))
+        if "score" in wanted:
+            stages.append(Stage(f"score {name}", score))
+    return stages
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    """results.json of a run directory, or of the file itself. Raises DataError when it is not one."""
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); give a finished run directory") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}: not JSON ({error.msg}, line {error.lineno})") from None
+    if not isinstance(value, dict) or "arms" not in value:
+        raise DataError(f"{file}: not the results of a run")
+    return value
+
+
+__all__ = ["LM", "Materials", "Stage", "Watcher", "environment", "load_results", "prepare", "run"]

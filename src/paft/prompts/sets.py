@@ -1,0 +1,145 @@
+"""A prompt set: train, dev and test templates that do not leak into each other, checked whenever a set is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from paft.config import dump_yaml, load_mapping
+from paft.errors import PromptSetError, few, nearest
+from paft.prompts.similarity import NEAR_DUPLICATE, similarity_matrix
+from paft.prompts.template import Template, template_from, template_to
+from paft.tasks.types import Task
+
+PromptSplit = Literal["train", "dev", "test"]
+SPLITS: tuple[PromptSplit, ...] = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Templates of a task in three splits. Selecting anything uses dev; test is looked at once, at the end.
+
+    info: provenance of the set (version, licence, origin).
+    """
+
+    task: str
+    train: tuple[Template, ...]
+    dev: tuple[Template, ...]
+    test: tuple[Template, ...]
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in SPLITS:
+            if not self.split(name):
+                raise PromptSetError(
+                    f"prompt set {self.task!r}: split {name!r} is empty; expected at least one template"
+                )
+        self._refuse_repeats()
+        self._refuse_leaks()
+
+    @staticmethod
+    def load(name: str | Path) -> PromptSet:
+        """A shipped set by name ("hellaswag"), or a YAML/JSON file. Raises PromptSetError or TemplateError."""
+        path = Path(name)
+        if path.suffix.lower() in (".yaml", ".yml", ".json"):
+            return _from_mapping(load_mapping(path), str(path))
+        shipped = shipped_sets()
+        if str(name) not in shipped:
+            raise PromptSetError(
+                f"prompt set {str(name)!r}: unknown{nearest(str(name), shipped)}; shipped: {few(shipped, 12)}; or a .yaml file"
+            )
+        with resources.as_file(shipped[str(name)]) as file:
+            return _from_mapping(load_mapping(file), f"shipped set {name}")
+
+    def split(self, name: PromptSplit) -> tuple[Template, ...]:
+        """Templates of one split, in file order."""
+        match name:
+            case "train":
+                return self.train
+            case "dev":
+                return self.dev
+            case "test":
+                return self.test
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the ids of all templates with their splits."""
+        text = "\n".join(f"{name} {template.id}" for name in SPLITS for template in self.split(name))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def check(self, task: Task) -> None:
+        """Raise TemplateError unless every template can ask every question of the task."""
+        for name in SPLITS:
+            for template in self.split(name):
+                template.check(task)
+
+    def to_yaml(self) -> str:
+        """Text of a prompt file with the same content."""
+        splits: dict[str, Any] = {name: [template_to(template) for template in self.split(name)] for name in SPLITS}
+        return dump_yaml({"task": self.task, **self.info, **splits})
+
+    def similarity(self, first: PromptSplit, second: PromptSplit) -> float:
+        """Highest similarity of a template of one split with a template of another, in [0, 1]."""
+        return float(similarity_matrix(self.split(first), self.split(second)).max())
+
+    def _refuse_repeats(self) -> None:
+        place: dict[str, str] = {}
+        for name in SPLITS:
+            for position, template in enumerate(self.split(name)):
+                here = f"{name}[{position}]"
+                if template.id in place:
+                    raise PromptSetError(
+                        f"prompt set {self.task!r}: {here} repeats {place[template.id]} (id {template.id}); keep one"
+                    )
+                place[template.id] = here
+
+    def _refuse_leaks(self) -> None:
+        for first, second in (("train", "test"), ("dev", "test"), ("train", "dev")):
+            rows, columns = self.split(first), self.split(second)  # type: ignore[arg-type]
+            alike = similarity_matrix(rows, columns)
+            pairs = [(i, j) for i, j in zip(*(alike >= NEAR_DUPLICATE).nonzero(), strict=True)]
+            if pairs:
+                named = [
+                    f"{first}[{i}] {rows[i].id} ~ {second}[{j}] {columns[j].id} ({alike[i, j]:.2f})" for i, j in pairs
+                ]
+                raise PromptSetError(
+                    f"prompt set {self.task!r}: {len(pairs)} prompts of {second!r} are near-duplicates of {first!r} "
+                    f"(similarity >= {NEAR_DUPLICATE}): {few(named, 3)}; keep each group in one split"
+                )
+
+
+def shipped_sets() -> dict[str, Any]:
+    """Names of the prompt sets that ship with the package, with their files."""
+    folder = resources.files("paft.prompts") / "library"
+    return {
+        file.name.removesuffix(".yaml"): file
+        for file in sorted(folder.iterdir(), key=lambda f: f.name)
+        if file.name.endswith(".yaml")
+    }
+
+
+def _from_mapping(values: Mapping[str, Any], where: str) -> PromptSet:
+    known = {"task", "version", "license", "origin", *SPLITS}
+    for key in values:
+        if key not in known:
+            raise PromptSetError(
+                f"{where}: unknown key {key!r}{nearest(str(key), known)}; known: {few(sorted(known), 9)}"
+            )
+    for key in ("task", *SPLITS):
+        if key not in values:
+            raise PromptSetError(f"{where}: key {key!r} is missing")
+    splits: dict[str, tuple[Template, ...]] = {}
+    for name in SPLITS:
+        entries: Sequence[Any] = values[name] or []
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise PromptSetError(f"{where}: {name} is not a list of templates (mappings with text and answer)")
+        splits[name] = tuple(template_from(entry, f"{where}, {name}[{n}]") for n, entry in enumerate(entries))
+    info = {key: values[key] for key in ("version", "license", "origin") if key in values}
+    try:
+        return PromptSet(str(values["task"]), splits["train"], splits["dev"], splits["test"], info)
+    except PromptSetError as error:
+        raise PromptSetError(f"{where}: {error}") from None

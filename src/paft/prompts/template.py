@@ -1,0 +1,197 @@
+"""A template: text with {slots}, and how its answer is written.
+
+A slot is replaced by the field's text exactly, in one pass: braces inside a field stay what they are, and nothing is ever
+formatted or evaluated. `{{name}}` writes a literal `{name}`; any other brace is an ordinary character.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from paft.errors import TemplateError, few, nearest
+from paft.lm.types import Chat, Message
+from paft.tasks.answers import LETTERS, AnswerFormat, ChoiceText, Labels, answer_format_from, answer_format_to
+from paft.tasks.types import Example, Task
+
+_SLOT = re.compile(r"\{\{(?P<literal>[A-Za-z_]\w*)\}\}|\{(?P<slot>[A-Za-z_]\w*)\}", re.ASCII)
+_OPTION_SLOT = re.compile(r"\{(label|text)\}")
+_ESCAPE = re.compile(r"\\[nrt]")
+# [UPPER CASE] or [insert ...] or <text>: a blank that somebody forgot to fill; paired tags <x>..</x> are layout
+_BLANK = re.compile(r"\[(?:(?i:insert|your|the|put|add)\b[^\]\n]*|[A-Z][A-Z _]{2,})\]")
+_TAG = re.compile(r"(?<!<)<([A-Za-z][\w -]*)>(?!>)")
+
+
+@dataclass(frozen=True)
+class Template:
+    """One way of asking. Two templates of equal content have the same id, wherever they are stored.
+
+    options, joiner: how `{choices}` is laid out: one line per option, and what stands between lines.
+    origin: who wrote it and how (free keys); not part of the content.
+    """
+
+    text: str
+    answer: AnswerFormat
+    system: str | None = None
+    options: str = "{label}. {text}"
+    joiner: str = "\n"
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def id(self) -> str:
+        """Eight hex digits of a hash over everything that is rendered."""
+        content = [self.text, answer_format_to(self.answer), self.system or None, self.options, self.joiner]
+        text = json.dumps(content, ensure_ascii=False, sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+    @cached_property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the slots in system text and text, in order, repeats included."""
+        return tuple(
+            match["slot"] for part in (self.system or "", self.text) for match in _SLOT.finditer(part) if match["slot"]
+        )
+
+    def check(self, task: Task) -> None:
+        """Raise TemplateError, naming this template, unless it can ask every question of the task."""
+        fault = self._fault(task)
+        if fault:
+            start = " ".join(self.text.split())[:40]
+            raise TemplateError(f"template {self.id} ({start!r}): {fault}")
+
+    def _fault(self, task: Task) -> str | None:
+        letters = LETTERS[: task.num_choices]
+        known = [*task.fields, *task.optional_fields, "choices", *letters]
+        counts = {name: self.slots.count(name) for name in self.slots}
+        for name in counts:
+            if name not in known:
+                hidden = " (it is the answer and may not be shown)" if name in ("answer", "label", "gold") else ""
+                return f"slot {{{name}}} is not a field of task {task.name!r}{nearest(name, known)}; fields: {few(known, 12)}{hidden}"
+        missing = [name for name in task.fields if name not in counts]
+        if missing:
+            return f"slot {{{missing[0]}}} is missing; every prompt of task {task.name!r} shows {few(task.fields)}"
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            return f"slot {{{twice[0]}}} occurs {counts[twice[0]]} times; expected once"
+        shown = [name for name in letters if name in counts]
+        if shown and len(shown) < len(letters):
+            return f"shows option {{{shown[0]}}} but not {{{next(x for x in letters if x not in counts)}}}; show all options, or {{choices}}"
+        if shown and "choices" in counts:
+            return "shows the options twice, by {choices} and one by one; use one of the two"
+        if task.choices is None and not shown and "choices" not in counts and isinstance(self.answer, Labels):
+            return "asks for a label but shows no options; add {choices}, or use `answer: text`"
+        if (
+            isinstance(self.answer, Labels)
+            and self.answer.labels is not None
+            and len(self.answer.labels) != task.num_choices
+        ):
+            return f"has {len(self.answer.labels)} labels; task {task.name!r} has {task.num_choices} choices"
+        if not _OPTION_SLOT.search(self.options):
+            return f"options {self.options!r} shows neither {{label}} nor {{text}}"
+        static = _SLOT.sub("", f"{self.system or ''}\n{self.text}") + self.options + self.joiner
+        if escape := _ESCAPE.search(static):
+            return f"holds a literal {escape[0]!r} (two characters); write a real line break or tab"
+        if blank := _BLANK.search(static):
+            return f"holds what looks like an unfilled blank {blank[0]!r}; fill it, or use a {{slot}}"
+        for tag in _TAG.finditer(static):
+            if f"</{tag[1].split()[0]}" not in static and not self.text.endswith(tag[0]):  # an open tag as cue is fine
+                return (
+                    f"holds {tag[0]!r} without a closing tag: an unfilled blank? fill it, close it, or use a {{slot}}"
+                )
+        if not self.text.strip():
+            return "has no text"
+        return None
+
+    def render(self, example: Example) -> Chat:
+        """The turns that ask this example. Raises TemplateError when the example lacks a field."""
+        values = dict(example.fields)
+        if "choices" in self.slots:
+            values["choices"] = self._choices(example)
+        shown = [slot for slot in self.slots if slot in LETTERS and slot not in values]
+        if shown and len(shown) != len(example.choices):
+            raise TemplateError(
+                f"template {self.id} shows {len(shown)} options one by one, example {example.id!r} has {len(example.choices)}; "
+                "use {choices} for examples with a varying number of choices"
+            )
+        for letter, choice in zip(LETTERS, example.choices, strict=False):
+            values.setdefault(letter, choice)
+
+        def fill(match: re.Match[str]) -> str:
+            if match["literal"]:
+                return f"{{{match['literal']}}}"
+            try:
+                return values[match["slot"]]
+            except KeyError:
+                raise TemplateError(
+                    f"template {self.id}: example {example.id!r} has no field {match['slot']!r}{nearest(match['slot'], values)}"
+                ) from None
+
+        turns = [Message("system", _SLOT.sub(fill, self.system))] if self.system else []
+        return (*turns, Message("user", _SLOT.sub(fill, self.text)))
+
+    def target(self, example: Example) -> str:
+        """The right answer as this template wants it written."""
+        return self.answer.surfaces(example)[example.answer]
+
+    def _choices(self, example: Example) -> str:
+        labels = (Labels() if isinstance(self.answer, ChoiceText) else self.answer).surfaces(example)
+
+        def line(label: str, text: str) -> str:
+            return _OPTION_SLOT.sub(lambda match: label if match[1] == "label" else text, self.options)
+
+        return self.joiner.join(line(label, text) for label, text in zip(labels, example.choices, strict=True))
+
+
+def template_from(entry: Mapping[str, Any], where: str) -> Template:
+    """A template from a mapping of a prompt file. Raises TemplateError that names the place."""
+    known = {"text", "answer", "system", "options", "joiner", "origin", "id"}
+    for key in entry:
+        if key not in known:
+            raise TemplateError(
+                f"{where}: unknown key {key!r}{nearest(str(key), known)}; known: {few(sorted(known), 9)}"
+            )
+    for key in ("text", "answer"):
+        if key not in entry:
+            raise TemplateError(f"{where}: key {key!r} is missing")
+    for key in ("text", "system", "options", "joiner"):
+        optional = key != "text" and entry.get(key) is None
+        if not optional and not isinstance(entry[key], str):
+            raise TemplateError(f"{where}: {key} is {entry[key]!r}; expected text (quote it)")
+    for key in ("text", "answer", "system", "options", "joiner"):
+        if any(
+            "\ud800" <= character <= "\udfff"
+            for character in json.dumps(entry.get(key), ensure_ascii=False, default=str)
+        ):
+            raise TemplateError(f"{where}: {key} holds half a surrogate pair, which is no text")
+    try:
+        answer = answer_format_from(entry["answer"])
+    except TemplateError as error:
+        raise TemplateError(f"{where}: {error}") from None
+    given = {key: entry[key] for key in ("options", "joiner", "origin") if entry.get(key) is not None}
+    if entry.get("system"):
+        given["system"] = entry["system"]
+    template = Template(entry["text"], answer, **given)
+    if "id" in entry and str(entry["id"]) != template.id:
+        raise TemplateError(
+            f"{where}: stored id {entry['id']!r} is not that of its content ({template.id}); remove the id after editing"
+        )
+    return template
+
+
+def template_to(template: Template) -> dict[str, Any]:
+    """The mapping that `template_from` reads, defaults left out, id included."""
+    entry: dict[str, Any] = {"id": template.id}
+    if template.system:
+        entry["system"] = template.system
+    entry |= {"text": template.text, "answer": answer_format_to(template.answer)}
+    if template.options != "{label}. {text}":
+        entry["options"] = template.options
+    if template.joiner != "\n":
+        entry["joiner"] = template.joiner
+    if template.origin:
+        entry["origin"] = dict(template.origin)
+    return entry

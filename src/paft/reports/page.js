@@ -1,0 +1,30 @@
+// Pointing at a dot, or tapping it, marks the same prompt under every arm and spells it out below the figure.
+document.querySelectorAll(".strips").forEach(function (figure) {
+  var detail = figure.querySelector(".detail"), hint = detail.textContent, dots = figure.querySelectorAll(".dot");
+  function show(event) {
+    var dot = event.target.closest(".dot");
+    if (!dot) { if (event.type === "click") clear(); return; }
+    var lines = [];
+    dots.forEach(function (other) {
+      var same = other.dataset.k === dot.dataset.k;
+      other.classList.toggle("marked", same);
+      if (same) lines.push(other.querySelector("title").textContent);
+    });
+    // accuracy under every arm, then the prompt's id and first words once
+    var words = lines[0].split(" \u00b7 ");
+    detail.textContent = lines.map(function (line) { return line.split(" \u00b7 ")[0]; }).join("; ") + " \u2014 " + words.slice(1).join(" \u00b7 ");
+  }
+  function clear() {
+    dots.forEach(function (dot) { dot.classList.remove("marked"); });
+    detail.textContent = hint;
+  }
+  figure.addEventListener("pointerover", show);
+  figure.addEventListener("click", show);
+  figure.addEventListener("pointerleave", function (event) { if (event.pointerType === "mouse") clear(); });
+});
+// On paper nothing can be unfolded.
+var unfolded = [];
+addEventListener("beforeprint", function () {
+  document.querySelectorAll("details:not([open])").forEach(function (part) { part.open = true; unfolded.push(part); });
+});
+addEventListener("afterprint", function () { unfolded.splice(0).forEach(function (part) { part.open = false; }); });

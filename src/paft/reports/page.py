@@ -1,0 +1,333 @@
+"""The report: a view of the results, rendered by one Jinja2 template into one file that loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from paft.config import dump_yaml
+from paft.errors import DataError
+from paft.reports import plots, tables, wording
+from paft.reports.checks import check, complete
+from paft.reports.wording import clean
+from paft.store import write_text
+
+HERE = Path(__file__).parent
+LONGEST = 4000
+"""Characters of a prompt that are shown; prompts.yaml in the run directory holds it whole."""
+EXTREMES = 5
+"""Prompts shown as an arm's worst, and as its best."""
+
+TUNED_COLOURS = ("blue", "orange", "green", "purple", "ochre")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model of the comparison, with its colour."""
+
+    name: str
+    title: str
+    colour: str
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as shown: texts in pieces (text, is a slot), and the accuracy under each arm by each scorer."""
+
+    position: int
+    id: str
+    system: Sequence[tuple[str, bool]]
+    text: Sequence[tuple[str, bool]]
+    cut: str
+    answers: Sequence[str]
+    accuracies: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class StripRow:
+    """An arm's line in the main figure; hints hold what a dot says when pointed at."""
+
+    arm: Arm
+    strip: plots.Strip
+    hints: Sequence[str]
+    mean: str
+    bounds: str
+    lowest: str
+
+
+@dataclass(frozen=True)
+class ScorerView:
+    """Everything shown for one scorer."""
+
+    name: str
+    title: str
+    meaning: str
+    strips: Sequence[StripRow]
+    rows: Sequence[tables.Row]
+    compared: Sequence[tables.Compared]
+    noise: str
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """An arm's worst and best prompts."""
+
+    arm: Arm
+    worst: Sequence[Prompt]
+    best: Sequence[Prompt]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A trained arm: its curves and what the training did."""
+
+    arm: Arm
+    curve: plots.Curve | None
+    checks: Sequence[plots.Check]
+    line: str
+    report: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A section of the page."""
+
+    anchor: str
+    name: str
+    headline: str
+    verdicts: Sequence[str]
+    cautions: Sequence[str]
+    arms: Sequence[Arm]
+    main: str
+    scorers: Sequence[ScorerView]
+    level: str
+    extremes: Sequence[Extremes]
+    prompts: Sequence[Prompt]
+    training: Sequence[Training]
+    loss_axis: plots.Axis
+    longest: int
+    single: Prompt | None
+    facts: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    methods: Sequence[tuple[str, str]]
+    config: str
+    commands: Sequence[str]
+    result: Mapping[str, Any]
+
+
+def write_report(results: Sequence[dict[str, Any]], *, html: Path, markdown: Path | None) -> None:
+    """Write the page of these runs, one section each, and the Markdown table beside it.
+
+    Raises DataError, before anything is written, when a result contradicts itself.
+    """
+    page = render(results)
+    table = tables.markdown_table(results) if markdown is not None else ""
+    write_text(html, page)
+    if markdown is not None:
+        write_text(markdown, table)
+
+
+def render(results: Sequence[Mapping[str, Any]]) -> str:
+    """The page as text."""
+    if not results:
+        raise DataError("no results to report; give at least one finished run directory")
+    runs = []
+    for position, result in enumerate(results):
+        with complete(result):
+            check(result)
+            runs.append(_run(result, position))
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # the template's own style and script are trusted text; the policy lets the browser run exactly this script and load nothing
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html.j2").render(
+        runs=runs, style=Markup(style), script=Markup(script), script_hash=digest, why_both=wording.WHY_BOTH
+    )
+
+
+def _run(result: Mapping[str, Any], position: int) -> Run:
+    arms = _arms(result)
+    scorers = wording.scorers(result)
+    main = scorers[0]
+    prompts = [_prompt(result, k, arms, scorers) for k in range(len(result["prompts"]["test"]))]
+    training, loss_axis, longest = _training(arms)
+    last_accuracy_K = arms[-1].result["scores"][main]["accuracy_K"]
+    single = result["prompts"]["single"]
+    mean = arms[-1].result["scores"][main]["estimates"]["mean"]
+    return Run(
+        anchor=f"run-{position + 1}",
+        name=clean(result["config"]["name"]),
+        headline=wording.headline(result, main),
+        verdicts=wording.verdicts(result, main),
+        cautions=wording.cautions(result),
+        arms=arms,
+        main=main,
+        scorers=[_scorer_view(result, arms, scorer) for scorer in scorers],
+        level=wording.level(mean),
+        extremes=[_extremes(arm, prompts, main) for arm in reversed(arms)],
+        prompts=[prompts[k] for k in sorted(range(len(prompts)), key=lambda k: (last_accuracy_K[k], k))],
+        training=training,
+        loss_axis=loss_axis,
+        longest=longest,
+        single=None if single is None else _shown(single, -1, {}),
+        facts=_facts(result),
+        methods=tables.methods(result),
+        config=clean(dump_yaml(result["config"])),
+        commands=_commands(result),
+        result=result,
+    )
+
+
+def _arms(result: Mapping[str, Any]) -> list[Arm]:
+    """The arms in their order. Untrained ones are grey; of the trained ones the last is blue, the one before it orange."""
+    tuned = [name for name, arm in result["arms"].items() if arm["train"] is not None]
+    colours = {name: TUNED_COLOURS[place % len(TUNED_COLOURS)] for place, name in enumerate(reversed(tuned))}
+    return [
+        Arm(clean(name), clean(arm["title"]), colours.get(name, "grey"), arm) for name, arm in result["arms"].items()
+    ]
+
+
+def _prompt(result: Mapping[str, Any], k: int, arms: Sequence[Arm], scorers: Sequence[str]) -> Prompt:
+    accuracies = {
+        scorer: [wording.number(arm.result["scores"][scorer]["accuracy_K"][k]) for arm in arms] for scorer in scorers
+    }
+    return _shown(result["prompts"]["test"][k], k, accuracies)
+
+
+def _shown(prompt: Mapping[str, Any], position: int, accuracies: Mapping[str, Sequence[str]]) -> Prompt:
+    text = clean(prompt["text"])
+    cut = ""
+    if len(text) > LONGEST:
+        cut = f"the first {wording.thousands(LONGEST)} of {wording.thousands(len(text))} characters; prompts.yaml holds all"
+    return Prompt(
+        position,
+        clean(prompt["id"]),
+        wording.slots(clean(prompt["system"] or "")[:LONGEST]),
+        wording.slots(text[:LONGEST]),
+        cut,
+        [wording.first_words(answer, 60) for answer in prompt["answers"]],
+        accuracies,
+    )
+
+
+def _scorer_view(result: Mapping[str, Any], arms: Sequence[Arm], scorer: str) -> ScorerView:
+    return ScorerView(
+        scorer,
+        wording.SCORERS.get(scorer, scorer),
+        wording.WHAT_SCORER_MEANS.get(scorer, ""),
+        [_strip_row(result, arm, scorer) for arm in arms],
+        tables.estimate_rows([arm.result for arm in arms], scorer),
+        tables.comparison_rows(result, scorer),
+        wording.noise_note(result, scorer),
+    )
+
+
+def _strip_row(result: Mapping[str, Any], arm: Arm, scorer: str) -> StripRow:
+    scores = arm.result["scores"][scorer]
+    hints = []
+    for prompt, accuracy, invalid in zip(
+        result["prompts"]["test"], scores["accuracy_K"], scores["invalid_K"], strict=True
+    ):
+        unread = f", {wording.percent(invalid)} unreadable" if invalid else ""
+        # the prompt's own words stand last: whatever direction they run in, the figures before them stay in place
+        hints.append(
+            f"{arm.title}: {wording.percent(accuracy)}{unread} \u00b7 {clean(prompt['id'])} \u00b7 {wording.first_words(prompt['text'])}"
+        )
+    mean = scores["estimates"]["mean"]
+    return StripRow(
+        arm,
+        plots.strip(scores["accuracy_K"], mean),
+        hints,
+        wording.number(mean["value"]),
+        wording.interval(mean),
+        wording.number(min(scores["accuracy_K"])),
+    )
+
+
+def _extremes(arm: Arm, prompts: Sequence[Prompt], scorer: str) -> Extremes:
+    accuracy_K = arm.result["scores"][scorer]["accuracy_K"]
+    order = sorted(range(len(prompts)), key=lambda k: (accuracy_K[k], k))
+    count = min(EXTREMES, max(1, len(order) // 2))
+    return Extremes(arm, [prompts[k] for k in order[:count]], [prompts[k] for k in reversed(order[-count:])])
+
+
+def _training(arms: Sequence[Arm]) -> tuple[list[Training], plots.Axis, int]:
+    """The trained arms, and what their charts share: the axis of the loss, and the updates of the longest training."""
+    tuned = [arm for arm in arms if arm.result["train"] is not None]
+    losses = {arm.name: [row["loss"] for row in arm.result["train"]["loss"]] for arm in tuned}
+    known = [loss for values in losses.values() for loss in values if loss is not None and math.isfinite(loss)]
+    axis = plots.axis(max(known, default=1.0))
+    longest = max((arm.result["train"]["updates"] for arm in tuned), default=0)
+    found = []
+    for arm in tuned:
+        train = arm.result["train"]
+        settings = train["settings"]
+        report = {
+            "Examples": wording.thousands(train["examples"]),
+            "Epochs": wording.thousands(settings["epochs"]),
+            "Updates": wording.thousands(train["updates"]),
+            "Examples per update": wording.thousands(settings["batch_size"]),
+            "Distinct prompts met": wording.thousands(train["distinct_prompts"]),
+            "Tokens read": wording.thousands(train["tokens"]),
+            "of these, answer tokens": wording.thousands(train["answer_tokens"]),
+            "Time": wording.duration(train["seconds"]),
+        }
+        checked = plots.checks(train["dev"], longest)
+        found.append(
+            Training(arm, plots.loss_curve(losses[arm.name], axis.top), checked, plots.joined(checked), report)
+        )
+    return found, axis, longest
+
+
+def _facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What the figures rest on, in groups of (what, value)."""
+    task, prompts, config = result["task"], result["prompts"], result["config"]
+    data = [
+        ("Task", task["name"]),
+        ("Origin", "; ".join(task["origins"])),
+        ("Scored split", task["split"]),
+        ("Examples scored", wording.thousands(task["test_examples"])),
+        ("Examples trained on", wording.thousands(task["train_examples"])),
+        ("Examples held out for checks", wording.thousands(task["dev_examples"])),
+        ("Rows not readable, left out", wording.thousands(task["rows_not_readable"])),
+    ]
+    sets = [
+        ("Prompt set", prompts["set"]),
+        ("Prompts for training", wording.thousands(prompts["train"])),
+        ("Prompts for checks", wording.thousands(prompts["dev"])),
+        ("Prompts scored, unseen", wording.thousands(len(prompts["test"]))),
+        (
+            "Most similar train and test prompt",
+            f"{prompts['similarity_to_train']:.2f} (Jaccard similarity of character 5-grams, 1 is the same text)",
+        ),
+        ("Fingerprint", prompts["fingerprint"]),
+    ]
+    models = [("Model", config["model"]), ("Seed", str(config["seed"]))]
+    for arm in result["arms"].values():
+        asked = f"{arm['fingerprint']}; {wording.thousands(arm['cells_asked'])} cells asked in {wording.duration(arm['score_seconds'])}"
+        if arm["seams"]:
+            asked += f"; in {wording.thousands(arm['seams'])} cells a token spans the end of the prompt and the start of the answer"
+        models.append((arm["title"], asked))
+    machine = [(key, "none" if value is None else str(value)) for key, value in result["environment"].items()]
+    made = [("paft", result["paft"]), ("Results made", result["made"]), *machine]
+    groups = {"Data": data, "Prompts": sets, "Models": models, "Environment": made}
+    return [(title, [(clean(key), clean(value)) for key, value in rows]) for title, rows in groups.items()]
+
+
+def _commands(result: Mapping[str, Any]) -> list[str]:
+    general = "paft run config.yaml --out DIR"
+    return ["paft demo", general] if result["config"]["name"] == "demo" else [general]

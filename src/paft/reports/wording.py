@@ -1,0 +1,278 @@
+"""How figures are written, and the sentences above them. Accuracies come in [0, 1] and are printed in percent;
+differences and spreads are printed in points. Plain text throughout: escaping is the business of whoever prints it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, assert_never
+
+SCORERS = {"generation": "free answers", "likelihood": "restricted choice"}
+"""What a reader sees for a scorer, in the order in which they are shown."""
+
+WHAT_SCORER_MEANS = {
+    "generation": "The model writes its answer and a parser reads it; an answer that names no choice, or several, is wrong.",
+    "likelihood": "Only the log-probabilities of the choices are compared, so every answer is one of them.",
+}
+WHY_BOTH = (
+    "Free answers show what a user would get; restricted choice shows how much of a failure is the form of the answer "
+    "rather than the decision."
+)
+
+MANY_EXAMPLES, MANY_PROMPTS = 300, 10
+"""Below either of these the intervals, which rest on normal theory, are called approximate."""
+
+Standing = Literal["ahead", "level", "behind", "unknown"]
+
+NBSP = "\u00a0"
+
+
+def number(value: float, digits: int = 1) -> str:
+    """A share in percent, without the sign.
+
+    >>> number(0.8325)
+    '83.2'
+    """
+    text = f"{100 * value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def percent(value: float) -> str:
+    """A share in percent with the sign, kept on one line."""
+    return f"{number(value)}{NBSP}%"
+
+
+def signed(value: float) -> str:
+    """A difference in points, always with its sign.
+
+    >>> signed(0.312), signed(0.0)
+    ('+31.2', '0.0')
+    """
+    text = number(value)
+    return text if text.startswith("\u2212") or float(text) == 0 else f"+{text}"
+
+
+def interval(estimate: Mapping[str, Any], difference: bool = False) -> str:
+    """Both bounds, or the empty text where there is no interval."""
+    if estimate["low"] is None or estimate["high"] is None:
+        return ""
+    write = signed if difference else number
+    return f"{write(estimate['low'])} to {write(estimate['high'])}"
+
+
+def level(estimate: Mapping[str, Any]) -> str:
+    """Level of the interval: 95 %."""
+    return f"{100 * estimate['level']:g}{NBSP}%"
+
+
+def in_brackets(estimate: Mapping[str, Any], difference: bool = False, lead: str = "") -> str:
+    """The interval in brackets after a figure, with what is written before it; empty where there is none."""
+    text = interval(estimate, difference)
+    return f" ({lead}{text})" if text else ""
+
+
+def named(arm: Mapping[str, Any]) -> str:
+    """An arm's title inside a sentence: in quotation marks when it is more than one word."""
+    title = clean(arm["title"])
+    return f"\u201c{title}\u201d" if " " in title else title
+
+
+def thousands(value: float) -> str:
+    """A count with thin groups of three.
+
+    >>> thousands(52800)
+    '52,800'
+    """
+    return f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """A time a person reads.
+
+    >>> duration(210.3), duration(4000)
+    ('3 min 30 s', '1 h 06 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def standing(difference: Mapping[str, Any], higher_is_better: bool = True) -> Standing:
+    """Which side of zero the interval of a difference lies on."""
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return "unknown"
+    if low > 0:
+        return "ahead" if higher_is_better else "behind"
+    if high < 0:
+        return "behind" if higher_is_better else "ahead"
+    return "level"
+
+
+def main_scorer(result: Mapping[str, Any]) -> str:
+    """The scorer that the sentences speak of: free answers where there are any."""
+    return scorers(result)[0]
+
+
+def scorers(result: Mapping[str, Any]) -> list[str]:
+    """The scorers of a run, in the order in which they are shown."""
+    found = [scorer for arm in result["arms"].values() for scorer in arm["scores"]]
+    order = list(SCORERS)
+    return sorted(dict.fromkeys(found), key=lambda scorer: order.index(scorer) if scorer in order else len(order))
+
+
+def comparison_of(result: Mapping[str, Any], scorer: str) -> Mapping[str, Any] | None:
+    """The last arm against the one before it, or None where that was not compared."""
+    names = list(result["arms"])
+    for comparison in result["comparisons"]:
+        if len(names) > 1 and (comparison["a"], comparison["b"], comparison["scorer"]) == (
+            names[-1],
+            names[-2],
+            scorer,
+        ):
+            found: Mapping[str, Any] = comparison
+            return found
+    return None
+
+
+def headline(result: Mapping[str, Any], scorer: str) -> str:
+    """What the last arm reaches, with the arm before it as the measure: figures only, no judgement."""
+    names = list(result["arms"])
+    last = result["arms"][names[-1]]
+    mean, worst = (last["scores"][scorer]["estimates"][key] for key in ("mean", "worst"))
+    text = (
+        f"Asked in {mean['prompts']} wordings it has not seen, {named(last)} answers {percent(mean['value'])} right on average"
+        f"{in_brackets(mean, lead=f'{level(mean)} interval ')} and an estimated {percent(worst['value'])} under the worst of them"
+    )
+    if len(names) > 1:
+        before = result["arms"][names[-2]]
+        mean, worst = (before["scores"][scorer]["estimates"][key] for key in ("mean", "worst"))
+        text += f"; {named(before)}: {percent(mean['value'])}{in_brackets(mean)} and {percent(worst['value'])}"
+    return text + "."
+
+
+def verdicts(result: Mapping[str, Any], scorer: str) -> list[str]:
+    """Whether the last arm's mean is higher than that of the arm before it, and whether its spread is smaller.
+
+    Each is decided by the interval of the paired difference; an interval that holds zero is called no clear difference.
+    """
+    comparison = comparison_of(result, scorer)
+    if comparison is None:
+        return []
+    a, b = (named(result["arms"][comparison[side]]) for side in ("a", "b"))
+    mean, sd = comparison["mean"], comparison["prompt_sd"]
+    by = f"{number(abs(mean['value']))} points"
+    bounds = in_brackets(mean, True, f"{level(mean)} interval ")
+    match standing(mean):
+        case "ahead":
+            first = f"On average {a} is ahead of {b} by {by}{bounds}."
+        case "behind":
+            first = f"On average {a} is behind {b} by {by}{bounds}."
+        case "level":
+            first = f"No clear difference on average between {a} and {b}: {signed(mean['value'])} points{bounds}, an interval that includes zero."
+        case "unknown":
+            first = f"On average {a} differs from {b} by {signed(mean['value'])} points; no interval can be given."
+        case never:
+            assert_never(never)
+    own, other = (
+        result["arms"][comparison[side]]["scores"][scorer]["estimates"]["prompt_sd"]["value"] for side in ("a", "b")
+    )
+    both = f"standard deviation over prompts {number(own)} points against {number(other)}, difference {signed(sd['value'])}{in_brackets(sd, True)}"
+    match standing(sd, higher_is_better=False):
+        case "ahead":
+            second = f"The accuracy of {a} depends less on the wording: {both}."
+        case "behind":
+            second = f"The accuracy of {a} depends more on the wording: {both}."
+        case "level" | "unknown":
+            second = f"No clear difference in how much accuracy depends on the wording: {both}."
+        case never:
+            assert_never(never)
+    return [first, second]
+
+
+def cautions(result: Mapping[str, Any]) -> list[str]:
+    """What the intervals do not cover, and when they are rough."""
+    found = []
+    if any(arm["train"] for arm in result["arms"].values()):
+        found.append("One training seed: the intervals cover prompts and examples, not the luck of training.")
+    mean = next(iter(result["arms"].values()))["scores"][main_scorer(result)]["estimates"]["mean"]
+    k, n = mean["prompts"], mean["examples"]
+    few = [f"{n} examples, fewer than {MANY_EXAMPLES}"] if n < MANY_EXAMPLES else []
+    few += [f"{k} prompts, fewer than {MANY_PROMPTS}"] if k < MANY_PROMPTS else []
+    if few:
+        found.append(f"Approximate: {' and '.join(few)}; the intervals may cover less often than their level says.")
+    return found
+
+
+def noise_note(result: Mapping[str, Any], scorer: str) -> str:
+    """How much of the raw spread is item noise, by the last arm's own figures."""
+    last = list(result["arms"].values())[-1]
+    scores = last["scores"][scorer]
+    sd = scores["estimates"]["prompt_sd"]
+    return (
+        f"A raw standard deviation includes item noise: with {sd['examples']} examples it would not be zero even if every wording were "
+        f"equally good. For {named(last)} it is {number(scores['raw_sd'])} points as observed and "
+        f"{number(sd['value'])} with that noise removed."
+    )
+
+
+def provenance(result: Mapping[str, Any]) -> str:
+    """One line that says where the figures come from."""
+    config, task = result["config"], result["task"]
+    return clean(
+        f"{config['name']}: task {task['name']}, split {task['split']}, {len(result['prompts']['test'])} unseen prompts x "
+        f"{task['test_examples']} examples; model {config['model']}, seed {config['seed']}; prompt set {result['prompts']['set']} "
+        f"({result['prompts']['fingerprint']}); paft {result['paft']}, {result['made']}"
+    )
+
+
+def bars(estimates: Mapping[str, Any]) -> list[str]:
+    """Keys of the shares of prompts that reach a threshold."""
+    return [key for key in estimates if key.startswith("share>=")]
+
+
+def bar_title(key: str) -> str:
+    """A threshold as a reader sees it: "≥ 60 %"."""
+    return f"\u2265{NBSP}{100 * float(key.removeprefix('share>=')):g}{NBSP}%"
+
+
+def clean(text: str) -> str:
+    """Text that can be printed anywhere: control signs shown as pictures, halves of broken pairs replaced.
+
+    Tabs and line ends stay. What HTML or Markdown make of the rest is decided by who prints it.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(
+        _shown(sign) if unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\t" else sign for sign in text
+    )
+
+
+def _shown(sign: str) -> str:
+    code = ord(sign)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else "\ufffd"
+
+
+def first_words(text: str, limit: int = 70) -> str:
+    """The start of a text on one line, cut between words where possible."""
+    line = " ".join(clean(text[: 20 * limit]).split())
+    if len(line) <= limit:
+        return line
+    cut = line[:limit]
+    return (cut[: cut.rfind(" ")] if " " in cut[limit // 2 :] else cut) + " \u2026"
+
+
+def slots(text: str) -> Sequence[tuple[str, bool]]:
+    """The text in pieces, each with whether it is a slot that a field of the example fills.
+
+    >>> slots("Is {sentence} good?")
+    [('Is ', False), ('{sentence}', True), (' good?', False)]
+    """
+    pieces = re.split(r"(\{[A-Za-z_]\w*\})", text)
+    return [(piece, position % 2 == 1) for position, piece in enumerate(pieces) if piece]

@@ -1,0 +1,386 @@
+"""The run directory and the cell store: the only room that knows file names.
+
+RUN/
+  config.yaml        every setting, as used
+  environment.json   versions, machine
+  prompts.yaml       the prompt set, as used
+  cells.sqlite       every answer a model gave, once (CellStore)
+  <arm>/adapter/     the trained weights (or model/ when all weights were trained)
+  <arm>/steps.jsonl  one line per update: prompts, examples, loss
+  <arm>/dev.jsonl    checks on dev prompts
+  <arm>/train.json   settings and fingerprint of the training, what it did
+  results.json       every estimate; scores.parquet: every cell; report.html, report.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paft.errors import PaftError, StoreError, disk_fault, few
+from paft.lm.types import Answered, Completion
+
+
+@contextlib.contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn whatever a library raises on a full or read-only disk into a StoreError of one line."""
+    try:
+        yield
+    except PaftError:
+        raise
+    except Exception as error:
+        match disk_fault(error):
+            case None:
+                raise
+            case "the disk is full":
+                advice = "free some space and run the same command again, finished work is kept"
+            case _:
+                advice = "choose another directory with --out"
+        raise StoreError(f"{where}: {disk_fault(error)}; {advice}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(scratch, 0o644)
+            os.replace(scratch, path)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, _json(value, indent=1) + "\n")
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape and UTF-8 cannot hold
+        return json.dumps(value, indent=indent)
+    return text
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line; readers ignore a line that a kill has cut, and the next one starts after it."""
+    with disk_errors(path), path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        after_cut = file.read(1) not in (b"", b"\n")
+        file.write((b"\n" if after_cut else b"") + _json(row).encode() + b"\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a cut one is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+class RunDir:
+    """A run's directory, locked while open: two processes never write one run."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    @property
+    def config(self) -> Path:
+        """Settings."""
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine."""
+        return self.root / "environment.json"
+
+    @property
+    def prompts(self) -> Path:
+        """Prompt set as used."""
+        return self.root / "prompts.yaml"
+
+    @property
+    def cells(self) -> Path:
+        """Cell store."""
+        return self.root / "cells.sqlite"
+
+    @property
+    def results(self) -> Path:
+        """Estimates."""
+        return self.root / "results.json"
+
+    @property
+    def scores(self) -> Path:
+        """All cells as a table."""
+        return self.root / "scores.parquet"
+
+    @property
+    def report_html(self) -> Path:
+        """Report page."""
+        return self.root / "report.html"
+
+    @property
+    def report_md(self) -> Path:
+        """Report table."""
+        return self.root / "report.md"
+
+    def arm(self, name: str) -> ArmDir:
+        """Directory of one model of the comparison."""
+        return ArmDir(self.root / name)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[RunDir]:
+        """Hold the run; raises StoreError when another process does. The lock dies with its process."""
+        with disk_errors(self.root):
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise StoreError(f"{self.root} is a file; give a directory with --out") from None
+            except FileNotFoundError:  # a dangling link on the way
+                raise StoreError(f"{self.root}: cannot be made; give another directory with --out") from None
+            lock = (self.root / ".lock").open("a+")
+        with lock:
+            try:
+                import fcntl
+
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:
+                pass
+            except OSError:
+                raise StoreError(
+                    f"{self.root}: another paft process is writing this run; wait for it or choose another --out"
+                ) from None
+            yield self
+
+
+@dataclass(frozen=True)
+class ArmDir:
+    """Files of one model of the comparison."""
+
+    root: Path
+    WHOLE = "paft-whole"
+
+    @property
+    def steps(self) -> Path:
+        """Log of updates."""
+        return self.root / "steps.jsonl"
+
+    @property
+    def dev(self) -> Path:
+        """Log of checks on dev prompts."""
+        return self.root / "dev.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints while training."""
+        return self.root / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """Trained adapter."""
+        return self.root / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """Trained model, when all weights were trained."""
+        return self.root / "model"
+
+    @property
+    def train(self) -> Path:
+        """Settings, fingerprint and outcome of the training."""
+        return self.root / "train.json"
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was written whole."""
+        whole = [path.parent for path in self.checkpoints.glob(f"checkpoint-*/{self.WHOLE}")]
+        return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+    def begin_training(self, settings: Mapping[str, Any], fingerprint: str) -> bool:
+        """Whether training is still to be done. Raises StoreError when the directory holds a training of other settings."""
+        if self.train.exists():
+            try:
+                held = json.loads(self.train.read_text(encoding="utf-8"))
+                same, before = held["fingerprint"] == fingerprint, dict(held["settings"])
+            except (ValueError, KeyError, TypeError):
+                raise StoreError(f"{self.train}: damaged; delete {self.root} to train anew") from None
+            if not same:
+                changed = [key for key in {**settings, **before} if before.get(key) != settings.get(key)]
+                raise StoreError(
+                    f"{self.root} holds a training with other settings (changed: {few(changed) or 'seed, data, prompts or model'}); "
+                    "choose another --out, or delete that directory"
+                )
+            return held.get("report") is None
+        write_json(self.train, {"settings": dict(settings), "fingerprint": fingerprint, "report": None})
+        return True
+
+    def finish_training(self, report: Mapping[str, Any]) -> None:
+        """Record that the training is complete."""
+        held = (
+            json.loads(self.train.read_text(encoding="utf-8"))
+            if self.train.exists()
+            else {"settings": {}, "fingerprint": ""}
+        )
+        write_json(self.train, {**held, "report": dict(report)})
+
+    def save_model(self, model: Any, tokenizer: Any = None, **how: Any) -> None:
+        """Save adapter or model with its own `save_pretrained`, whole or not at all under the final name."""
+        final = self.adapter if tokenizer is None else self.model
+        scratch = final.with_name(f".{final.name}-{os.getpid()}")
+        with disk_errors(final):
+            model.save_pretrained(scratch, **how)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(scratch)
+            if final.exists():
+                import shutil
+
+                shutil.rmtree(final)
+            os.replace(scratch, final)
+
+
+@dataclass(frozen=True)
+class CellKey:
+    """What makes two answers the same: the model as it is, the question as it reads it, and the limit of a free answer."""
+
+    model: str
+    question: str
+    max_new_tokens: int
+
+
+class CellStore:
+    """Every answer, once. SQLite in WAL mode: a kill loses at most what was not committed, and never damages the rest."""
+
+    SCORER = 1
+    """Version of the scoring code: a change that alters answers raises it, and old cells are left alone."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with disk_errors(path), self._reading():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+        self._pending: list[tuple[CellKey, Answered]] = []
+        self._since = time.monotonic()
+
+    def _open(self) -> None:
+        for attempt in range(100):
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError as error:
+                # the switch to WAL does not wait for another process that is making it: the time limit above is not asked
+                if "locked" not in str(error) or attempt == 99:
+                    raise
+                time.sleep(0.05)
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS cells (model TEXT, question TEXT, max_new_tokens INT, scorer INT, answer TEXT,"
+            " PRIMARY KEY (model, question, max_new_tokens, scorer)) WITHOUT ROWID"
+        )
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """SQLite's complaints as a StoreError that says what to do; a full disk is left to `disk_errors`."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if disk_fault(error):
+                raise
+            if "locked" in str(error):
+                raise StoreError(
+                    f"{self.path}: another process is writing it ({error}); wait for it and run again"
+                ) from None
+            if "readonly" in str(error) or "unable to open" in str(error):
+                raise StoreError(f"{self.path}: not writable ({error}); choose another directory with --out") from None
+            if isinstance(error, sqlite3.OperationalError) and "disk i/o" in str(error).lower().lower():
+                raise StoreError(
+                    f"{self.path}: the disk does not write ({error}); free some space or choose another --out"
+                ) from None
+            raise StoreError(f"{self.path}: not a sound cell store ({error}); delete it to score anew") from None
+
+    def __enter__(self) -> CellStore:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.flush()
+        except StoreError:
+            if kind is None:
+                raise
+        finally:
+            self._db.close()
+
+    def get(self, keys: Sequence[CellKey]) -> list[Answered | None]:
+        """The stored answers, None where there is none."""
+        query = "SELECT answer FROM cells WHERE model=? AND question=? AND max_new_tokens=? AND scorer=?"
+        with self._reading():
+            found = [
+                self._db.execute(query, (k.model, k.question, k.max_new_tokens, self.SCORER)).fetchone() for k in keys
+            ]
+        try:
+            return [_answered(row[0]) if row else None for row in found]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path}: not a sound cell store ({error!r}); delete it to score anew") from None
+
+    def put(self, key: CellKey, answer: Answered) -> None:
+        """Keep an answer; written at the latest one second after, or by `flush`."""
+        self._pending.append((key, answer))
+        if time.monotonic() - self._since > 1:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending in one transaction."""
+        if self._pending:
+            rows = [(k.model, k.question, k.max_new_tokens, self.SCORER, _json(asdict(a))) for k, a in self._pending]
+            with disk_errors(self.path), self._reading():
+                try:
+                    self._db.execute("BEGIN IMMEDIATE")
+                    self._db.executemany("INSERT OR IGNORE INTO cells VALUES (?,?,?,?,?)", rows)
+                    self._db.execute("COMMIT")
+                except sqlite3.Error:
+                    with contextlib.suppress(sqlite3.Error):
+                        self._db.execute("ROLLBACK")
+                    raise
+            self._pending = []
+        self._since = time.monotonic()
+
+    def __len__(self) -> int:
+        with self._reading():
+            count: int = self._db.execute("SELECT count(*) FROM cells").fetchone()[0]
+        return count
+
+
+def _answered(text: str) -> Answered:
+    value = json.loads(text)
+    completion = value["completion"]
+    return Answered(
+        tuple(value["logp_C"]),
+        tuple(value["tokens_C"]),
+        tuple(value["bytes_C"]),
+        value["prompt_tokens"],
+        value["seam"],
+        Completion(**completion) if completion else None,
+    )

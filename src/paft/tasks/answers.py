@@ -1,0 +1,209 @@
+"""How an answer is written and recognised. The writer and the parser of a format agree by test."""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from paft.errors import TemplateError
+from paft.tasks.types import Example
+
+LETTERS = tuple(string.ascii_uppercase)
+
+Status = Literal["valid", "invalid", "ambiguous"]
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a completion says. `choice` is an index into the example's choices, None unless the status is "valid"."""
+
+    status: Status
+    choice: int | None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The answer is a label: a letter, a number or a word standing for each choice, in choice order.
+
+    labels None means the capital letters A, B, C ..., as many as the example has choices.
+    """
+
+    labels: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        labels = self.labels
+        if labels is None:
+            return
+        if len(labels) < 2 or any(not isinstance(label, str) or not label.strip() for label in labels):
+            raise TemplateError(
+                f"labels {list(labels)!r}: expected two or more non-empty texts (quote yes/no/numbers in YAML)"
+            )
+        if len({_folded(label) for label in labels}) < len(labels):
+            raise TemplateError(f"labels {list(labels)!r}: two labels differ only in case or spacing, or not at all")
+
+    def surfaces(self, example: Example) -> tuple[str, ...]:
+        """The text that stands for each choice, length C. Raises TemplateError when the counts differ."""
+        count = len(example.choices)
+        if self.labels is None:
+            if count > len(LETTERS):
+                raise TemplateError(
+                    f"example {example.id!r} has {count} choices; letters serve at most {len(LETTERS)}; use `answer: text`"
+                )
+            return LETTERS[:count]
+        if len(self.labels) != count:
+            raise TemplateError(
+                f"labels {list(self.labels)!r} name {len(self.labels)} choices, example {example.id!r} has {count}; "
+                "use `answer: letters` for examples with a varying number of choices"
+            )
+        return self.labels
+
+    def parse(self, completion: str, example: Example) -> Parsed:
+        """The choice whose label the completion gives; every label is read by the same rule.
+
+        A first line that says nothing but a label decides. Else word labels count wherever they stand as whole words,
+        and codes (a set in which some label has fewer than two letters: A, ii, 10, P1), which are also articles, pronouns
+        and numbers, count only where they are given: at the start of a line or after a cue such as "answer is" or a
+        colon, and closed by punctuation, the end, "is" or "because". No label: invalid. Different ones: ambiguous.
+        """
+        surfaces = self.surfaces(example)
+        alone = _alone(completion, surfaces)
+        if alone or any(sum(c.isalpha() for c in surface) < 2 for surface in surfaces):
+            return _one(alone or _codes_in(completion, surfaces))
+        return _one(_texts_in(completion, surfaces))
+
+
+@dataclass(frozen=True)
+class ChoiceText:
+    """The answer is the text of the chosen option itself."""
+
+    def surfaces(self, example: Example) -> tuple[str, ...]:
+        """The text that stands for each choice, length C: the choices themselves."""
+        return example.choices
+
+    def parse(self, completion: str, example: Example) -> Parsed:
+        """The choice that the completion repeats.
+
+        A first line that says nothing but a choice decides. Else a choice counts wherever it stands as whole words, not
+        inside a longer choice and not after "not". Case, spacing and punctuation are ignored as far as the choices
+        stay different without them. No choice: invalid. Different ones: ambiguous.
+        """
+        return _one(_alone(completion, example.choices) or _texts_in(completion, example.choices))
+
+
+AnswerFormat = Labels | ChoiceText
+
+
+def answer_format_from(value: object) -> AnswerFormat:
+    """The format written in a prompt file: "letters", "text", or a mapping {"labels": [...]}."""
+    match value:
+        case "letters":
+            return Labels()
+        case "text":
+            return ChoiceText()
+        case {"labels": [*labels]} if len(value) == 1:  # type: ignore[arg-type]
+            return Labels(tuple(labels))
+    raise TemplateError(f"answer {value!r}: expected 'letters', 'text' or {{labels: [one, per, choice]}}")
+
+
+def answer_format_to(answer: AnswerFormat) -> str | Mapping[str, Any]:
+    """The inverse of `answer_format_from`."""
+    match answer:
+        case ChoiceText():
+            return "text"
+        case Labels(None):
+            return "letters"
+        case Labels(labels):
+            return {"labels": list(labels or ())}
+
+
+def _one(found: set[int]) -> Parsed:
+    if len(found) == 1:
+        return Parsed("valid", next(iter(found)))
+    return Parsed("ambiguous" if found else "invalid", None)
+
+
+def _spaced(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _folded(text: str) -> str:
+    return _spaced(text).casefold()
+
+
+# signs and points that belong to a number stay: -5 is not 5, and 1.5 holds no 5
+_PUNCTUATION = re.compile(r"(?P<number>(?<=\d)[.,:/](?=\d)|(?<!\w)[-+\u2212](?=\d))|[^\w\s]")
+
+
+def _plain(text: str) -> str:
+    return " ".join(_PUNCTUATION.sub(lambda match: match["number"] or " ", _folded(text)).split())
+
+
+@lru_cache(maxsize=4096)
+def _form(surfaces: tuple[str, ...]) -> Callable[[str], str]:
+    """The loosest way to compare texts under which surfaces that differ still do."""
+    kinds = len({_spaced(surface) for surface in surfaces})
+    for form in (_plain, _folded):
+        forms = {form(surface) for surface in surfaces}
+        if len(forms) == kinds and "" not in forms:
+            return form
+    return _spaced
+
+
+def _alone(completion: str, surfaces: tuple[str, ...]) -> set[int]:
+    """Surfaces that are all that the first line says."""
+    form = _form(surfaces)
+    first = form(next((line for line in completion.splitlines() if line.strip()), ""))
+    return {c for c, surface in enumerate(surfaces) if first and form(surface) == first}
+
+
+def _texts_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
+    """Surfaces that occur as whole words, the longest first: one inside another is not counted as well."""
+    form = _form(surfaces)
+    said = set(_any_of(surfaces).findall(form(completion)))
+    return {c for c, surface in enumerate(surfaces) if form(surface) in said}
+
+
+@lru_cache(maxsize=4096)
+def _any_of(surfaces: tuple[str, ...]) -> re.Pattern[str]:
+    form = _form(surfaces)
+    texts = sorted({form(surface) for surface in surfaces} - {""}, key=len, reverse=True)
+    words = [rf"{_NOT}{_edge(text[0])}{re.escape(text)}{_edge(text[-1])}" for text in texts]
+    return re.compile("|".join(words) or r"(?!)")
+
+
+_NOT = r"(?<!\bnot )(?<!n't )(?<!n t )"
+
+
+def _edge(character: str) -> str:
+    return r"\b" if re.match(r"\w", character) else ""
+
+
+_OPEN = r"(?:[-\u2022]\s+)?[\s(\[{\"'\u2018\u201c*`<#]*"
+_CLOSE = (
+    r"(?=\s*$|\s*\n|\s*[)\]}>\"\u201d*`;!?|\u3001\u3002\uff0c\uff09]|\s*['\u2019](?!\w)|\s*[.,:](?!\d|\w\b)|\s+[-\u2013\u2014]\s"
+    r"|\s+is\b(?!\s+(?:not|wrong|false|incorrect)\b)|\s+(?:because|since)\b)"
+)
+_CUE = r"(?:\b(?:answer|option|choice|label|letter|number|numeral|ending|solution|is|be|it['\u2019]s|choose|pick|select|say)\b\s*[:=]?|[:=](?=\s))"
+_ALSO = r"[\s)\]\"'*`]*(?:[,/&]|\bor\b|\band\b)" + _OPEN
+
+
+def _codes_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
+    """Codes that are given (see Labels.parse), with those listed after them: "A or B" gives both."""
+    forms = [_folded(surface) for surface in surfaces]
+    code = "|".join(rf"{re.escape(text)}(?!\w)" for text in sorted(forms, key=len, reverse=True))
+    listed = re.compile(rf"{_ALSO}(?P<code>{code})(?:{_CLOSE}|(?={_ALSO}(?:{code})))")
+    text = unicodedata.normalize("NFC", completion).casefold()
+    said = set()
+    for given in re.finditer(
+        rf"(?:^|{_CUE}){_OPEN}(?P<code>{code})(?:{_CLOSE}|(?={_ALSO}(?:{code})))", text, re.MULTILINE
+    ):
+        hit: re.Match[str] | None = given
+        while hit:
+            said.add(hit["code"])
+            hit = listed.match(text, hit.end())
+    return {c for c, form in enumerate(forms) if form in said}

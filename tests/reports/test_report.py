@@ -1,0 +1,472 @@
+"""The report says what the results hold, says it neutrally, and lets nothing of a user's text out of its place."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paft.config import RunConfig
+from paft.errors import DataError
+from paft.evaluation.evaluate import Evaluation
+from paft.evaluation.matrix import INVALID, ScoreMatrix
+from paft.evaluation.stats import compare
+from paft.grid import Grid
+from paft.reports import markdown_table, write_report
+from paft.reports.checks import check
+from paft.reports.plots import RADIUS, axis, loss_curve, strip, swarm
+from paft.reports.wording import clean, first_words, headline, number, signed, verdicts
+
+HOSTILE = "</title></svg><script>alert(\"x\")</script><img src=http://evil.example/x.png onerror=alert(1)> & 'quoted'"
+
+
+def matrix(accuracy_K: list[float], examples: int, seed: int, invalid: float = 0.0) -> ScoreMatrix:
+    """A table whose prompts are right on about the given shares of the examples."""
+    generator = np.random.default_rng(seed)
+    shape = (len(accuracy_K), examples)
+    right_KN = generator.random(shape) < np.array(accuracy_K)[:, None]
+    answers_KN = np.where(right_KN, 0, np.where(generator.random(shape) < invalid, INVALID, 1))
+    ids = tuple(f"p{k}" for k in range(shape[0])), tuple(f"e{i}" for i in range(examples))
+    tokens_KN = generator.integers(1, 5, shape)
+    return ScoreMatrix(*ids, right_KN.astype(float), answers_KN, tokens_KN, answers_KN != INVALID)
+
+
+def make(
+    arms: dict[str, float],
+    *,
+    prompts: int = 12,
+    examples: int = 30,
+    scorers: tuple[str, ...] = ("likelihood", "generation"),
+    thresholds: tuple[float, ...] = (0.5, 0.8),
+    texts: list[str] | None = None,
+    name: str = "toy",
+) -> dict[str, Any]:
+    """What a run would leave in results.json; each arm's mean accuracy is given, arms named "base..." are not trained."""
+    config = RunConfig(name=name, task="toy-task", model="some/model", arms={arm: {"title": arm} for arm in arms})
+    spread = np.linspace(-0.12, 0.12, prompts)
+    done = {
+        arm: Evaluation(
+            Grid((), ()),
+            f"print-{arm}",
+            # one seed for all arms: the same examples are easy for each
+            {
+                scorer: matrix(
+                    list(np.clip(mean + spread, 0, 1)), examples, seed=7, invalid=0.2 * (scorer == "generation")
+                )
+                for scorer in scorers
+            },
+            (),
+            0.95,
+            thresholds,
+            prompts * examples,
+        )
+        for arm, mean in arms.items()
+    }
+    names = list(arms)
+    comparisons = [
+        {"a": a, "b": b, "scorer": s, **compare(done[a].scores[s].values_KN, done[b].scores[s].values_KN).to_dict()}
+        for place, a in enumerate(names)
+        for b in names[:place]
+        for s in scorers
+    ]
+    train = {
+        "updates": 4,
+        "examples": 32,
+        "distinct_prompts": 3,
+        "micro_batch_size": 8,
+        "tokens": 1234,
+        "answer_tokens": 64,
+        "seconds": 61.0,
+        "settings": config.train.model_dump(),
+        "loss": [{"step": i, "loss": 2.0 / i, "prompts": ["p0"]} for i in range(1, 5)],
+        "dev": [{"step": 4, "mean": 0.5, "sd": 0.1, "accuracy_K": [0.4, 0.6], "prompts": ["d0", "d1"]}],
+    }
+    texts = texts or [f"Wording number {k}: {{sentence}}" for k in range(prompts)]
+    shown = [
+        {"id": f"p{k}", "system": "Be brief." if k == 1 else None, "text": text, "answers": ["no", "yes"]}
+        for k, text in enumerate(texts)
+    ]
+    return {
+        "paft": "0.0",
+        "made": "2026-01-02T03:04:05Z",
+        "config": config.model_dump(),
+        "environment": {"python": "3.11", "gpu": None},
+        "task": {
+            "name": "toy-task",
+            "origins": ["nowhere"],
+            "rows_not_readable": 2,
+            "train_examples": 32,
+            "dev_examples": 4,
+            "test_examples": examples,
+            "split": "validation",
+        },
+        "prompts": {
+            "set": "toy",
+            "fingerprint": "f00d",
+            "train": 3,
+            "dev": 2,
+            "similarity_to_train": 0.25,
+            "test": shown,
+            "single": {"id": "t0", "system": None, "text": "The only one: {sentence}", "answers": ["no", "yes"]},
+        },
+        "arms": {
+            arm: {
+                "title": arm,
+                "fingerprint": d.fingerprint,
+                "train": None if arm.startswith("base") else train,
+                "scores": {s: d.summary(s) for s in scorers},
+                "score_seconds": 1.0,
+                "cells_asked": d.asked,
+                "seams": 0,
+            }
+            for arm, d in done.items()
+        },
+        "comparisons": comparisons,
+    }
+
+
+THREE = {"base": 0.4, "one": 0.55, "many": 0.8}
+
+
+@pytest.fixture(scope="module")
+def three() -> dict[str, Any]:
+    """A run of three arms, the last of them the best; stored and read again as a file would be."""
+    return json.loads(json.dumps(make(THREE)))
+
+
+def page_of(results: list[dict[str, Any]], folder: Path) -> str:
+    write_report(results, html=folder / "report.html", markdown=None)
+    assert not list(folder.glob("*.md"))
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, the visible text, and what stands inside script and style."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.text += data
+
+
+def test_page_is_well_formed_and_loads_nothing(three: dict[str, Any], tmp_path: Path) -> None:
+    page = page_of([three], tmp_path)
+    found = Tags(page)
+    assert not found.open
+    for tag, attributes in found.tags:
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form", "use", "image")
+        for name in ("src", "href", "srcset", "action", "xlink:href", "style", "background"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "http://" not in page
+    assert "https://" not in page
+    policy = next(
+        a["content"] for t, a in found.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+def test_the_policy_admits_exactly_the_script_on_the_page(three: dict[str, Any], tmp_path: Path) -> None:
+    import base64
+    import hashlib
+
+    page = page_of([three], tmp_path)
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in page
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    texts = [
+        HOSTILE,
+        "nul \0 bell \a half \ud800 end",
+        "\u202e\u05d0\u05d1\u05d2 {sentence}",
+        "long " * 40_000,
+        "{{ 7*7 }}{% raw %}",
+        *"abcdefg",
+    ]
+    result = make(THREE, texts=texts)
+    result["arms"]["many"]["title"] = HOSTILE
+    result["prompts"]["test"][3]["system"] = HOSTILE
+    result["prompts"]["test"][4]["answers"] = [HOSTILE, "\0"]
+    result["task"]["origins"] = [HOSTILE]
+    result["config"]["model"] = HOSTILE
+    result["environment"]["python"] = HOSTILE
+    write_report([result], html=tmp_path / "report.html", markdown=tmp_path / "report.md")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    found = Tags(page)
+    assert not found.open
+    assert [tag for tag, _ in found.tags].count("script") == 1
+    assert not [
+        tag for tag, attributes in found.tags if tag == "img" or any(name.startswith("on") for name in attributes)
+    ]
+    assert '<script>alert("x")</script>' in found.text
+    assert "nul \u2400 bell \u2407 half \ufffd end" in found.text
+    assert "{{ 7*7 }}{% raw %}" in found.text
+    assert "the first 4,000 of 200,000 characters" in found.text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", page)
+    table = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "<script" not in table
+    assert "<img" not in table
+
+
+def test_right_to_left_text_is_kept_apart(tmp_path: Path) -> None:
+    page = page_of([make(THREE, texts=["\u05e9\u05dc\u05d5\u05dd {sentence}"] + ["x"] * 11)], tmp_path)
+    assert re.search(r'<div class="text" dir="auto">\u05e9', page)
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        ({"before": 0.5, "after": 0.8}, "after is ahead of before"),
+        ({"before": 0.8, "after": 0.5}, "after is behind before"),
+        ({"before": 0.7, "after": 0.7}, "No clear difference on average between after and before"),
+    ],
+)
+def test_wording_follows_the_interval(arms: dict[str, float], said: str) -> None:
+    result = make(arms)
+    mean, spread = verdicts(result, "generation")
+    assert said in mean
+    assert "wording" in spread
+    assert said in markdown_table([result]).replace("\\", "")
+
+
+def test_an_interval_that_touches_zero_is_no_clear_difference(three: dict[str, Any]) -> None:
+    result = copy.deepcopy(three)
+    comparison = next(
+        c for c in result["comparisons"] if (c["a"], c["b"], c["scorer"]) == ("many", "one", "generation")
+    )
+    comparison["mean"] |= {"value": 0.3, "low": -0.001}
+    comparison["prompt_sd"] |= {"low": -0.2, "high": 0.0}
+    first, second = verdicts(result, "generation")
+    assert "No clear difference" in first
+    assert "includes zero" in first
+    assert "No clear difference" in second
+
+
+def test_spread_is_judged_by_its_own_interval(three: dict[str, Any]) -> None:
+    result = copy.deepcopy(three)
+    comparison = next(
+        c for c in result["comparisons"] if (c["a"], c["b"], c["scorer"]) == ("many", "one", "generation")
+    )
+    comparison["prompt_sd"] |= {"low": -0.2, "high": -0.1}
+    assert "depends less on the wording" in verdicts(result, "generation")[1]
+    comparison["prompt_sd"] |= {"low": 0.1, "high": 0.2}
+    assert "depends more on the wording" in verdicts(result, "generation")[1]
+
+
+def test_headline_holds_the_figures_of_the_last_two_arms(three: dict[str, Any], tmp_path: Path) -> None:
+    text = headline(three, "generation")
+    for arm in ("many", "one"):
+        estimates = three["arms"][arm]["scores"]["generation"]["estimates"]
+        assert f"{100 * estimates['mean']['value']:.1f}\u00a0%" in text
+        assert f"{100 * estimates['worst']['value']:.1f}\u00a0%" in text
+    assert "12 wordings" in text
+    assert text in Tags(page_of([three], tmp_path)).text
+
+
+def test_cautions_name_what_intervals_leave_out(three: dict[str, Any], tmp_path: Path) -> None:
+    text = Tags(page_of([three], tmp_path)).text
+    assert "One training seed" in text
+    assert "30 examples, fewer than 300" in text
+    assert "item noise" in text
+
+
+def test_untrained_arms_alone_have_no_training_section(tmp_path: Path) -> None:
+    result = make({"base": 0.5, "base2": 0.6})
+    result["prompts"]["single"] = None
+    text = Tags(page_of([result], tmp_path)).text
+    assert "training seed" not in text
+    assert "Loss per update" not in text
+    assert "baseline was tuned on" not in text
+
+
+def test_all_prompts_stand_in_order_of_the_last_arm(three: dict[str, Any], tmp_path: Path) -> None:
+    page = page_of([three], tmp_path)
+    listed = page[page.index("All 12 prompts") :]
+    ids = re.findall(r"<code>(p\d+)</code>", listed)
+    accuracy_K = three["arms"]["many"]["scores"]["generation"]["accuracy_K"]
+    assert sorted(ids) == sorted(f"p{k}" for k in range(12))
+    assert [accuracy_K[int(i[1:])] for i in ids] == sorted(accuracy_K)
+
+
+def test_markdown_holds_every_figure_of_both_scorers(three: dict[str, Any]) -> None:
+    table = markdown_table([three])
+    for arm in three["arms"].values():
+        for scorer, scores in arm["scores"].items():
+            keys = ["mean", "prompt_sd", "worst", "p10", "share>=0.5", "share>=0.8"] + ["invalid"] * (
+                scorer == "generation"
+            )
+            for key in keys:
+                e = scores["estimates"][key]
+                assert f"{100 * e['value']:.1f} ({100 * e['low']:.1f} to {100 * e['high']:.1f})" in table, (scorer, key)
+    assert "f00d" in table
+    assert table.index("Free answers") < table.index("Restricted choice")
+    for block in re.findall(r"(?:^\|.*\n)+", table, re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_several_runs_share_a_page(three: dict[str, Any], tmp_path: Path) -> None:
+    other = make({"base": 0.4, "solo": 0.6}, name="second")
+    write_report([three, other], html=tmp_path / "all.html", markdown=tmp_path / "all.md")
+    page = (tmp_path / "all.html").read_text(encoding="utf-8")
+    ids = [attributes["id"] for _, attributes in Tags(page).tags if "id" in attributes]
+    assert ids == ["run-1", "run-2"]
+    assert 'href="#run-2"' in page
+    table = (tmp_path / "all.md").read_text(encoding="utf-8")
+    assert "second" in table
+    assert "toy: " in table
+
+
+@pytest.mark.parametrize("scorer", ["likelihood", "generation"])
+def test_one_arm_one_scorer_no_thresholds(scorer: str, tmp_path: Path) -> None:
+    result = make({"only": 0.7}, scorers=(scorer,), thresholds=())
+    text = Tags(page_of([result], tmp_path)).text
+    assert "Paired comparisons" not in text
+    assert "Share of prompts at" not in text
+    assert ("Tokens per answer" in text) == (scorer == "generation")
+    assert verdicts(result, scorer) == []
+    assert markdown_table([result]).count("| only |") == 1
+
+
+def test_two_prompts_are_enough(tmp_path: Path) -> None:
+    text = Tags(page_of([make(THREE, prompts=2, examples=5)], tmp_path)).text
+    assert "2 prompts, fewer than 10" in text
+    assert "Worst 1" in text
+
+
+def test_an_estimate_without_interval_has_none_on_the_page(three: dict[str, Any], tmp_path: Path) -> None:
+    result = copy.deepcopy(three)
+    for arm in result["arms"].values():
+        for scores in arm["scores"].values():
+            for estimate in scores["estimates"].values():
+                estimate |= {"low": None, "high": None}
+    for comparison in result["comparisons"]:
+        for key in ("mean", "prompt_sd", "worst"):
+            comparison[key] |= {"low": None, "high": None}
+    text = Tags(page_of([result], tmp_path)).text
+    assert "no interval can be given" in text
+    assert "None" not in headline(result, "generation")
+    assert "None" not in markdown_table([result])
+
+
+def spoil(result: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The result with one value changed."""
+    found: Any = copy.deepcopy(result)
+    whole, parts = found, path.split("/")
+    for part in parts[:-1]:
+        found = found[int(part) if isinstance(found, list) else part]
+    found[int(parts[-1]) if isinstance(found, list) else parts[-1]] = value
+    return whole  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("estimates/mean/value", 0.78, "mean is 0.78"),
+        ("estimates/mean/low", 0.99, "mean.low"),
+        ("estimates/worst/value", 0.95, "worst"),
+        ("estimates/median/value", 0.0, "median"),
+        ("estimates/invalid/value", 0.9, "invalid"),
+        ("estimates/share>=0.8/value", 0.01, "share>=0.8"),
+        ("estimates/prompt_sd/value", 0.9, "prompt_sd"),
+        ("raw_sd", 0.5, "raw_sd"),
+        ("accuracy_K/0", 1.5, "accuracy_K"),
+        ("accuracy_K/0", float("nan"), "accuracy_K"),
+        ("accuracy_K/0", None, "accuracy_K"),
+        ("accuracy_K", [0.5], "accuracy_K has 1 values"),
+    ],
+)
+def test_a_contradiction_is_refused_and_named(
+    three: dict[str, Any], path: str, value: Any, named: str, tmp_path: Path
+) -> None:
+    result = spoil(three, f"arms/many/scores/generation/{path}", value)
+    with pytest.raises(DataError) as caught:
+        write_report([result], html=tmp_path / "report.html", markdown=tmp_path / "report.md")
+    message = str(caught.value)
+    assert named in message
+    assert "'many'" in message
+    assert "\n" not in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("mean/value", 0.9), ("prompt_sd/value", 0.9), ("ahead", 0.123), ("worst/low", 2.0)]
+)
+def test_a_comparison_must_follow_from_its_arms(three: dict[str, Any], path: str, value: float) -> None:
+    with pytest.raises(DataError, match=path.partition("/")[0]):
+        check(spoil(three, f"comparisons/0/{path}", value))
+
+
+def test_a_missing_key_and_no_arm_are_said_in_one_line(three: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'prompts' is missing"):
+        page_of([{key: value for key, value in three.items() if key != "prompts"}], tmp_path)
+    with pytest.raises(DataError, match="'made' is missing"):
+        markdown_table([{key: value for key, value in three.items() if key != "made"}])
+    with pytest.raises(DataError, match="no arm was scored"):
+        page_of([{**three, "arms": {}}], tmp_path)
+    with pytest.raises(DataError, match="no results"):
+        page_of([], tmp_path)
+
+
+def test_figures_are_written_one_way() -> None:
+    assert number(-0.00001) == "0.0"
+    assert signed(-0.0321) == "\u22123.2"
+    assert signed(0.0321) == "+3.2"
+    assert clean("a\r\nb\x7f\x85\tc") == "a\nb\u2421\ufffd\tc"
+    assert first_words("one\n two " + "three " * 50).startswith("one two three")
+    assert len(first_words("x" * 10_000)) < 80
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dots_of_a_swarm_do_not_overlap(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    places = (generator.integers(0, 41, 120) / 40 * 400).tolist()
+    offsets = swarm(places, 2 * RADIUS)
+    for i in range(len(places)):
+        for j in range(i):
+            assert (places[i] - places[j]) ** 2 + (offsets[i] - offsets[j]) ** 2 >= (2 * RADIUS) ** 2 - 1e-3
+    assert offsets == swarm(places, 2 * RADIUS)
+
+
+@pytest.mark.parametrize("accuracy_K", [[0.0, 0.0], [1.0] * 400, [0.5, 0.5001], [0.3]])
+def test_a_strip_keeps_its_dots_inside(accuracy_K: list[float]) -> None:
+    mean = {"value": sum(accuracy_K) / len(accuracy_K), "low": None, "high": None}
+    drawn = strip(accuracy_K, mean)
+    assert all(0 <= dot.x <= 100 and RADIUS <= dot.y <= drawn.band_y - RADIUS for dot in drawn.dots)
+    assert drawn.lowest.x == 100 * min(accuracy_K)
+    assert 0 < drawn.label_y < drawn.height <= 160
+
+
+def test_long_and_broken_losses_are_drawn() -> None:
+    curve = loss_curve([float("nan"), None, *np.linspace(3, 1, 7000)], axis(3).top)
+    assert curve is not None
+    assert curve.updates == 7002
+    assert len(curve.raw.split()) <= 500
+    assert "nan" not in curve.raw + curve.smooth
+    assert loss_curve([None], 1.0) is None
+    assert axis(0).top == 1.0

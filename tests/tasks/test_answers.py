@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from paft.errors import TemplateError
+from paft.tasks import AnswerFormat, ChoiceText, Example, Labels, Parsed, answer_format_from
+from paft.tasks.answers import answer_format_to
+
+AMBIGUOUS, INVALID = Parsed("ambiguous", None), Parsed("invalid", None)
+
+
+def item(*choices: str) -> Example:
+    return Example("e", {}, choices or ("he runs", "she sits", "it rains", "we go"), 0)
+
+
+FOUR = item()
+
+
+def read(answer: AnswerFormat, completion: str, example: Example) -> int | str:
+    parsed = answer.parse(completion, example)
+    return parsed.choice if parsed.choice is not None else parsed.status
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("A", 0), ("b", 1), (" C", 2), ("D\n", 3), ("(b)", 1), ("[C]", 2), ("{D}", 3), ("<B>", 1), ("B.", 1), ("B)", 1), ("B:", 1),
+        ("**C**", 2), ("'A'", 0), ("`D`", 3), ("\u201cB\u201d", 1), ("- B", 1), ("# D", 3), ("C\u3002", 2), ("$A$", 0),
+        ("B. she sits", 1), ("B) she sits", 1), ("B.She sits", 1), ("B - she sits", 1), ("B: she sits", 1), ("A, he runs", 0),
+        ("Answer: C", 2), ("answer: c.", 2), ("Answer:\nC", 2), ("the answer is (D)", 3), ("The correct answer is **B**.", 1),
+        ("The answer is: A", 0), ("The answer is B because she sits", 1), ("The best option is D.", 3), ("Option B", 1), ("choice C.", 2),
+        ("I think it's B", 1), ("It is B.", 1), ("Best ending: C", 2), ("B is the correct answer", 1), ("A is right", 0),
+        ("D\nbecause A. he", 3), ("B\n\nA man sits", 1), ("I choose C.", 2),
+        # articles, pronouns and abbreviations are no letters
+        ("A man is walking", "invalid"), ("a", 0), ("a man", "invalid"), ("The answer is a movie", "invalid"),
+        ("the best option a person has", "invalid"), ("A.M. radio", "invalid"), ("AB", "invalid"), ("Apple", "invalid"), ("D'Arcy", "invalid"),
+        ("he runs", "invalid"), ("E", "invalid"), ("", "invalid"), (" \n", "invalid"), ("I do not know", "invalid"), ("\x00", "invalid"),
+        ("A is not correct", "invalid"), ("The answer is not B.", "invalid"), ("A A A", "invalid"),
+        # more than one is given
+        ("A or B", "ambiguous"), ("(A) and (C)", "ambiguous"), ("A/B", "ambiguous"), ("A, B", "ambiguous"), ("A, B, C", "ambiguous"),
+        ("A. he runs\nB. she sits", "ambiguous"), ("The answer is A or B.", "ambiguous"), ("Answer: A. Answer: B.", "ambiguous"),
+    ],
+)  # fmt: skip
+def test_letters(completion: str, expected: int | str) -> None:
+    assert read(Labels(), completion, FOUR) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "completion", "expected"),
+    [
+        (("i", "ii"), "i", 0), (("i", "ii"), "II.", 1), (("i", "ii"), "I'm not sure", "invalid"), (("i", "ii"), "I think so", "invalid"),
+        (("i", "ii"), "i.e. the second", "invalid"), (("i", "ii"), "The answer is ii.", 1), (("i", "ii"), "iii", "invalid"),
+        (("I", "II"), "I, II", "ambiguous"), (("I", "II"), "(II)", 1),
+        (("1", "2"), "1.5 litres", "invalid"), (("1", "2"), "2 men", "invalid"), (("1", "2"), "2. men", 1), (("1", "2"), "-1", "invalid"),
+        (("1", "2"), "10", "invalid"), (("1", "2"), "#1", 0), (("#1", "#2"), "1", 0), (("#1", "#2"), "The answer is #2.", 1),
+        (("1", "10"), "10", 1), (("1", "10"), "1", 0), (("1", "10"), "It is 10.", 1), (("+1", "-1"), "-1", 1), (("+1", "-1"), "+1.", 0),
+        (("P1", "P2"), "P2 is better", 1), (("P1", "P2"), "p1", 0),
+        (("thumbs down", "thumbs up"), "Thumbs-up!", 1), (("thumbs down", "thumbs up"), "I give it a thumbs  down", 0),
+        (("thumbs down", "thumbs up"), "up", "invalid"), (("thumbs down", "thumbs up"), "thumbs down or thumbs up", "ambiguous"),
+        (("thumbs down", "thumbs up"), "thumbs upward", "invalid"),
+        (("1st", "2nd"), "The 2nd one", 1), (("1st", "2nd"), "21st", "invalid"),
+        (("unfavorable", "favorable"), "Favorable.", 1), (("unfavorable", "favorable"), "unfavorable", 0),
+        (("dislike", "like"), "I dislike it", 0), (("dislike", "like"), "I like it", 1),
+        (("negative", "positive"), "The sentence is positive.", 1), (("negative", "positive"), "not positive", "invalid"),
+        (("negative", "positive"), "It isn't positive, it is negative", 0), (("negative", "positive"), "positively", "invalid"),
+        (("negative", "positive"), "positive\nnegative", 1), (("negative", "positive"), "positive negative", "ambiguous"),
+        (("good", "not good"), "not good", 1), (("good", "not good"), "good", 0),
+        (("no", "yes"), "Yes, it does", 1), (("no", "yes"), "I do not know", "invalid"), (("no", "yes"), "No.", 0),
+        (("是", "否"), "否", 1), (("是", "否"), "答案: 是", 0), (("да", "нет"), "НЕТ", 1), (("straße", "weg"), "STRASSE", 0),
+        (("café", "thé"), "cafe\u0301", 0),
+    ],
+)  # fmt: skip
+def test_own_labels(labels: tuple[str, ...], completion: str, expected: int | str) -> None:
+    assert read(Labels(labels), completion, item("x", "y")) == expected
+
+
+@pytest.mark.parametrize(
+    ("choices", "completion", "expected"),
+    [
+        (("the dog", "the dog barks"), "The dog barks.", 1), (("the dog", "the dog barks"), "I say the dog", 0),
+        (("the dog", "the dog, barking"), "The dog barking", 1), (("He runs.", "He sits."), "he   runs", 0),
+        (("Sarah", "Maria"), "Sarah\nMaria was worse", 0), (("Sarah", "Maria"), "Sarah beat Maria", "ambiguous"),
+        (("Sarah", "Maria"), "Sarahs", "invalid"), (("Sarah", "Maria"), "It was Maria's.", 1),
+        (("negative", "positive"), "not negative but positive", 1), (("negative", "positive"), "neg", "invalid"),
+        (("5", "-5", "15", "1.5"), "5", 0), (("5", "-5", "15", "1.5"), "-5", 1), (("5", "-5", "15", "1.5"), "x = 1.5", 3),
+        (("5", "-5", "15", "1.5"), "It is 15.", 2), (("$10", "10%"), "10%", 1), (("x > 5", "x < 5"), "x < 5", 1),
+        (("C", "C++", "C#"), "C++.", 1), (("C", "C++", "C#"), "c", 0), (("US", "us"), "us", 1), (("US", "us"), "US", 0),
+        ((",", ";"), ",", 0), ((",", ";"), ";", 1), ((",", ";"), ", or ;", "ambiguous"), (("...", "!"), "...", 0),
+        (("b", "a", "a"), "b", 0), (("b", "a", "a"), "a", "ambiguous"),
+        (("naïve Δ", "東京"), "東京です", "invalid"), (("naïve Δ", "東京"), "東京。", 1), (("naïve Δ", "東京"), "NAÏVE δ", 0),
+        (("a", ""), "", "invalid"), (("a", ""), "a", 0), (("a b", "c"), "", "invalid"), (("a b", "c"), "?!", "invalid"),
+        (("(a|b)*", "[x"), "[x", 1), (("(a|b)*", "[x"), "(a|b)*", 0),
+    ],
+)  # fmt: skip
+def test_choice_text(choices: tuple[str, ...], completion: str, expected: int | str) -> None:
+    assert read(ChoiceText(), completion, item(*choices)) == expected
+
+
+def visible(text: str) -> bool:
+    return bool(text.strip()) and len(text.splitlines()) == 1
+
+
+lines = st.text(min_size=1, max_size=12).filter(visible)
+
+
+@given(st.lists(lines, min_size=2, max_size=5))
+def test_every_label_is_read_back_by_its_own_format(labels: list[str]) -> None:
+    try:
+        answer = Labels(tuple(labels))
+    except TemplateError:
+        assume(False)
+        return
+    example = item(*(f"choice {n}" for n in range(len(labels))))
+    for choice, surface in enumerate(answer.surfaces(example)):
+        assert answer.parse(surface, example) == Parsed("valid", choice)
+        assert answer.parse(f"\n  {surface}\nand more", example) == Parsed("valid", choice)
+
+
+@given(st.lists(lines, min_size=2, max_size=5, unique_by=lambda text: " ".join(text.split())))
+def test_every_choice_is_read_back(choices: list[str]) -> None:
+    import unicodedata
+
+    assume(len({" ".join(unicodedata.normalize("NFC", choice).split()) for choice in choices}) == len(choices))
+    example = item(*choices)
+    for number, choice in enumerate(choices):
+        assert ChoiceText().parse(choice, example) == Parsed("valid", number)
+
+
+words = st.sampled_from(
+    ["A", "B", "a", "the", "answer", "is", "or", ".", ",", ":", "(", ")", "\n", "C", "because", "not", "Sarah", "Maria"]
+)
+
+
+@given(st.lists(words, max_size=12), st.permutations(range(3)))
+def test_no_choice_is_privileged(said: list[str], order: list[int]) -> None:
+    """Renaming the labels in set and completion alike renames the verdict and does nothing else."""
+    names = ["Q", "R", "S"]
+    text = " ".join(said).replace("A", "Q").replace("B", "R").replace("C", "S")
+    renamed = "".join(names[order[names.index(c)]] if c in names else c for c in text)
+    before = Labels(("Q", "R", "S")).parse(text, item("x", "y", "z"))
+    after = Labels(("Q", "R", "S")).parse(renamed, item("x", "y", "z"))
+    assert after.status == before.status
+    assert after.choice == (None if before.choice is None else order[before.choice])
+
+
+@given(st.text(max_size=200))
+def test_any_completion_gets_a_verdict(text: str) -> None:
+    for answer, example in ((Labels(), FOUR), (ChoiceText(), FOUR), (Labels(("no", "yes")), item("x", "y"))):
+        parsed = answer.parse(text, example)
+        assert (parsed.choice is not None) == (parsed.status == "valid")
+
+
+def test_a_runaway_completion_is_read_in_no_time() -> None:
+    for text in ("a, " * 20_000, "(" * 50_000, " " * 50_000, "is " * 50_000, "A or " * 20_000, ": " * 50_000):
+        Labels().parse(text, FOUR)
+        ChoiceText().parse(text, FOUR)
+
+
+def test_cues_and_wrappings_never_change_the_choice() -> None:
+    wraps = ("{}", "({})", "{}.", "**{}**", "'{}'", "{}\n")
+    cues = ("", "Answer: ", "The answer is ", "the correct answer is: ", "Option ", "I choose ")
+    for labels in (
+        ("A", "B", "C", "D"),
+        ("1", "2", "3", "4"),
+        ("i", "ii", "iii", "iv"),
+        ("one", "two", "three", "four"),
+    ):
+        for cue, wrap, choice in itertools.product(cues, wraps, range(4)):
+            assert Labels(labels).parse(cue + wrap.format(labels[choice]), FOUR).choice == choice, (cue, wrap, labels)
+
+
+def test_letters_serve_as_many_choices_as_there_are_letters() -> None:
+    assert Labels().surfaces(item("x", "y", "z")) == ("A", "B", "C")
+    many = item(*(str(n) for n in range(27)))
+    with pytest.raises(TemplateError, match="27 choices; letters serve at most 26"):
+        Labels().surfaces(many)
+    with pytest.raises(TemplateError, match="name 2 choices, example 'e' has 3"):
+        Labels(("x", "y")).surfaces(item("1", "2", "3"))
+
+
+def test_formats_survive_their_written_form() -> None:
+    for answer in (Labels(), ChoiceText(), Labels(("no", "yes"))):
+        assert answer_format_from(answer_format_to(answer)) == answer

