@@ -30,11 +30,12 @@ from paft.prompts import PromptSet, Template
 from paft.reports import write_report
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, read_jsonl, write_json, write_text
 from paft.tasks import Example, Split, Task, load_task
+from paft.tasks.types import content_id
 from paft.training.schedule import subset, updates_per_epoch
 
 TEST_SUBSET, DEV_SUBSET = 101, 102  # streams of the keyed subsets, apart from the seed that training uses
 
-PASSES_TRAIN, PASSES_SCORE = 3.3, 0.7
+PASSES_TRAIN, PASSES_SCORE = 3.3, 0.9
 """Forward passes over a cell's tokens that training and scoring cost; only the time left depends on them."""
 
 
@@ -100,10 +101,11 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
             train = tuple(e for i, e in enumerate(train) if i not in held)
         if not train:
             raise DataError(f"task {task.name!r}: no example left to train on after holding out {len(dev)}")
-        both = {e.id for e in train} & {e.id for e in (*test, *dev)}
-        if both:
-            say(f"{len(both)} train examples also occur among the scored or held-out ones; left out of training")
-            train = tuple(e for e in train if e.id not in both)
+        scored = {content_id(e.fields, e.choices) for e in (*test, *dev)}
+        clean = tuple(e for e in train if content_id(e.fields, e.choices) not in scored)
+        if len(clean) < len(train):
+            say(f"{len(train) - len(clean)} train examples also occur among the scored or held-out ones; left out of training")
+            train = clean
     rejected = tuple(f"{r.row}: {r.reason}" for split in splits.values() for r in split.rejected)
     for line in rejected[:5]:
         say(f"row not readable, left out: {line}")

