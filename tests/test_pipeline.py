@@ -90,6 +90,23 @@ def test_the_same_seed_gives_the_same_figures_in_another_directory(world, tmp_pa
     assert figures(run(config, tmp_path / "other", "seed=1")) != figures(results)
 
 
+def test_fully_trained_weights_come_back_as_the_same_model(world, tmp_path):
+    config, _, _ = world
+    overrides = ["train.lora=null", "train.epochs=1", "train.learning_rate=1e-3", "arms={base: {}, paft: {train: {}}}"]
+    first = run(config, tmp_path, *overrides)
+    again = run(config, tmp_path, *overrides)
+    assert figures(again) == figures(first)
+    assert again["arms"]["paft"]["cells_asked"] == 0
+    assert first["arms"]["paft"]["fingerprint"] != first["arms"]["base"]["fingerprint"]
+
+
+def test_a_grid_too_small_for_intervals_is_refused_before_any_work(world, tmp_path):
+    config, _, _ = world
+    with pytest.raises(ConfigError, match="1 test prompts x 8 examples"):
+        run(config, tmp_path, "evaluate.prompts=1")
+    assert not (tmp_path / "cells.sqlite").exists()
+
+
 def test_other_settings_in_a_used_directory_are_refused_by_name(world, tmp_path):
     config, _, _ = world
     run(config, tmp_path, "train.epochs=1")

@@ -86,6 +86,11 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
     trains = any(arm.train is not None for arm in config.arms.values())
     splits: dict[str, Split] = {config.evaluate.split: task.split(config.evaluate.split)}
     test = _take(splits[config.evaluate.split].examples, config.evaluate.examples, TEST_SUBSET)
+    asked = len(prompts.test[: config.evaluate.prompts])
+    if asked < 2 or len(test) < 2:
+        raise ConfigError(
+            f"evaluate: {asked} test prompts x {len(test)} examples; intervals over prompts and examples need at least 2 x 2"
+        )
     train: tuple[Example, ...] = ()
     dev: tuple[Example, ...] = ()
     if trains:
@@ -104,7 +109,9 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
         scored = {content_id(e.fields, e.choices) for e in (*test, *dev)}
         clean = tuple(e for e in train if content_id(e.fields, e.choices) not in scored)
         if len(clean) < len(train):
-            say(f"{len(train) - len(clean)} train examples also occur among the scored or held-out ones; left out of training")
+            say(
+                f"{len(train) - len(clean)} train examples also occur among the scored or held-out ones; left out of training"
+            )
             train = clean
     rejected = tuple(f"{r.row}: {r.reason}" for split in splits.values() for r in split.rejected)
     for line in rejected[:5]:
@@ -226,15 +233,19 @@ def _train_arm(
     parts = [what, config.seed, identity, [t.id for t in m.prompts.train], [e.id for e in m.train]]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     with watch.stage(f"train {name}") as tick:
-        if not out.begin_training(what, fingerprint):
+        if out.begin_training(what, fingerprint):
+            dev = Grid(m.prompts.dev[: settings.dev_prompts], _take(m.dev, settings.dev_examples, DEV_SUBSET))
+            with disk_errors(out.root):
+                grid = Grid(m.prompts.train, m.train)
+                tuned = train_sft(model, grid, settings, out, seed=config.seed, dev=dev, tick=tick, say=watch.say)
+            if settings.lora is not None:
+                return tuned
+        else:
             watch.say(f"{name}: trained already, taking {out.adapter if settings.lora is not None else out.model}")
             if settings.lora is not None:
                 return model.with_adapter(out.adapter)
-            return load_model(str(out.model), dtype=config.dtype, style=config.style)
-        dev = Grid(m.prompts.dev[: settings.dev_prompts], _take(m.dev, settings.dev_examples, DEV_SUBSET))
-        grid = Grid(m.prompts.train, m.train)
-        with disk_errors(out.root):
-            return train_sft(model, grid, settings, out, seed=config.seed, dev=dev, tick=tick, say=watch.say)
+        # all weights were trained: taken from disk now and after a resume, so that both are the same model to the store
+        return load_model(str(out.model), dtype=config.dtype, style=config.style)
 
 
 def _arm_result(

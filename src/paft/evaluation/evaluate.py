@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from paft.config import EvalConfig
-from paft.evaluation.matrix import INVALID, ScoreMatrix, restricted_choice
+from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix, restricted_choice
 from paft.evaluation.stats import Estimate, all_estimates, raw_sd
 from paft.grid import Cell, Grid
 from paft.lm.types import LM, Answered
@@ -113,7 +113,7 @@ def score_matrix(
     prompt's answer format reads the completion; unparsable is wrong.
     """
     shape = grid.shape
-    values_KN, answers_KN = np.full(shape, np.nan), np.full(shape, -2, dtype=np.int64)
+    values_KN, answers_KN = np.full(shape, np.nan), np.full(shape, UNSCORED, dtype=np.int64)
     tokens_KN, ended_KN = np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=bool)
     for k, template in enumerate(grid.templates):
         for i, example in enumerate(grid.examples):

@@ -89,6 +89,11 @@ def train_sft(
                     f"out of memory with one example of up to {longest} tokens at a time; use a smaller model, "
                     "a lower train.max_length or dtype: bfloat16"
                 ) from None
+            if config.lora is None and out.last_checkpoint() is None and read_jsonl(out.steps):
+                raise ResourceError(
+                    f"out of memory after some updates of all weights, before the first checkpoint; run again with "
+                    f"train.micro_batch_size={micro // 2}"
+                ) from None
             error.__traceback__ = None
         micro = next(
             size for size in range(micro - 1, 0, -1) if config.batch_size % (size * world) == 0 and size <= micro // 2
