@@ -324,7 +324,7 @@ def environment() -> dict[str, Any]:
     names = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy")
     found: dict[str, Any] = {
         "python": sys.version.split()[0],
-        "platform": platform.platform(terse=True),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
     }
     found |= {name: metadata.version(name) for name in names}

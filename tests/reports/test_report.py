@@ -277,6 +277,13 @@ def test_spread_is_judged_by_its_own_interval(three: dict[str, Any]) -> None:
     assert "depends less on the wording" in verdicts(result, "generation")[1]
     comparison["prompt_sd"] |= {"low": 0.1, "high": 0.2}
     assert "depends more on the wording" in verdicts(result, "generation")[1]
+    comparison["worst"] |= {"value": 0.15, "low": 0.1, "high": 0.2}
+    assert "worst prompt" in verdicts(result, "generation")[2]
+    assert "ahead of" in verdicts(result, "generation")[2]
+    comparison["worst"] |= {"value": -0.15, "low": -0.2, "high": -0.1}
+    assert "behind" in verdicts(result, "generation")[2]
+    comparison["worst"] |= {"low": -0.2, "high": 0.1}
+    assert "No clear difference" in verdicts(result, "generation")[2]
 
 
 def test_headline_holds_the_figures_of_the_last_two_arms(three: dict[str, Any], tmp_path: Path) -> None:
@@ -284,7 +291,7 @@ def test_headline_holds_the_figures_of_the_last_two_arms(three: dict[str, Any], 
     for arm in ("many", "one"):
         estimates = three["arms"][arm]["scores"]["generation"]["estimates"]
         assert f"{100 * estimates['mean']['value']:.1f}\u00a0%" in text
-        assert f"{100 * estimates['worst']['value']:.1f}\u00a0%" in text
+        assert f"{100 * min(three['arms'][arm]['scores']['generation']['accuracy_K']):.1f}\u00a0%" in text
     assert "12 wordings" in text
     assert text in Tags(page_of([three], tmp_path)).text
 

@@ -141,23 +141,26 @@ def comparison_of(result: Mapping[str, Any], scorer: str) -> Mapping[str, Any] |
 
 
 def headline(result: Mapping[str, Any], scorer: str) -> str:
-    """What the last arm reaches, with the arm before it as the measure: figures only, no judgement."""
+    """What the last arm reaches, with the arm before it as the measure: figures only, no judgement.
+
+    The lowest accuracy is the one observed, which a reader can find among the dots; the estimate is in the table.
+    """
     names = list(result["arms"])
     last = result["arms"][names[-1]]
-    mean, worst = (last["scores"][scorer]["estimates"][key] for key in ("mean", "worst"))
+    mean, lowest = last["scores"][scorer]["estimates"]["mean"], min(last["scores"][scorer]["accuracy_K"])
     text = (
         f"Asked in {mean['prompts']} wordings it has not seen, {named(last)} answers {percent(mean['value'])} right on average"
-        f"{in_brackets(mean, lead=f'{level(mean)} interval ')} and an estimated {percent(worst['value'])} under the worst of them"
+        f"{in_brackets(mean, lead=f'{level(mean)} interval ')} and {percent(lowest)} under the worst of them"
     )
     if len(names) > 1:
         before = result["arms"][names[-2]]
-        mean, worst = (before["scores"][scorer]["estimates"][key] for key in ("mean", "worst"))
-        text += f"; {named(before)}: {percent(mean['value'])}{in_brackets(mean)} and {percent(worst['value'])}"
+        mean, lowest = before["scores"][scorer]["estimates"]["mean"], min(before["scores"][scorer]["accuracy_K"])
+        text += f"; {named(before)}: {percent(mean['value'])}{in_brackets(mean)} and {percent(lowest)}"
     return text + "."
 
 
 def verdicts(result: Mapping[str, Any], scorer: str) -> list[str]:
-    """Whether the last arm's mean is higher than that of the arm before it, and whether its spread is smaller.
+    """Whether the last arm is ahead of the arm before it on average, in spread, and under the worst prompt.
 
     Each is decided by the interval of the paired difference; an interval that holds zero is called no clear difference.
     """
@@ -192,7 +195,22 @@ def verdicts(result: Mapping[str, Any], scorer: str) -> list[str]:
             second = f"No clear difference in how much accuracy depends on the wording: {both}."
         case never:
             assert_never(never)
-    return [first, second]
+    worst = comparison["worst"]
+    bounds = in_brackets(worst, True)
+    match standing(worst):
+        case "ahead":
+            third = (
+                f"Under the worst prompt {a} is ahead of {b} by an estimated {number(worst['value'])} points{bounds}."
+            )
+        case "behind":
+            third = (
+                f"Under the worst prompt {a} is behind {b} by an estimated {number(-worst['value'])} points{bounds}."
+            )
+        case "level" | "unknown":
+            third = f"No clear difference under the worst prompt: an estimated {signed(worst['value'])} points{bounds}."
+        case never:
+            assert_never(never)
+    return [first, second, third]
 
 
 def cautions(result: Mapping[str, Any]) -> list[str]:
