@@ -249,7 +249,7 @@ def test_right_to_left_text_is_kept_apart(tmp_path: Path) -> None:
 )
 def test_wording_follows_the_interval(arms: dict[str, float], said: str) -> None:
     result = make(arms)
-    mean, spread = verdicts(result, "generation")
+    mean, spread, _ = verdicts(result, "generation")
     assert said in mean
     assert "wording" in spread
     assert said in markdown_table([result]).replace("\\", "")
@@ -262,7 +262,7 @@ def test_an_interval_that_touches_zero_is_no_clear_difference(three: dict[str, A
     )
     comparison["mean"] |= {"value": 0.3, "low": -0.001}
     comparison["prompt_sd"] |= {"low": -0.2, "high": 0.0}
-    first, second = verdicts(result, "generation")
+    first, second, _ = verdicts(result, "generation")
     assert "No clear difference" in first
     assert "includes zero" in first
     assert "No clear difference" in second
