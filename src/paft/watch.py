@@ -70,28 +70,26 @@ class LineWatcher:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Tick]:
         """A stage, with its progress."""
-        started = last = time.monotonic()
+        started = last = since = time.monotonic()
         work, later = self.clock.work.get(name, 0.0), self._later(name)
         counted, first_done = 0.0, -1
         self.begin(name)
 
         def tick(done: int, total: int, note: str) -> None:
-            nonlocal last, counted, first_done
+            nonlocal last, since, counted, first_done
             if first_done < 0:
-                first_done, last_count = done, time.monotonic()  # what was there already took no time
-                tick.since = last_count  # type: ignore[attr-defined]
+                first_done, since = done, time.monotonic()  # what was there already took no time
                 return
             now = time.monotonic()
             share = done / max(1, total) * work
             new = max(0.0, share - max(counted, first_done / max(1, total) * work))
-            self.clock.advance(now - tick.since, new)  # type: ignore[attr-defined]
-            counted, tick.since = max(counted, share), now  # type: ignore[attr-defined]
+            self.clock.advance(now - since, new)
+            counted, since = max(counted, share), now
             left = spell(self.clock.seconds_left(work - counted + later))
             self.show(name, done, total, note, left, now - last >= self.every_s)
             if now - last >= self.every_s:
                 last = now
 
-        tick.since = started  # type: ignore[attr-defined]
         try:
             yield tick
         finally:
