@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -139,6 +140,20 @@ def test_two_processes_never_write_one_run(config, tmp_path):
         time.sleep(0.01)
     assert "another paft process is writing this run" in refused(call("run", str(config), "--out", str(out)))
     assert first.wait(120) == 0
+
+
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(config, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "paft.cli", "run", str(config), "train.epochs=400", "--out", str(out)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    until = time.monotonic() + 60
+    while not (out / "single" / "steps.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, told = child.communicate(timeout=60)
+    assert child.returncode == 130, told
+    assert told.strip().splitlines()[-1] == "paft: interrupted; run the same command again to go on from here"
+    assert "train single: done" not in told
 
 
 def test_prompts_can_be_listed_checked_and_shown(tmp_path):
