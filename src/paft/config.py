@@ -26,7 +26,7 @@ class Strict(BaseModel):
     @classmethod
     def _no_truth_for_numbers(cls, values: Any) -> Any:
         for key, value in values.items() if isinstance(values, Mapping) else ():
-            if isinstance(value, bool) and key in cls.model_fields:
+            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation is not bool:
                 raise ValueError(f"{key} is {value}; expected a number or a text (quote yes, no, on, off in YAML)")
         return values
 
@@ -62,6 +62,8 @@ class SFTConfig(Strict):
     """Examples per optimizer update, over all devices and accumulation steps."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Examples per forward pass on one device; None tries the whole batch and halves it when memory runs out."""
+    packing: bool = True
+    """Compute what the examples of a forward pass share once, without padding, where the model allows it and it is cheaper."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     lr_scheduler: str = "cosine"
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1

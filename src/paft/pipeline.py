@@ -222,6 +222,7 @@ def _train_arm(
     # settings that cannot change the result stay out of what makes two trainings the same
     free = {
         "micro_batch_size",
+        "packing",
         "dataloader_workers",
         "report_to",
         "save_every",

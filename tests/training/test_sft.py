@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +22,10 @@ from paft.grid import Cell, Grid
 from paft.prompts import PromptSet
 from paft.store import ArmDir, read_jsonl
 from paft.tasks import load_task
-from paft.training.data import CellDataset, ScheduleSampler, collate
+from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad
 from paft.training.objectives import IGNORED, completion_nll
 from paft.training.schedule import make_schedule
-from paft.training.sft import train_sft
+from paft.training.sft import answer_logits, train_sft
 from tests import tiny
 
 CONFIG = SFTConfig(
@@ -125,16 +128,92 @@ def test_the_loss_is_the_mean_over_answer_tokens_of_a_plain_forward(tmp_path):
     lm = tiny.hf_model()
     data = CellDataset(g, lm.renderer, 1024)
     rows = [data[g.flat(Cell(0, k % 5, k))] for k in range(4)]
-    batch = collate(rows, lm.renderer.eos_id)
-    logits = lm.model(**{name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}).logits
-    ours = completion_nll(logits, batch["labels"])
+    batch = pad(rows, lm.renderer.eos_id)
+    logits, places = answer_logits(lm.model, batch)
+    ours = completion_nll(logits, batch["shift_labels"][:, places])
     plain = 0.0
     for row in rows:
         logp_TV = lm.model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
         plain -= sum(float(logp_TV[t - 1, row.ids[t]]) for t in range(row.start, len(row.ids)))
     assert float(ours) == pytest.approx(plain, abs=1e-3)
-    assert int((batch["labels"] != IGNORED).sum()) == sum(len(row.ids) - row.start for row in rows)
+    assert int((batch["shift_labels"] != IGNORED).sum()) == sum(len(row.ids) - row.start for row in rows)
     assert all(row.ids[-1] == lm.renderer.eos_id for row in rows)  # the model learns to end its answer
+
+
+def ragged_rows(folder: Path, lm, count: int = 5) -> list:
+    g = grid(folder)
+    data = CellDataset(g, lm.renderer, 1024)
+    return [data[g.flat(Cell(0, 2, i))] for i in range(count)]
+
+
+def losses_and_gradients(lm, batch) -> tuple[float, dict]:
+    model = copy.deepcopy(lm.model).requires_grad_(True)
+    logits, places = answer_logits(model, batch)
+    loss = completion_nll(logits, batch["shift_labels"][:, places])
+    loss.backward()
+    return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox", "gpt2"])
+def test_packed_rows_give_the_loss_and_gradients_of_padded_rows(tmp_path, kind):
+    lm = tiny.hf_model(kind)
+    rows = ragged_rows(tmp_path, lm)
+    assert len({len(row.ids) for row in rows}) > 1
+    packed = pack(rows)
+    shared = sum(len(row.ids) for row in rows) - packed["input_ids"].shape[1]
+    assert shared > 0
+    assert shared % (len(rows) - 1) == 0
+    slow, slow_grads = losses_and_gradients(lm, pad(rows, lm.renderer.eos_id))
+    fast, fast_grads = losses_and_gradients(lm, packed)
+    assert fast == pytest.approx(slow, abs=1e-4)
+    assert slow_grads.keys() == fast_grads.keys()
+    for name, grad in slow_grads.items():
+        assert torch.allclose(grad, fast_grads[name], atol=1e-4 * float(grad.abs().max()) + 1e-6), name
+
+
+def test_rows_that_share_nothing_are_packed_too(tmp_path):
+    lm = tiny.hf_model(chat=False)
+    rows = [replace(row, ids=[10 + n, *row.ids[1:]]) for n, row in enumerate(ragged_rows(tmp_path, lm))]
+    packed = pack(rows)
+    assert packed["input_ids"].shape[1] == sum(len(row.ids) for row in rows)
+    slow, _ = losses_and_gradients(lm, pad(rows, lm.renderer.eos_id))
+    assert losses_and_gradients(lm, packed)[0] == pytest.approx(slow, abs=1e-4)
+
+
+def test_packing_is_chosen_by_its_cost():
+    share = [Row(n, [1] * 50 + [n] * 10, 55) for n in range(4)]
+    long = [Row(n, [n] * 4000, 3990) for n in range(8)]
+    assert cheaper_packed(share, 576)
+    assert not cheaper_packed(long, 576)  # attention over all pairs of 32,000 places
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_training_with_and_without_packing_is_the_same_training(tmp_path, kind):
+    plain = train(tmp_path / "padded", CONFIG.model_copy(update={"packing": False}), model=tiny.hf_model(kind))
+    packed = train(tmp_path / "packed", CONFIG, model=tiny.hf_model(kind))
+    assert seen(packed) == seen(plain)
+    assert [row["loss"] for row in packed] == pytest.approx([row["loss"] for row in plain], abs=2e-4)
+    assert [row["tokens"] for row in packed] == [row["tokens"] for row in plain]
+
+
+def test_a_model_that_ignores_the_mask_is_found_out_and_padded(tmp_path):
+    model = tiny.hf_model()
+    real = model.model.forward
+
+    def blind(*args, **kwargs):
+        if kwargs["attention_mask"].dim() == 4:
+            kwargs["attention_mask"] = None
+        return real(*args, **kwargs)
+
+    # what a kernel that knows causal attention only would do
+    model.model.forward = functools.wraps(real)(blind)
+    arm = ArmDir(tmp_path / "arm")
+    arm.root.mkdir(parents=True)
+    said: list[str] = []
+    train_sft(model, grid(tmp_path / "data"), CONFIG, arm, seed=0, say=said.append)
+    assert any("reads packed rows differently" in line for line in said)
+    plain = train(tmp_path / "plain", CONFIG.model_copy(update={"packing": False}))
+    assert [row["loss"] for row in read_jsonl(arm.steps)] == pytest.approx([row["loss"] for row in plain], abs=1e-5)
 
 
 CHILD = """
@@ -187,7 +266,8 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(tmp_path):
     arm = ArmDir(tmp_path / "small" / "arm")
     arm.root.mkdir(parents=True)
     said: list[str] = []
-    train_sft(model, grid(tmp_path / "small" / "data"), CONFIG, arm, seed=0, say=said.append)
+    config = CONFIG.model_copy(update={"packing": False})  # so that the batch dimension is the number of examples
+    train_sft(model, grid(tmp_path / "small" / "data"), config, arm, seed=0, say=said.append)
     rows = read_jsonl(arm.steps)
     assert any("going on with 2 examples at a time" in line for line in said)
     assert seen(rows) == seen(plain)

@@ -26,7 +26,7 @@ from transformers.utils import logging as hf_logging
 
 from paft.assets import ModelFiles, Say, Source, resolve_model
 from paft.errors import AssetError, ConfigError, RenderError, ResourceError
-from paft.lm.render import Renderer
+from paft.lm.render import Renderer, shared_prefix
 from paft.lm.types import Answered, Completion, Question
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -34,8 +34,8 @@ _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 MIN_SHARED = 8
 """Tokens: a shorter common beginning is not worth a pass of its own."""
 
-ROWS_BEFORE_LENGTH = 8
-"""Questions per batch from which less padding is worth more than a larger batch."""
+PASS_TOKENS = 32
+"""A forward pass costs about as much as reading this many tokens more, whatever it reads: the weights go by once."""
 
 
 def load_model(
@@ -162,16 +162,21 @@ class HFModel:
         config = self.model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         # a window counts places, not positions: padding between a shared beginning and the rest would fall inside it
-        self._may_share = kinds <= {"full_attention"} and getattr(config, "sliding_window", None) is None
+        self.may_share = kinds <= {"full_attention"} and getattr(config, "sliding_window", None) is None
         # recurrent layers read padding as text: such models answer one question at a time
         self._most_rows = 1 if kinds - _ATTENTION or getattr(self.model, "_is_stateful", False) else 1 << 30
-        self._may_share &= self._most_rows > 1
+        self.may_share &= self._most_rows > 1
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         device: torch.device = next(self.model.parameters()).device
         return device
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the model."""
+        return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def fingerprint(self) -> str:
@@ -285,16 +290,16 @@ class HFModel:
     def _answer_group(
         self, group: list[_Prepared], max_new_tokens: int, batch_tokens: int, collect: Callable[..., None]
     ) -> None:
-        shared = _shared_prefix([item.context for item in group]) if len(group) > 1 else 0
+        shared = shared_prefix([item.context for item in group]) if len(group) > 1 else 0
         head_cache = None
-        if shared >= MIN_SHARED and self._may_share:
+        if shared >= MIN_SHARED and self.may_share:
             ids = torch.tensor([group[0].context[:shared]], device=self.device)
             head_cache = self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
         else:
             shared = 0
         queue = sorted(group, key=lambda item: -len(item.context))  # longest first: memory trouble shows at once
         while queue:
-            batch = _take(queue, shared, batch_tokens)[: self._most_rows]
+            batch = _take(queue, shared, batch_tokens, 1 + max_new_tokens)[: self._most_rows]
             try:
                 self._answer_batch(batch, shared, head_cache, max_new_tokens, collect)
             except Exception as error:
@@ -410,26 +415,16 @@ class HFModel:
         ]
 
 
-def _shared_prefix(contexts: list[list[int]]) -> int:
-    """Tokens that all contexts share at their start, leaving each at least one of its own."""
-    first, last = min(contexts), max(contexts)
-    length = 0
-    while length < len(first) - 1 and length < len(last) - 1 and first[length] == last[length]:
-        length += 1
-    return min(length, min(len(context) for context in contexts) - 1)
-
-
-def _take(queue: list[_Prepared], shared: int, budget: int) -> list[_Prepared]:
+def _take(queue: list[_Prepared], shared: int, budget: int, passes: int) -> list[_Prepared]:
     """The next items whose padded tokens fit the budget; at least one. The queue is sorted, longest first.
 
-    A batch of some size also ends where the items are much shorter than its first one: padding costs as much as text.
+    A batch also ends where its padding would cost more than the `passes` that another batch needs.
     """
-    widest, used = len(queue[0].context) - shared, 0
+    widest, used, padding = len(queue[0].context) - shared, 0, 0
     for count, item in enumerate(queue):
-        if count >= ROWS_BEFORE_LENGTH and len(item.context) - shared < 0.8 * widest:
-            return queue[:count]
         used += sum(len(cont) for cont in item.conts_C if len(cont) > 1)
-        if count and widest * (count + 1) + used > budget:
+        padding += widest - (len(item.context) - shared)
+        if count and (widest * (count + 1) + used > budget or padding > passes * PASS_TOKENS):
             return queue[:count]
     return queue[:]
 

@@ -6,6 +6,7 @@ after one space in the second. Text is tokenised as a whole, never joined from p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from paft.errors import ConfigError, RenderError
@@ -21,6 +22,11 @@ def common_prefix(first: list[int], second: list[int]) -> int:
         if first[position] != second[position]:
             return position
     return length
+
+
+def shared_prefix(contexts: Sequence[list[int]]) -> int:
+    """Number of token ids that all contexts share at their start, leaving each at least one of its own."""
+    return min(common_prefix(min(contexts), max(contexts)), min(map(len, contexts)) - 1)
 
 
 class Renderer:

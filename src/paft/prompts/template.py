@@ -16,7 +16,7 @@ from typing import Any
 
 from paft.errors import TemplateError, few, nearest
 from paft.lm.types import Chat, Message
-from paft.tasks.answers import LETTERS, AnswerFormat, ChoiceText, Labels, answer_format_from, answer_format_to
+from paft.tasks.answers import LETTERS, AnswerFormat, ChoiceText, Labels, Wrapped, answer_format_from, answer_format_to
 from paft.tasks.types import Example, Task
 
 _SLOT = re.compile(r"\{\{(?P<literal>[A-Za-z_]\w*)\}\}|\{(?P<slot>[A-Za-z_]\w*)\}", re.ASCII)
@@ -56,6 +56,10 @@ class Template:
             match["slot"] for part in (self.system or "", self.text) for match in _SLOT.finditer(part) if match["slot"]
         )
 
+    @property
+    def _inner(self) -> Labels | ChoiceText:
+        return self.answer.of if isinstance(self.answer, Wrapped) else self.answer
+
     def check(self, task: Task) -> None:
         """Raise TemplateError, naming this template, unless it can ask every question of the task."""
         fault = self._fault(task)
@@ -82,14 +86,11 @@ class Template:
             return f"shows option {{{shown[0]}}} but not {{{next(x for x in letters if x not in counts)}}}; show all options, or {{choices}}"
         if shown and "choices" in counts:
             return "shows the options twice, by {choices} and one by one; use one of the two"
-        if task.choices is None and not shown and "choices" not in counts and isinstance(self.answer, Labels):
+        if task.choices is None and not shown and "choices" not in counts and isinstance(self._inner, Labels):
             return "asks for a label but shows no options; add {choices}, or use `answer: text`"
-        if (
-            isinstance(self.answer, Labels)
-            and self.answer.labels is not None
-            and len(self.answer.labels) != task.num_choices
-        ):
-            return f"has {len(self.answer.labels)} labels; task {task.name!r} has {task.num_choices} choices"
+        labels = self._inner.labels if isinstance(self._inner, Labels) else None
+        if labels is not None and len(labels) != task.num_choices:
+            return f"has {len(labels)} labels; task {task.name!r} has {task.num_choices} choices"
         if not _OPTION_SLOT.search(self.options):
             return f"options {self.options!r} shows neither {{label}} nor {{text}}"
         static = _SLOT.sub("", f"{self.system or ''}\n{self.text}") + self.options + self.joiner
@@ -138,7 +139,7 @@ class Template:
         return self.answer.surfaces(example)[example.answer]
 
     def _choices(self, example: Example) -> str:
-        labels = (Labels() if isinstance(self.answer, ChoiceText) else self.answer).surfaces(example)
+        labels = (Labels() if isinstance(self._inner, ChoiceText) else self._inner).surfaces(example)
 
         def line(label: str, text: str) -> str:
             return _OPTION_SLOT.sub(lambda match: label if match[1] == "label" else text, self.options)

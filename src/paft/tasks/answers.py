@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -95,24 +96,114 @@ class ChoiceText:
         return _one(_alone(completion, example.choices) or _texts_in(completion, example.choices))
 
 
-AnswerFormat = Labels | ChoiceText
+PLACE = "{answer}"
+"""Where the answer stands inside a wrap."""
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """The answer stands inside fixed text: a JSON object, a LaTeX box, a tag. `wrap` holds `{answer}` once.
+
+    Inside a wrap that is a JSON object the answer is escaped as a JSON string is.
+    """
+
+    wrap: str
+    of: Labels | ChoiceText = Labels()
+
+    def __post_init__(self) -> None:
+        before, place, after = self.wrap.partition(PLACE)
+        if not place or PLACE in after or not before.strip() or not after.strip():
+            raise TemplateError(
+                f"answer wrap {self.wrap!r}: expected text before and after one {PLACE}, such as <answer>{PLACE}</answer>"
+            )
+        if self._json and _json_values(self.wrap) is None:
+            raise TemplateError(
+                f'answer wrap {self.wrap!r}: opens like JSON and is none; write {{"answer": "{PLACE}"}}'
+            )
+
+    @property
+    def _json(self) -> bool:
+        return self.wrap.lstrip().startswith("{")
+
+    def surfaces(self, example: Example) -> tuple[str, ...]:
+        """The wrapped text of each choice, length C."""
+        inner = self.of.surfaces(example)
+        if self._json:
+            inner = tuple(json.dumps(text, ensure_ascii=False)[1:-1] for text in inner)
+        return tuple(self.wrap.replace(PLACE, text) for text in inner)
+
+    def parse(self, completion: str, example: Example) -> Parsed:
+        """The choice inside the wrap; what is said around it is not read. No wrap: invalid. Different ones: ambiguous.
+
+        White space around and inside the fixed text may vary; JSON is read as JSON, whatever its other keys. The
+        content must be the answer alone.
+        """
+        surfaces = self.of.surfaces(example)
+        if self._json:
+            key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
+            said = [str(values[key]) for values in _json_objects(completion) if key in values]
+        else:
+            before, after = (_loose(part) for part in self.wrap.split(PLACE))
+            said = re.findall(rf"{before}\s*(.*?)\s*{after}", completion, re.DOTALL | re.IGNORECASE)
+        found = [_alone(" ".join(text.split()), surfaces) for text in said]
+        return _one(set().union(*found))
+
+
+def _json_values(text: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and (PLACE not in text or PLACE in values.values()) else None
+
+
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """Objects that stand in a text, outermost only."""
+    at = text.find("{")
+    while at >= 0:
+        try:
+            value, end = _DECODER.raw_decode(text, at)
+        except ValueError:
+            end = at + 1
+        else:
+            yield value
+        at = text.find("{", end)
+
+
+_DECODER = json.JSONDecoder(strict=False)
+
+
+def _loose(text: str) -> str:
+    return r"\s*".join(re.escape(part) for part in text.split())
+
+
+AnswerFormat = Labels | ChoiceText | Wrapped
 
 
 def answer_format_from(value: object) -> AnswerFormat:
-    """The format written in a prompt file: "letters", "text", or a mapping {"labels": [...]}."""
+    """The format written in a prompt file: "letters", "text", {"labels": [...]}, or {"wrap": text, "of": one of these}."""
     match value:
+        case {"wrap": str(wrap), **rest} if rest.keys() <= {"of"}:  # type: ignore[misc]
+            inner = answer_format_from(rest.get("of", "letters"))
+            if isinstance(inner, Wrapped):
+                raise TemplateError(f"answer {value!r}: a wrap inside a wrap; expected letters, text or labels in `of`")
+            return Wrapped(wrap, inner)
         case "letters":
             return Labels()
         case "text":
             return ChoiceText()
         case {"labels": [*labels]} if len(value) == 1:  # type: ignore[arg-type]
             return Labels(tuple(labels))
-    raise TemplateError(f"answer {value!r}: expected 'letters', 'text' or {{labels: [one, per, choice]}}")
+    raise TemplateError(
+        f"answer {value!r}: expected 'letters', 'text', {{labels: [one, per, choice]}} or {{wrap: ..., of: letters}}"
+    )
 
 
 def answer_format_to(answer: AnswerFormat) -> str | Mapping[str, Any]:
     """The inverse of `answer_format_from`."""
     match answer:
+        case Wrapped(wrap, of):
+            return {"wrap": wrap, "of": answer_format_to(of)}
         case ChoiceText():
             return "text"
         case Labels(None):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import itertools
 import json
 import math
 import shutil
@@ -26,8 +27,8 @@ from paft.errors import ConfigError, ResourceError
 from paft.grid import Cell, Grid
 from paft.lm.hf import HFModel, is_out_of_memory, lora_config
 from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
-from paft.training.data import CellDataset, ScheduleSampler, collate
-from paft.training.objectives import completion_nll
+from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad
+from paft.training.objectives import IGNORED, completion_nll
 from paft.training.schedule import make_schedule, updates_per_epoch
 
 Tick = Callable[[int, int, str], None]
@@ -80,7 +81,7 @@ def train_sft(
         )
     while True:
         try:
-            return _train(model, dataset, config, out, seed=seed, micro=micro, world=world, dev=dev, tick=tick)
+            return _train(model, dataset, config, out, seed=seed, micro=micro, world=world, dev=dev, tick=tick, say=say)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -116,6 +117,7 @@ def _train(
     world: int,
     dev: Grid | None,
     tick: Tick,
+    say: Callable[[str], None],
 ) -> HFModel:
     grid = dataset.grid
     schedule = make_schedule(config.schedule, grid, batch_size=config.batch_size, epochs=config.epochs, seed=seed)
@@ -159,11 +161,12 @@ def _train(
         )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used by `accelerate launch`, never by DataParallel
     sampler = ScheduleSampler(grid, schedule)
+    packing = config.packing and micro > 1 and _packs_exactly(learner, dataset, sampler, micro, say)
     trainer = _Trainer(
         model=tuned,
         args=arguments,
         train_dataset=dataset,
-        data_collator=lambda rows: collate(rows, model.renderer.eos_id),
+        data_collator=_Collator(model.renderer.eos_id, learner.hidden_size if packing else None),
         callbacks=[EpochSetter(sampler, per_epoch), _WholeCheckpoints()],
     )
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -239,8 +242,6 @@ class _Trainer(Trainer):
         self.seen_loss = 0.0
         self.seen_tokens = 0
         self.seen_answer_tokens = 0
-        forward = inspect.signature(self.accelerator.unwrap_model(_innermost(self.model)).forward).parameters
-        self.keeps_logits = "logits_to_keep" in forward
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ScheduleSampler:
         return self.order
@@ -249,26 +250,85 @@ class _Trainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Mean over the update's answer tokens of their negative log-likelihood, in nats; logits only where needed."""
-        cells, labels_BT = inputs["cells"], inputs["labels"]
-        fed = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
-        first = int((labels_BT != -100).any(0).nonzero()[0])
-        span = labels_BT.shape[1] - first + 1  # one column more: position t predicts t + 1
-        if self.keeps_logits:
-            fed["logits_to_keep"] = span
-        logits_BTV = model(**fed, use_cache=False).logits[:, -span:]
-        count = num_items_in_batch if num_items_in_batch is not None else (labels_BT != -100).sum()
-        loss = completion_nll(logits_BTV, labels_BT[:, -span:]) / count
-        self.seen_cells += cells.tolist()
+        targets_BT = inputs["shift_labels"]
+        logits_BLV, places_L = answer_logits(model, inputs)
+        count = num_items_in_batch if num_items_in_batch is not None else (targets_BT != IGNORED).sum()
+        loss = completion_nll(logits_BLV, targets_BT[:, places_L]) / count
+        self.seen_cells += inputs["cells"].tolist()
         self.seen_loss += float(loss.detach())
-        self.seen_tokens += int(inputs["attention_mask"].sum())
-        self.seen_answer_tokens += int((labels_BT != -100).sum())
+        self.seen_tokens += inputs["tokens"]
+        self.seen_answer_tokens += int((targets_BT != IGNORED).sum())
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, the count is of all ranks
         return loss
 
 
+def answer_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a batch of `pad` or `pack` at the places that any row predicts an answer token from, and those places."""
+    places_L = (inputs["shift_labels"] != IGNORED).any(0).nonzero().squeeze(1)
+    mask, inner = inputs["attention_mask"], _innermost(model)
+    if mask.dim() == 4:  # additive: the one form that every attention implementation takes
+        kind = next(parameter.dtype for parameter in inner.parameters() if parameter.is_floating_point())
+        mask = torch.zeros_like(mask, dtype=kind).masked_fill_(~mask, torch.finfo(kind).min)
+    fed = {"input_ids": inputs["input_ids"], "attention_mask": mask, "position_ids": inputs["position_ids"]}
+    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
+        return model(**fed, use_cache=False, logits_to_keep=places_L).logits, places_L
+    return model(**fed, use_cache=False).logits[:, places_L], places_L
+
+
 def _innermost(model: Any) -> Any:
+    model = getattr(model, "module", model)  # DDP
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@dataclass(frozen=True)
+class _Collator:
+    """Rows to a batch: packed where that is cheaper, else padded. hidden_size None: always padded."""
+
+    pad_id: int
+    hidden_size: int | None
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        packed = self.hidden_size is not None and len(rows) > 1 and cheaper_packed(rows, self.hidden_size)
+        return (pack(rows) if packed else pad(rows, self.pad_id)) | {"tokens": sum(len(row.ids) for row in rows)}
+
+
+PACKED_TOLERANCE = {torch.float32: 1e-3}
+"""Nats per answer token by which packed and padded rows may differ; 0.25 in half precision."""
+
+
+def _packs_exactly(
+    learner: HFModel, dataset: CellDataset, sampler: ScheduleSampler, micro: int, say: Callable[[str], None]
+) -> bool:
+    """Whether this model reads packed rows as it reads padded ones, found out on the first rows of the schedule.
+
+    Not all do: a window of attention counts places, some position schemes read the mask, some kernels ignore it.
+    """
+    rows = [dataset[index] for index in itertools.islice(sampler, min(micro, 4))]
+    if not learner.may_share or len(rows) < 2:
+        return False
+    sums = []
+    learner.model.eval()
+    try:
+        with torch.no_grad():
+            for batch in (pad(rows, learner.renderer.eos_id), pack(rows)):
+                on_device = {name: tensor.to(learner.device) for name, tensor in batch.items()}
+                logits_BLV, places_L = answer_logits(learner.model, on_device)
+                targets_BL = on_device["shift_labels"][:, places_L]
+                logp_BLV = logits_BLV.float().log_softmax(-1)
+                picked_BL = logp_BLV.gather(-1, targets_BL.clamp(min=0)[..., None]).squeeze(-1)
+                # left padding and packing both keep the order of rows and tokens
+                sums.append(picked_BL[targets_BL != IGNORED])
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        say(f"this model does not take packed rows ({type(error).__name__}); padding instead")
+        return False
+    gap = float((sums[0] - sums[1]).abs().max())
+    if gap <= PACKED_TOLERANCE.get(next(learner.model.parameters()).dtype, 0.25):
+        return True
+    say(f"this model reads packed rows differently ({gap:.2g} nats per token); padding instead")
+    return False
 
 
 class EpochSetter(TrainerCallback):
