@@ -23,7 +23,7 @@ import paft
 from paft import assets
 from paft.config import RunConfig, dump_yaml, load_mapping, load_run_config
 from paft.errors import ConfigError, PaftError, few, nearest
-from paft.prompts import SPLITS, PromptSet, PromptSplit, shipped_sets
+from paft.prompts import ALL_SPLITS, PromptSet, PromptSplit, shipped_sets
 from paft.tasks import TASKS, load_task
 
 app = typer.Typer(
@@ -173,7 +173,8 @@ def prompts_list() -> None:
     """List the prompt sets that ship. Example: paft prompts list"""
     for name in shipped_sets():
         found = PromptSet.load(name)
-        typer.echo(f"{name:<12} train {len(found.train)}, dev {len(found.dev)}, test {len(found.test)}")
+        counts = ", ".join(f"{split} {len(found.split(split))}" for split in ALL_SPLITS if found.split(split))
+        typer.echo(f"{name:<12} {counts}")
 
 
 @prompts_app.command("check")
@@ -197,7 +198,7 @@ def prompts_check(
     found.check(loaded)
     compared: tuple[tuple[PromptSplit, PromptSplit], ...] = (("train", "test"), ("dev", "test"), ("train", "dev"))
     pairs = {f"{a}/{b}": round(found.similarity(a, b), 3) for a, b in compared}
-    counts = {split: len(found.split(split)) for split in SPLITS}
+    counts = {split: len(found.split(split)) for split in ALL_SPLITS if found.split(split)}
     if as_json:
         typer.echo(
             json.dumps({"task": loaded.name, **counts, "highest_similarity": pairs, "fingerprint": found.fingerprint})
@@ -211,7 +212,7 @@ def prompts_check(
 @prompts_app.command("show")
 def prompts_show(
     name: Annotated[str, typer.Argument(help="Shipped set or file.")],
-    split: Annotated[str, typer.Option(help="train, dev or test")] = "train",
+    split: Annotated[str, typer.Option(help="train, dev, test or adversarial")] = "train",
     number: Annotated[int | None, typer.Option("--number", "-n", help="Only this one (from 0).")] = None,
     task: Annotated[str | None, typer.Option(help="Render on the first example of this task.")] = None,
     source: Annotated[str, typer.Option(help="auto, hub or wheel")] = "auto",
@@ -220,8 +221,8 @@ def prompts_show(
 
     Example: paft prompts show sst2 --split test -n 3 --task sst2-demo
     """
-    if split not in SPLITS:
-        raise ConfigError(f"split {split!r}: unknown{nearest(split, SPLITS)}; prompts have {few(SPLITS)}")
+    if split not in ALL_SPLITS:
+        raise ConfigError(f"split {split!r}: unknown{nearest(split, ALL_SPLITS)}; prompts have {few(ALL_SPLITS)}")
     templates = PromptSet.load(name).split(split)
     if number is not None and not 0 <= number < len(templates):
         raise ConfigError(f"number {number}: {split} has prompts 0 to {len(templates) - 1}")

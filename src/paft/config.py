@@ -98,6 +98,8 @@ class EvalConfig(Strict):
     """What is measured, over which cells."""
 
     split: str = "validation"
+    prompt_split: Literal["test", "adversarial"] = "test"
+    """Which prompts of the set: those held out, or those perturbed as careless users do."""
     prompts: Annotated[int, Field(ge=1)] | None = None
     """How many test prompts (the first ones of the set); None takes all."""
     examples: Annotated[int, Field(ge=1)] | None = None

@@ -86,7 +86,7 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
     trains = any(arm.train is not None for arm in config.arms.values())
     splits: dict[str, Split] = {config.evaluate.split: task.split(config.evaluate.split)}
     test = _take(splits[config.evaluate.split].examples, config.evaluate.examples, TEST_SUBSET)
-    asked = len(prompts.test[: config.evaluate.prompts])
+    asked = len(prompts.split(config.evaluate.prompt_split)[: config.evaluate.prompts])
     if asked < 2 or len(test) < 2:
         raise ConfigError(
             f"evaluate: {asked} test prompts x {len(test)} examples; intervals over prompts and examples need at least 2 x 2"
@@ -154,7 +154,7 @@ def _run_arms(config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, w
     identity = model.fingerprint
     arms: dict[str, Any] = {}
     evaluations: dict[str, Evaluation] = {}
-    test_grid = Grid(m.prompts.test[: config.evaluate.prompts], m.test)
+    test_grid = Grid(m.prompts.split(config.evaluate.prompt_split)[: config.evaluate.prompts], m.test)
     with CellStore(folder.cells) as store:
         for name, arm in config.arms.items():
             settings = config.training_of(name)
@@ -345,7 +345,7 @@ def _plan(config: RunConfig, m: Materials, folder: RunDir, wanted: set[str]) -> 
         # 100 characters stand for what a chat template adds
         return 100 + sum(len(turn.text) for cell in cells for turn in grid.chat(cell)) / len(cells)
 
-    test = m.prompts.test[: config.evaluate.prompts]
+    test = m.prompts.split(config.evaluate.prompt_split)[: config.evaluate.prompts]
     score = len(test) * len(m.test) * length(test, m.test) * PASSES_SCORE
     stages = [Stage("load model", 0.02 * score)]
     for name in config.arms:

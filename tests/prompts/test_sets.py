@@ -12,6 +12,7 @@ from paft.prompts import SPLITS, PromptSet, Template, shipped_sets
 from paft.prompts.sets import _from_mapping
 from paft.prompts.similarity import NEAR_DUPLICATE, grams, similarity_matrix, text_form
 from paft.tasks import ChoiceText, Example, Labels, load_task
+from paft.tasks.answers import Wrapped
 
 TASKS_OF = {
     "hellaswag": ["hellaswag"],
@@ -22,7 +23,12 @@ TASKS_OF = {
     "sst2-words": ["sst2-demo", "sst2"],
 }
 SETS = {name: PromptSet.load(name) for name in TASKS_OF}
-ALL = [(name, template) for name, found in SETS.items() for split in SPLITS for template in found.split(split)]
+ALL = [
+    (name, template)
+    for name, found in SETS.items()
+    for split in (*SPLITS, "adversarial")
+    for template in found.split(split)
+]
 HOSTILE = (
     "{A} {choices} {{x}} {0.__class__}",
     "%s \\1 \\n <b> \"q\" 'q' `",
@@ -57,9 +63,16 @@ def test_a_shipped_set_fits_its_tasks_and_is_large_enough(name: str) -> None:
     assert load_task(TASKS_OF[name][0]).prompts == name
     for task in TASKS_OF[name]:
         found.check(load_task(task))
-    assert len(found.train) >= 60
-    assert len(found.dev) >= 20
+    large = name != "sst2"
+    assert len(found.train) >= (400 if large else 60)
+    assert len(found.dev) >= (50 if large else 20)
     assert len(found.test) >= 50
+    assert len(found.adversarial) == (10 if large else 0)
+    parents = {template.id: template for template in found.dev}
+    for template in found.adversarial:
+        parent = parents[template.origin["parent"]]
+        assert (template.answer, sorted(template.slots)) == (parent.answer, sorted(parent.slots))
+        assert template.origin["perturbation"] in {"paraphrase", "typo", "casing", "punctuation", "order"}
     for first, second in (("train", "dev"), ("train", "test"), ("dev", "test")):
         assert found.similarity(first, second) < NEAR_DUPLICATE
 
@@ -84,8 +97,7 @@ def test_a_shipped_template_shows_hostile_fields_and_reads_its_own_answers(name:
             f"{surface}.",
             f"{surface}\n",
             f"{surface}\n\nBecause",
-            surface.capitalize(),
-            surface.upper(),
+            *(() if isinstance(template.answer, Wrapped) else (surface.capitalize(), surface.upper())),
             f'"{surface}"',
             f"**{surface}**",
             f"({surface})",
@@ -273,4 +285,5 @@ def test_similarity_ignores_case_punctuation_and_what_the_slots_are_called() -> 
 
 def test_load_mapping_reads_what_ships() -> None:
     for file in shipped_sets().values():
-        assert set(load_mapping(Path(str(file)))) == {"task", "version", "license", "origin", *SPLITS}
+        found = set(load_mapping(Path(str(file)))) - {"adversarial"}
+        assert found == {"task", "version", "license", "origin", *SPLITS}

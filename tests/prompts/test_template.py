@@ -212,7 +212,7 @@ def test_a_template_survives_its_mapping(template: Template) -> None:
         ({"text": "x", "answer": "text", "optoins": "y"}, "unknown key 'optoins', did you mean 'options'"),
         ({"text": 5, "answer": "text"}, "text is 5; expected text"),
         ({"text": None, "answer": "text"}, "text is None; expected text"),
-        ({"text": "x", "answer": "leters"}, "answer 'leters': expected 'letters', 'text' or"),
+        ({"text": "x", "answer": "leters"}, "answer 'leters': expected 'letters', 'text', "),
         ({"text": "x", "answer": {"labels": [False, True]}}, "quote yes/no"),
         ({"text": "x", "answer": {"labels": ["a"]}}, "two or more"),
         ({"text": "x", "answer": {"labels": ["a", "A"]}}, "differ only in case"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from paft.errors import TemplateError
 from paft.tasks import AnswerFormat, ChoiceText, Example, Labels, Parsed, answer_format_from
-from paft.tasks.answers import answer_format_to
+from paft.tasks.answers import Wrapped, answer_format_to
 
 AMBIGUOUS, INVALID = Parsed("ambiguous", None), Parsed("invalid", None)
 
@@ -98,6 +98,44 @@ def test_own_labels(labels: tuple[str, ...], completion: str, expected: int | st
 )  # fmt: skip
 def test_choice_text(choices: tuple[str, ...], completion: str, expected: int | str) -> None:
     assert read(ChoiceText(), completion, item(*choices)) == expected
+
+
+TAG, JSON, BOX, QUOTE = "<answer>{answer}</answer>", '{"answer": "{answer}"}', r"\boxed{{answer}}", '"{answer}"'
+
+
+@pytest.mark.parametrize(
+    ("wrap", "choices", "completion", "expected"),
+    [
+        (TAG, ("yes", "no"), "I think so.\n<ANSWER> Yes </answer> Bye", 0), (TAG, ("yes", "no"), "yes", "invalid"),
+        (TAG, ("yes", "no"), "<answer>yes</answer> or <answer>no</answer>", "ambiguous"),
+        (TAG, ("yes", "no"), "<answer>yes, I believe</answer>", "invalid"), (TAG, ("a", "b"), "<answer>a", "invalid"),
+        (JSON, ("yes", "no"), '{"why": "no {idea}", "answer": "yes"}', 0), (JSON, ("yes", "no"), '{"answer": yes}', "invalid"),
+        (JSON, ('say "hi"', "no"), r'{"answer": "say \"hi\""}', 0), (JSON, ("1", "2"), '{"answer": 2}', 1),
+        (JSON, ("yes", "no"), '{"result": "yes"}', "invalid"), (JSON, ("{x}", "no"), 'Sure: {"answer": "{x}"}.', 0),
+        (BOX, ("1", "2"), r"So $\boxed{2}$.", 1), (BOX, ("1", "2"), r"\boxed { 2 }", 1), (BOX, ("1", "2"), "2", "invalid"),
+        (QUOTE, ('say "hi" now', "no"), 'It is "say "hi" now".', 0), (":{answer}:", ("a", "b"), "Answer: :b:", 1),
+    ],
+)  # fmt: skip
+def test_wrapped(wrap: str, choices: tuple[str, ...], completion: str, expected: int | str) -> None:
+    assert read(Wrapped(wrap, ChoiceText()), completion, item(*choices)) == expected
+
+
+@given(
+    st.sampled_from([TAG, JSON, BOX, QUOTE, ":{answer}:", "**{answer}**"]),
+    st.lists(st.text(min_size=1, max_size=12).filter(lambda t: visible(t)), min_size=2, max_size=4),
+)
+def test_every_wrapped_label_is_read_back(wrap: str, labels: list[str]) -> None:
+    try:
+        answer = Wrapped(wrap, Labels(tuple(labels)))
+    except TemplateError:
+        assume(False)
+        return
+    example = item(*(f"choice {n}" for n in range(len(labels))))
+    for choice, surface in enumerate(answer.surfaces(example)):
+        said = answer.parse(surface, example)
+        assert said.choice in (choice, None)
+        if all(label.isalnum() for label in labels):
+            assert said == Parsed("valid", choice) == answer.parse(f"Well:\n{surface}\nDone.", example)
 
 
 def visible(text: str) -> bool:

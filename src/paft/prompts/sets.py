@@ -15,15 +15,17 @@ from paft.prompts.similarity import NEAR_DUPLICATE, similarity_matrix
 from paft.prompts.template import Template, template_from, template_to
 from paft.tasks.types import Task
 
-PromptSplit = Literal["train", "dev", "test"]
+PromptSplit = Literal["train", "dev", "test", "adversarial"]
 SPLITS: tuple[PromptSplit, ...] = ("train", "dev", "test")
+ALL_SPLITS: tuple[PromptSplit, ...] = (*SPLITS, "adversarial")
 
 
 @dataclass(frozen=True)
 class PromptSet:
     """Templates of a task in three splits. Selecting anything uses dev; test is looked at once, at the end.
 
-    info: provenance of the set (version, licence, origin).
+    info: provenance of the set (version, licence, origin). adversarial: prompts perturbed as careless users do (typos,
+    casing, order ...), each of a dev prompt, for the adversarial accuracy (PAFT v3, "Con"); never trained on.
     """
 
     task: str
@@ -31,6 +33,7 @@ class PromptSet:
     dev: tuple[Template, ...]
     test: tuple[Template, ...]
     info: Mapping[str, Any] = field(default_factory=dict)
+    adversarial: tuple[Template, ...] = ()
 
     def __post_init__(self) -> None:
         for name in SPLITS:
@@ -64,22 +67,26 @@ class PromptSet:
                 return self.dev
             case "test":
                 return self.test
+            case "adversarial":
+                return self.adversarial
 
     @property
     def fingerprint(self) -> str:
         """Hash of the ids of all templates with their splits."""
-        text = "\n".join(f"{name} {template.id}" for name in SPLITS for template in self.split(name))
+        text = "\n".join(f"{name} {template.id}" for name in ALL_SPLITS for template in self.split(name))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def check(self, task: Task) -> None:
         """Raise TemplateError unless every template can ask every question of the task."""
-        for name in SPLITS:
+        for name in ALL_SPLITS:
             for template in self.split(name):
                 template.check(task)
 
     def to_yaml(self) -> str:
         """Text of a prompt file with the same content."""
-        splits: dict[str, Any] = {name: [template_to(template) for template in self.split(name)] for name in SPLITS}
+        splits: dict[str, Any] = {
+            name: [template_to(template) for template in self.split(name)] for name in ALL_SPLITS if self.split(name)
+        }
         return dump_yaml({"task": self.task, **self.info, **splits})
 
     def similarity(self, first: PromptSplit, second: PromptSplit) -> float:
@@ -88,7 +95,7 @@ class PromptSet:
 
     def _refuse_repeats(self) -> None:
         place: dict[str, str] = {}
-        for name in SPLITS:
+        for name in ALL_SPLITS:
             for position, template in enumerate(self.split(name)):
                 here = f"{name}[{position}]"
                 if template.id in place:
@@ -98,8 +105,11 @@ class PromptSet:
                 place[template.id] = here
 
     def _refuse_leaks(self) -> None:
-        for first, second in (("train", "test"), ("dev", "test"), ("train", "dev")):
-            rows, columns = self.split(first), self.split(second)  # type: ignore[arg-type]
+        pairs_of_splits: list[tuple[PromptSplit, PromptSplit]] = [("train", "test"), ("dev", "test"), ("train", "dev")]
+        if self.adversarial:
+            pairs_of_splits.append(("train", "adversarial"))
+        for first, second in pairs_of_splits:
+            rows, columns = self.split(first), self.split(second)
             alike = similarity_matrix(rows, columns)
             pairs = [(i, j) for i, j in zip(*(alike >= NEAR_DUPLICATE).nonzero(), strict=True)]
             if pairs:
@@ -123,7 +133,7 @@ def shipped_sets() -> dict[str, Any]:
 
 
 def _from_mapping(values: Mapping[str, Any], where: str) -> PromptSet:
-    known = {"task", "version", "license", "origin", *SPLITS}
+    known = {"task", "version", "license", "origin", *ALL_SPLITS}
     for key in values:
         if key not in known:
             raise PromptSetError(
@@ -133,13 +143,15 @@ def _from_mapping(values: Mapping[str, Any], where: str) -> PromptSet:
         if key not in values:
             raise PromptSetError(f"{where}: key {key!r} is missing")
     splits: dict[str, tuple[Template, ...]] = {}
-    for name in SPLITS:
-        entries: Sequence[Any] = values[name] or []
+    for name in ALL_SPLITS:
+        entries: Sequence[Any] = values.get(name) or []
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise PromptSetError(f"{where}: {name} is not a list of templates (mappings with text and answer)")
         splits[name] = tuple(template_from(entry, f"{where}, {name}[{n}]") for n, entry in enumerate(entries))
     info = {key: values[key] for key in ("version", "license", "origin") if key in values}
     try:
-        return PromptSet(str(values["task"]), splits["train"], splits["dev"], splits["test"], info)
+        return PromptSet(
+            str(values["task"]), splits["train"], splits["dev"], splits["test"], info, splits["adversarial"]
+        )
     except PromptSetError as error:
         raise PromptSetError(f"{where}: {error}") from None

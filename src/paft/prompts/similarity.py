@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from paft.prompts.template import Template
 
@@ -29,12 +31,35 @@ def grams(text: str, size: int = 5) -> frozenset[str]:
     return frozenset(text[i : i + size] for i in range(max(1, len(text) - size + 1)))
 
 
+def gram_table(texts: Sequence[str], known: dict[str, int] | None = None) -> Any:
+    """Which text has which 5-grams: a sparse 0/1 matrix, shape (texts, grams). `known` numbers the grams and grows."""
+    known = {} if known is None else known
+    columns, starts = [], [0]
+    for text in texts:
+        columns += [known.setdefault(gram, len(known)) for gram in sorted(grams(text))]
+        starts.append(len(columns))
+    return csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=(len(texts), max(1, len(known))))
+
+
+def jaccard(rows: Any, columns: Any) -> np.ndarray:
+    """Jaccard similarity of every pair of two gram tables, shape (rows, columns), in [0, 1]."""
+    wide = max(rows.shape[1], columns.shape[1])
+    both = rows.copy(), columns.copy()
+    for table in both:
+        table.resize((table.shape[0], wide))
+    common = (both[0] @ both[1].T).toarray()
+    sizes = np.asarray(rows.sum(1)) + np.asarray(columns.sum(1)).T
+    return np.asarray(common / (sizes - common))
+
+
 def similarity_matrix(rows: Sequence[Template], columns: Sequence[Template]) -> np.ndarray:
     """Jaccard similarity of 5-grams of every pair, shape (rows, columns), in [0, 1]."""
-    rows_g = [grams(text_form(_whole(template))) for template in rows]
-    columns_g = [grams(text_form(_whole(template))) for template in columns]
-    return np.array([[len(a & b) / len(a | b) for b in columns_g] for a in rows_g]).reshape(len(rows), len(columns))
+    known: dict[str, int] = {}
+    return jaccard(
+        gram_table([static_form(t) for t in rows], known), gram_table([static_form(t) for t in columns], known)
+    )
 
 
-def _whole(template: Template) -> str:
-    return f"{template.system}\n{template.text}" if template.system else template.text
+def static_form(template: Template) -> str:
+    """`text_form` of all that a template says by itself."""
+    return text_form(f"{template.system}\n{template.text}" if template.system else template.text)

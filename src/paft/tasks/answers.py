@@ -143,10 +143,11 @@ class Wrapped:
             key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
             said = [str(values[key]) for values in _json_objects(completion) if key in values]
         else:
-            before, after = (_loose(part) for part in self.wrap.split(PLACE))
-            said = re.findall(rf"{before}\s*(.*?)\s*{after}", completion, re.DOTALL | re.IGNORECASE)
-        found = [_alone(" ".join(text.split()), surfaces) for text in said]
-        return _one(set().union(*found))
+            # every opening with every close after it: a choice may hold the closing text itself, such as a quote
+            opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
+            longest = 2 * max(map(len, surfaces)) + 40
+            said = [completion[a:b] for _, a in opens for b, _ in closes if a <= b <= a + longest]
+        return _one(set().union(*(_alone(" ".join(text.split()), surfaces) for text in said)))
 
 
 def _json_values(text: str) -> dict[str, Any] | None:
@@ -173,8 +174,10 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
 _DECODER = json.JSONDecoder(strict=False)
 
 
-def _loose(text: str) -> str:
-    return r"\s*".join(re.escape(part) for part in text.split())
+def _places(part: str, text: str) -> list[tuple[int, int]]:
+    """Start and end of every place where a part stands, overlaps included; case and white space may differ."""
+    loose = r"\s*".join(re.escape(word) for word in re.findall(r"\w+|[^\w\s]", part))
+    return [match.span(1) for match in re.finditer(f"(?=({loose}))", text, re.IGNORECASE)]
 
 
 AnswerFormat = Labels | ChoiceText | Wrapped
@@ -183,7 +186,7 @@ AnswerFormat = Labels | ChoiceText | Wrapped
 def answer_format_from(value: object) -> AnswerFormat:
     """The format written in a prompt file: "letters", "text", {"labels": [...]}, or {"wrap": text, "of": one of these}."""
     match value:
-        case {"wrap": str(wrap), **rest} if rest.keys() <= {"of"}:  # type: ignore[misc]
+        case {"wrap": str(wrap), **rest} if rest.keys() <= {"of"}:
             inner = answer_format_from(rest.get("of", "letters"))
             if isinstance(inner, Wrapped):
                 raise TemplateError(f"answer {value!r}: a wrap inside a wrap; expected letters, text or labels in `of`")
