@@ -23,7 +23,7 @@ import paft
 from paft import assets
 from paft.config import RunConfig, dump_yaml, load_mapping, load_run_config
 from paft.errors import ConfigError, PaftError, few, nearest
-from paft.prompts import ALL_SPLITS, PromptSet, PromptSplit, shipped_sets
+from paft.prompts import ALL_SPLITS, PromptSet, PromptSplit, audit, shipped_sets
 from paft.tasks import TASKS, load_task
 
 app = typer.Typer(
@@ -183,7 +183,10 @@ def prompts_check(
     task: Annotated[str | None, typer.Option(help="Task to check against; default: the task the set names.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a prompt set: slots, answer formats, repeats, near-duplicates across splits.
+    """Check a prompt set: slots, answer formats, repeats, near-duplicates across splits, and what the words ask for.
+
+    Broken slots and near-duplicates across splits are errors. What else the audit finds (a leaked answer, another answer
+    form than the target's, the inverse question ...) is listed for you to judge.
 
     Example: paft prompts check my_prompts.yaml --task my_task.yaml
     """
@@ -199,12 +202,20 @@ def prompts_check(
     compared: tuple[tuple[PromptSplit, PromptSplit], ...] = (("train", "test"), ("dev", "test"), ("train", "dev"))
     pairs = {f"{a}/{b}": round(found.similarity(a, b), 3) for a, b in compared}
     counts = {split: len(found.split(split)) for split in ALL_SPLITS if found.split(split)}
+    audits = {split: audit(found.split(split), loaded) for split in ALL_SPLITS if found.split(split)}
+    doubtful = [
+        {"split": split, "id": template.id, "fault": fault.name, "reason": fault.reason}
+        for split, selection in audits.items()
+        for template, faults in selection.dropped
+        for fault in faults
+    ]
     if as_json:
-        typer.echo(
-            json.dumps({"task": loaded.name, **counts, "highest_similarity": pairs, "fingerprint": found.fingerprint})
-        )
+        facts = {"highest_similarity": pairs, "fingerprint": found.fingerprint, "audit": doubtful}
+        typer.echo(json.dumps({"task": loaded.name, **counts, **facts}))
         return
-    typer.echo(f"{name}: good for task {loaded.name}")
+    typer.echo(f"{name}: " + (f"{len(doubtful)} doubts" if doubtful else "good") + f" for task {loaded.name}")
+    for doubt in doubtful:
+        typer.echo(f"  {doubt['split']} {doubt['id']}: {doubt['fault']}: {doubt['reason']}")
     typer.echo("  " + ", ".join(f"{split} {count}" for split, count in counts.items()))
     typer.echo("  highest similarity " + ", ".join(f"{pair} {value:.2f}" for pair, value in pairs.items()))
 

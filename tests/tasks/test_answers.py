@@ -114,6 +114,7 @@ TAG, JSON, BOX, QUOTE = "<answer>{answer}</answer>", '{"answer": "{answer}"}', r
         (JSON, ("yes", "no"), '{"result": "yes"}', "invalid"), (JSON, ("{x}", "no"), 'Sure: {"answer": "{x}"}.', 0),
         (BOX, ("1", "2"), r"So $\boxed{2}$.", 1), (BOX, ("1", "2"), r"\boxed { 2 }", 1), (BOX, ("1", "2"), "2", "invalid"),
         (QUOTE, ('say "hi" now', "no"), 'It is "say "hi" now".', 0), (":{answer}:", ("a", "b"), "Answer: :b:", 1),
+        ("Final: {answer}", ("a", "b"), "Hm.\nFinal: b.\nfinal thoughts: a", 1), ("Final: {answer}", ("a", "b"), "b", "invalid"),
     ],
 )  # fmt: skip
 def test_wrapped(wrap: str, choices: tuple[str, ...], completion: str, expected: int | str) -> None:
@@ -121,7 +122,7 @@ def test_wrapped(wrap: str, choices: tuple[str, ...], completion: str, expected:
 
 
 @given(
-    st.sampled_from([TAG, JSON, BOX, QUOTE, ":{answer}:", "**{answer}**"]),
+    st.sampled_from([TAG, JSON, BOX, QUOTE, ":{answer}:", "**{answer}**", "So: {answer}"]),
     st.lists(st.text(min_size=1, max_size=12).filter(lambda t: visible(t)), min_size=2, max_size=4),
 )
 def test_every_wrapped_label_is_read_back(wrap: str, labels: list[str]) -> None:

@@ -52,6 +52,34 @@ def jaccard(rows: Any, columns: Any) -> np.ndarray:
     return np.asarray(common / (sizes - common))
 
 
+def near_pairs(templates: Sequence[Template], least: float) -> list[tuple[int, int, float]]:
+    """All pairs (i < j) of templates whose similarity is at least `least`, exact, without comparing all with all.
+
+    Two sets with a Jaccard similarity of t share one of their rarest n - ceil(t n) + 1 members (prefix filter, Chaudhuri et
+    al. 2006), so only pairs that do are computed.
+    """
+    table = gram_table([static_form(template) for template in templates])
+    rank = np.argsort(np.argsort(np.asarray(table.sum(0)).ravel(), kind="stable"), kind="stable")
+    sizes = np.diff(table.indptr)
+    rare, starts = [], [0]
+    for row in range(len(templates)):
+        mine = np.sort(rank[table.indices[table.indptr[row] : table.indptr[row + 1]]])
+        rare.append(mine[: len(mine) - int(np.ceil(least * len(mine))) + 1])
+        starts.append(starts[-1] + len(rare[-1]))
+    columns = np.concatenate(rare) if rare else np.zeros(0, int)
+    prefix = csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=table.shape)
+    pairs = []
+    for begin in range(0, len(templates), 500):
+        met = (prefix[begin : begin + 500] @ prefix.T).tocoo()
+        i, j = met.row + begin, met.col
+        keep = (i < j) & (np.minimum(sizes[i], sizes[j]) >= least * np.maximum(sizes[i], sizes[j]))
+        i, j = i[keep], j[keep]
+        common = np.asarray(table[i].multiply(table[j]).sum(1)).ravel() if len(i) else np.zeros(0)
+        alike = common / (sizes[i] + sizes[j] - common)
+        pairs += [(int(a), int(b), float(s)) for a, b, s in zip(i, j, alike, strict=True) if s >= least]
+    return pairs
+
+
 def similarity_matrix(rows: Sequence[Template], columns: Sequence[Template]) -> np.ndarray:
     """Jaccard similarity of 5-grams of every pair, shape (rows, columns), in [0, 1]."""
     known: dict[str, int] = {}

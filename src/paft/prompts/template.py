@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,14 @@ _ESCAPE = re.compile(r"\\[nrt]")
 # [UPPER CASE] or [insert ...] or <text>: a blank that somebody forgot to fill; paired tags <x>..</x> are layout
 _BLANK = re.compile(r"\[(?:(?i:insert|your|the|put|add)\b[^\]\n]*|[A-Z][A-Z _]{2,})\]")
 _TAG = re.compile(r"(?<!<)<([A-Za-z][\w -]*)>(?!>)")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a template: a name to count by (see `audit.FAULTS`) and a reason to read."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -57,55 +65,78 @@ class Template:
         )
 
     @property
-    def _inner(self) -> Labels | ChoiceText:
+    def static_text(self) -> str:
+        """What the template says by itself: system text and text without slots."""
+        return _SLOT.sub("", f"{self.system or ''}\n{self.text}")
+
+    @property
+    def inner_answer(self) -> Labels | ChoiceText:
+        """The answer format without its wrap."""
         return self.answer.of if isinstance(self.answer, Wrapped) else self.answer
 
     def check(self, task: Task) -> None:
         """Raise TemplateError, naming this template, unless it can ask every question of the task."""
-        fault = self._fault(task)
-        if fault:
+        for fault in self.faults(task):
             start = " ".join(self.text.split())[:40]
-            raise TemplateError(f"template {self.id} ({start!r}): {fault}")
+            raise TemplateError(f"template {self.id} ({start!r}): {fault.reason}")
 
-    def _fault(self, task: Task) -> str | None:
+    def faults(self, task: Task) -> Iterator[Fault]:
+        """What keeps this template from asking every question of the task; empty when it can."""
         letters = LETTERS[: task.num_choices]
         known = [*task.fields, *task.optional_fields, "choices", *letters]
         counts = {name: self.slots.count(name) for name in self.slots}
         for name in counts:
             if name not in known:
                 hidden = " (it is the answer and may not be shown)" if name in ("answer", "label", "gold") else ""
-                return f"slot {{{name}}} is not a field of task {task.name!r}{nearest(name, known)}; fields: {few(known, 12)}{hidden}"
-        missing = [name for name in task.fields if name not in counts]
-        if missing:
-            return f"slot {{{missing[0]}}} is missing; every prompt of task {task.name!r} shows {few(task.fields)}"
-        twice = [name for name, count in counts.items() if count > 1]
-        if twice:
-            return f"slot {{{twice[0]}}} occurs {counts[twice[0]]} times; expected once"
-        shown = [name for name in letters if name in counts]
-        if shown and len(shown) < len(letters):
-            return f"shows option {{{shown[0]}}} but not {{{next(x for x in letters if x not in counts)}}}; show all options, or {{choices}}"
-        if shown and "choices" in counts:
-            return "shows the options twice, by {choices} and one by one; use one of the two"
-        if task.choices is None and not shown and "choices" not in counts and isinstance(self._inner, Labels):
-            return "asks for a label but shows no options; add {choices}, or use `answer: text`"
-        labels = self._inner.labels if isinstance(self._inner, Labels) else None
-        if labels is not None and len(labels) != task.num_choices:
-            return f"has {len(labels)} labels; task {task.name!r} has {task.num_choices} choices"
-        if not _OPTION_SLOT.search(self.options):
-            return f"options {self.options!r} shows neither {{label}} nor {{text}}"
-        static = _SLOT.sub("", f"{self.system or ''}\n{self.text}") + self.options + self.joiner
+                yield Fault(
+                    "slot_unknown",
+                    f"slot {{{name}}} is not a field of task {task.name!r}{nearest(name, known)}; fields: {few(known, 12)}"
+                    f"{hidden or f'; write {{{{{name}}}}} for the text itself'}",
+                )
+        for name in task.fields:
+            if name not in counts:
+                yield Fault(
+                    "slot_missing",
+                    f"slot {{{name}}} is missing; every prompt of task {task.name!r} shows {few(task.fields)}",
+                )
+        for name, count in counts.items():
+            if count > 1:
+                yield Fault("slot_repeated", f"slot {{{name}}} occurs {count} times; expected once")
+        yield from self._option_faults(task, counts)
+        static = self.static_text + self.options + self.joiner
         if escape := _ESCAPE.search(static):
-            return f"holds a literal {escape[0]!r} (two characters); write a real line break or tab"
+            yield Fault("escape", f"holds a literal {escape[0]!r} (two characters); write a real line break or tab")
         if blank := _BLANK.search(static):
-            return f"holds what looks like an unfilled blank {blank[0]!r}; fill it, or use a {{slot}}"
+            yield Fault("blank", f"holds what looks like an unfilled blank {blank[0]!r}; fill it, or use a {{slot}}")
         for tag in _TAG.finditer(static):
             if f"</{tag[1].split()[0]}" not in static and not self.text.endswith(tag[0]):  # an open tag as cue is fine
-                return (
-                    f"holds {tag[0]!r} without a closing tag: an unfilled blank? fill it, close it, or use a {{slot}}"
+                yield Fault(
+                    "blank",
+                    f"holds {tag[0]!r} without a closing tag: an unfilled blank? fill it, close it, or use a {{slot}}",
                 )
         if not self.text.strip():
-            return "has no text"
-        return None
+            yield Fault("empty", "has no text")
+
+    def _option_faults(self, task: Task, counts: Mapping[str, int]) -> Iterator[Fault]:
+        letters = LETTERS[: task.num_choices]
+        shown = [name for name in letters if name in counts]
+        if shown and len(shown) < len(letters):
+            absent = next(x for x in letters if x not in counts)
+            yield Fault(
+                "options_missing",
+                f"shows option {{{shown[0]}}} but not {{{absent}}}; show all options, or {{choices}}",
+            )
+        if shown and "choices" in counts:
+            yield Fault("slot_repeated", "shows the options twice, by {choices} and one by one; use one of the two")
+        if task.choices is None and not shown and "choices" not in counts and isinstance(self.inner_answer, Labels):
+            yield Fault(
+                "options_missing", "asks for a label but shows no options; add {choices}, or use `answer: text`"
+            )
+        labels = self.inner_answer.labels if isinstance(self.inner_answer, Labels) else None
+        if labels is not None and len(labels) != task.num_choices:
+            yield Fault("contract", f"has {len(labels)} labels; task {task.name!r} has {task.num_choices} choices")
+        if not _OPTION_SLOT.search(self.options):
+            yield Fault("options_missing", f"options {self.options!r} shows neither {{label}} nor {{text}}")
 
     def render(self, example: Example) -> Chat:
         """The turns that ask this example. Raises TemplateError when the example lacks a field."""
@@ -139,7 +170,7 @@ class Template:
         return self.answer.surfaces(example)[example.answer]
 
     def _choices(self, example: Example) -> str:
-        labels = (Labels() if isinstance(self._inner, ChoiceText) else self._inner).surfaces(example)
+        labels = (Labels() if isinstance(self.inner_answer, ChoiceText) else self.inner_answer).surfaces(example)
 
         def line(label: str, text: str) -> str:
             return _OPTION_SLOT.sub(lambda match: label if match[1] == "label" else text, self.options)

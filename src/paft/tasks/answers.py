@@ -104,7 +104,7 @@ PLACE = "{answer}"
 class Wrapped:
     """The answer stands inside fixed text: a JSON object, a LaTeX box, a tag. `wrap` holds `{answer}` once.
 
-    Inside a wrap that is a JSON object the answer is escaped as a JSON string is.
+    Without text after it the answer ends with its line, or with a full stop. Inside a wrap that is a JSON object the answer is escaped as a JSON string is.
     """
 
     wrap: str
@@ -112,9 +112,9 @@ class Wrapped:
 
     def __post_init__(self) -> None:
         before, place, after = self.wrap.partition(PLACE)
-        if not place or PLACE in after or not before.strip() or not after.strip():
+        if not place or PLACE in after or not before.strip():
             raise TemplateError(
-                f"answer wrap {self.wrap!r}: expected text before and after one {PLACE}, such as <answer>{PLACE}</answer>"
+                f"answer wrap {self.wrap!r}: expected text before one {PLACE}, such as <answer>{PLACE}</answer>"
             )
         if self._json and _json_values(self.wrap) is None:
             raise TemplateError(
@@ -175,7 +175,12 @@ _DECODER = json.JSONDecoder(strict=False)
 
 
 def _places(part: str, text: str) -> list[tuple[int, int]]:
-    """Start and end of every place where a part stands, overlaps included; case and white space may differ."""
+    """Start and end of every place where a part stands, overlaps included; case and white space may differ.
+
+    An empty part stands at every end of a line.
+    """
+    if not part.strip():
+        return [match.span() for match in re.finditer(r"$", text, re.MULTILINE)]
     loose = r"\s*".join(re.escape(word) for word in re.findall(r"\w+|[^\w\s]", part))
     return [match.span(1) for match in re.finditer(f"(?=({loose}))", text, re.IGNORECASE)]
 
