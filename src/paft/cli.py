@@ -35,7 +35,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-prompts_app = typer.Typer(help="Look at prompt sets and check them.", no_args_is_help=True, rich_markup_mode=None)
+prompts_app = typer.Typer(
+    help="Build prompt sets, look at them, check them.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(prompts_app, name="prompts")
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an interrupted run goes on from what it holds.")]
@@ -175,6 +177,52 @@ def prompts_list() -> None:
         found = PromptSet.load(name)
         counts = ", ".join(f"{split} {len(found.split(split))}" for split in ALL_SPLITS if found.split(split))
         typer.echo(f"{name:<12} {counts}")
+
+
+@prompts_app.command("build")
+def prompts_build(
+    config: Annotated[Path, typer.Argument(help="Settings of the build (YAML or JSON); see docs/prompts.md")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Directory; an interrupted build goes on from what it holds.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first requests and what they may cost.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Have language models write a prompt set: ask, audit, ask for what is missing, divide into train, dev and test.
+
+    Writes prompts.yaml, audit.json (what was dropped, and why) and replies.jsonl (every reply, so that nothing is paid for
+    twice). Exit code 1 when fewer sound prompts came than wanted.
+
+    Example: paft prompts build my_build.yaml --out prompts/my-task --dry-run
+    """
+    from paft.build import build_prompts, describe, plan_build
+    from paft.config import BuildConfig, validate
+
+    settings = validate(BuildConfig, load_mapping(config), str(config))
+    if dry_run:
+        plan = plan_build(settings)
+        for role, text in ((message.role, message.text) for message in plan.requests[0].chat):
+            typer.secho(f"--- {role}", bold=True)
+            typer.echo(text)
+        typer.secho("---", bold=True)
+        for name, tokens in plan.tokens.items():
+            count = sum(request.writer == name for request in plan.requests)
+            money = f", at most {plan.money[name]:.2f} in money" if plan.money[name] else ""
+            typer.echo(f"{name}: {count} requests in the first round, at most {tokens} tokens{money}")
+        return
+    with _watcher() as watch, watch.stage("build") as tick:
+        report = build_prompts(settings, out, say=watch.say, tick=tick)
+    if as_json:
+        typer.echo(json.dumps({**report.to_dict(), "complete": report.complete}, ensure_ascii=False))
+    else:
+        typer.echo(describe(report))
+        typer.echo(
+            out / "prompts.yaml"
+            if all(report.splits.values())
+            else f"no set: a split is empty; see {out / 'audit.json'}"
+        )
+    if not report.complete:
+        raise typer.Exit(1)
 
 
 @prompts_app.command("check")

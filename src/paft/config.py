@@ -190,6 +190,81 @@ class RunConfig(Strict):
         return validate(SFTConfig, {**common, **own}, f"arms.{arm}.train")
 
 
+class PriceConfig(Strict):
+    """Money per million tokens, in whatever currency the budgets are in."""
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+
+
+class BudgetConfig(Strict):
+    """What a writer may use in one build, requests of earlier runs of it included."""
+
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    money: Annotated[float, Field(gt=0)] | None = None
+
+
+class WriterConfig(Strict):
+    """A language model that writes prompts: behind an OpenAI-compatible server (base_url), or loaded here (none)."""
+
+    name: str
+    model: str
+    base_url: str | None = None
+    key_env: str | None = None
+    """Name of the environment variable that holds the key. Keys are taken from nowhere else."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    max_tokens: Annotated[int, Field(ge=64)] = 4096
+    timeout: Annotated[float, Field(gt=0)] = 120.0
+    concurrency: Annotated[int, Field(ge=1)] = 8
+    price: PriceConfig | None = None
+    budget: BudgetConfig = BudgetConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> WriterConfig:
+        if self.budget.money is not None and self.price is None:
+            raise ValueError(
+                f"writer {self.name!r} has a budget in money but no price; add price: {{input: .., output: ..}}"
+            )
+        return self
+
+
+class BuildConfig(Strict):
+    """A prompt set to be built: for which task, by whom, how many, how divided."""
+
+    task: str
+    source: Literal["auto", "hub", "wheel"] = "auto"
+    about: str | None = None
+    """The task in a sentence or two, for the writers; None takes the built-in title."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    train: Annotated[int, Field(ge=1)] = 400
+    dev: Annotated[int, Field(ge=1)] = 50
+    test: Annotated[int, Field(ge=1)] = 50
+    writers: Annotated[list[WriterConfig], Field(min_length=1)]
+    strategies: Annotated[list[Literal["zero-shot", "few-shot"]], Field(min_length=1)] = ["zero-shot", "few-shot"]
+    per_request: Annotated[int, Field(ge=1, le=20)] = 5
+    """Prompts asked for at a time."""
+    first_round: Annotated[int, Field(ge=1)] = 20
+    """Prompts asked of each writer by each strategy at first (the paper's 20 + 20); then more until the counts are met."""
+    rounds: Annotated[int, Field(ge=1)] = 6
+    """Most rounds; what is missing after the last is said."""
+    examples: str | None = None
+    """Prompt set whose train prompts are the examples of few-shot requests; None takes the one shipped for the task."""
+    similarity: Annotated[float, Field(gt=0, le=0.5)] = 0.45
+    """Jaccard similarity of 5-grams from which two candidates are the same; the first stays. Loading refuses 0.5 across splits."""
+    select: Literal["diverse", "uniform"] = "diverse"
+    """What happens to more candidates than wanted: those furthest from each other, or a random choice."""
+    split_by: Literal["cluster", "random", "writer", "strategy", "format"] = "cluster"
+    """What may not straddle two splits: groups of similar prompts, all prompts of a writer, of a writer's strategy, of an
+    answer form. "random": nothing (near-duplicates are gone by then), as in the paper."""
+
+    @model_validator(mode="after")
+    def _check(self) -> BuildConfig:
+        names = [writer.name for writer in self.writers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"writers: two have one name among {names}; results name writers")
+        return self
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 

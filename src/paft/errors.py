@@ -8,6 +8,7 @@
     ├── RenderError  (ValueError)  a cell that cannot become tokens: too long, control tokens inside a field
     ├── ShapeError   (ValueError)  an array whose shape does not fit
     ├── AssetError   (OSError)     a model or dataset that cannot be found, fetched or verified
+    ├── EndpointError(OSError)     a model server that refuses, or does not answer
     ├── StoreError   (OSError)     a run directory: locked, damaged, made by other settings, disk full
     └── ResourceError(RuntimeError) memory too small even for one example
 
@@ -52,6 +53,10 @@ class ShapeError(PaftError, ValueError):
 
 class AssetError(PaftError, OSError):
     """A model or dataset that cannot be found, fetched or verified."""
+
+
+class EndpointError(PaftError, OSError):
+    """A model server that refuses, or does not answer after all tries."""
 
 
 class StoreError(PaftError, OSError):

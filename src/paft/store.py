@@ -98,6 +98,30 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    with disk_errors(root):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise StoreError(f"{root} is a file; give a directory with --out") from None
+        except FileNotFoundError:  # a dangling link on the way
+            raise StoreError(f"{root}: cannot be made; give another directory with --out") from None
+        lock = (root / ".lock").open("a+")
+    with lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError:
+            raise StoreError(
+                f"{root}: another paft process is writing here; wait for it or choose another --out"
+            ) from None
+        yield
+
+
 class RunDir:
     """A run's directory, locked while open: two processes never write one run."""
 
@@ -151,25 +175,40 @@ class RunDir:
     @contextlib.contextmanager
     def locked(self) -> Iterator[RunDir]:
         """Hold the run; raises StoreError when another process does. The lock dies with its process."""
-        with disk_errors(self.root):
-            try:
-                self.root.mkdir(parents=True, exist_ok=True)
-            except FileExistsError:
-                raise StoreError(f"{self.root} is a file; give a directory with --out") from None
-            except FileNotFoundError:  # a dangling link on the way
-                raise StoreError(f"{self.root}: cannot be made; give another directory with --out") from None
-            lock = (self.root / ".lock").open("a+")
-        with lock:
-            try:
-                import fcntl
+        with _locked(self.root):
+            yield self
 
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:
-                pass
-            except OSError:
-                raise StoreError(
-                    f"{self.root}: another paft process is writing this run; wait for it or choose another --out"
-                ) from None
+
+@dataclass(frozen=True)
+class BuildDir:
+    """Files of a prompt set under construction."""
+
+    root: Path
+
+    @property
+    def settings(self) -> Path:
+        """Settings of the build."""
+        return self.root / "build.yaml"
+
+    @property
+    def replies(self) -> Path:
+        """Every reply of every writer."""
+        return self.root / "replies.jsonl"
+
+    @property
+    def audit(self) -> Path:
+        """What was dropped, and why; how far apart the splits are."""
+        return self.root / "audit.json"
+
+    @property
+    def prompts(self) -> Path:
+        """The prompt set."""
+        return self.root / "prompts.yaml"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[BuildDir]:
+        """Hold the build; raises StoreError when another process does."""
+        with _locked(self.root):
             yield self
 
 

@@ -27,7 +27,7 @@ from transformers.utils import logging as hf_logging
 from paft.assets import ModelFiles, Say, Source, resolve_model
 from paft.errors import AssetError, ConfigError, RenderError, ResourceError
 from paft.lm.render import Renderer, shared_prefix
-from paft.lm.types import Answered, Completion, Question
+from paft.lm.types import Answered, Chat, Completion, Question
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -286,6 +286,31 @@ class HFModel:
                 if group:
                     self._answer_group(group, max_new_tokens, batch_tokens, collect)
         return [answers[index] for index in range(len(questions))]
+
+    def sample(self, chat: Chat, *, max_new_tokens: int, temperature: float, seed: int) -> tuple[Completion, int]:
+        """A free text by sampling, the same for the same seed, and the tokens of its prompt. temperature 0: greedy."""
+        ids = torch.tensor([self.renderer.prompt_ids(chat)], device=self.device)
+        room = self.limit - ids.shape[1]
+        if room < 1:
+            raise RenderError(
+                f"a request of {ids.shape[1]} tokens; the model reads at most {self.limit}; use a larger one"
+            )
+        torch.manual_seed(seed)
+        with torch.inference_mode(), _quiet():
+            whole = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=min(max_new_tokens, room),
+                do_sample=temperature > 0,
+                temperature=temperature or None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self.renderer.eos_id,
+            )
+        said = whole[0, ids.shape[1] :].tolist()
+        ended = bool(said) and said[-1] in self.end_ids
+        text = self.tokenizer.decode(said, skip_special_tokens=True)
+        return Completion(text, len(said), "eos" if ended else "limit"), ids.shape[1]
 
     def _answer_group(
         self, group: list[_Prepared], max_new_tokens: int, batch_tokens: int, collect: Callable[..., None]

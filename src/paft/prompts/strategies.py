@@ -1,0 +1,195 @@
+"""What writers are asked: meta-prompts in two strategies over axes, and how their replies are read.
+
+zero-shot asks for variety and shows nothing; few-shot shows prompts that exist and asks for others as good (PAFT, section
+3.1, names the two; its texts are not published, these are ours). Each request also turns a few axes along which real
+prompts differ, drawn by the request's own number, so that a build is a pure function of its settings and the replies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paft.errors import TemplateError
+from paft.lm.types import Chat, Message
+from paft.prompts.template import Fault, Template, template_from, template_to
+from paft.tasks.answers import LETTERS
+from paft.tasks.types import Example, Task
+
+META = "1"
+"""Version of the texts below; part of every prompt's origin."""
+
+AXES: dict[str, tuple[str, ...]] = {
+    "who asks": (
+        "an exam paper", "an application's backend", "a chat message from a teenager", "a crowd-work guideline", "a teacher in class",
+        "an office e-mail", "a form to fill in", "a quiz show", "a lab protocol", "a lawyer", "a non-native speaker",
+        "somebody in a hurry", "a customer of a help desk", "a game", "a developer testing an API", "a careful researcher",
+    ),
+    "length": ("under 12 words", "one or two sentences", "a short paragraph", "a long, careful briefing of 100 to 200 words"),
+    "place of the instruction": ("before the data", "after the data", "around the data", "between the fields", "only in the system text", "no instruction, only layout and a cue"),
+    "layout": ("plain prose", "labelled lines", "Markdown headings", "XML-like paired tags", "a JSON record", "a table", "a bare list", "everything on one line"),
+    "answer cue": ("none", "a word and a colon", "an arrow", "an unfinished sentence", "a question", "an opening key such as in a form"),
+    "answer form": ("the letter", "a number", "the text of the option itself", "own code words for the options", "inside a JSON object", "inside paired tags", "inside \\boxed{}", "after a fixed phrase"),
+    "register": ("formal", "casual", "terse", "polite", "strict, with a warning", "playful", "technical", "warm"),
+    "options": ("one per line", "in running text", "in a block with letters", "in a block with numbers", "separated by slashes", "each in its own tag"),
+    "system text": ("none", "none", "none", "a short rule on the form of the answer", "a role", "the whole instruction"),
+    "language of the instruction": ("English",) * 12 + ("German", "French", "Spanish", "Chinese", "Portuguese", "Japanese"),
+    "care": ("faultless",) * 9 + ("one or two natural typing errors", "all lower case, little punctuation"),
+}  # fmt: skip
+"""How prompts of real people differ. The paper varies none of them on purpose."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to one writer. `key` is a hash of all that is sent: a reply is kept under it and never paid for twice."""
+
+    writer: str
+    model: str
+    strategy: str
+    number: int
+    wanted: int
+    chat: Chat
+    axes: Mapping[str, str]
+    attempt: int = 0
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits."""
+        parts = [self.writer, self.model, self.number, self.attempt, [[m.role, m.text] for m in self.chat]]
+        return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    @property
+    def seed(self) -> int:
+        """Seed sent along; servers that know it give the same reply to the same request."""
+        return int(self.key[:7], 16)
+
+
+def make_request(
+    task: Task,
+    about: str,
+    examples: Sequence[Example],
+    shown: Sequence[Template],
+    *,
+    writer: str,
+    model: str,
+    strategy: str,
+    number: int,
+    wanted: int,
+    seed: int,
+) -> Request:
+    """The request of that number: a pure function of its arguments. shown: templates that few-shot requests draw from."""
+    draw = random.Random(f"{seed} {writer} {strategy} {number}")
+    turned = sorted(draw.sample(sorted(AXES), 5))
+    axes = {axis: draw.choice(AXES[axis]) for axis in turned}
+    item = draw.choice(list(examples))
+    picked = draw.sample(list(shown), min(3, len(shown))) if strategy == "few-shot" else []
+    system = (
+        "You write prompts for testing language models. Your prompts are read by programs: you answer with a JSON array "
+        "and nothing else."
+    )
+    text = "\n\n".join(_parts(task, about, item, axes, picked, wanted))
+    return Request(writer, model, strategy, number, wanted, (Message("system", system), Message("user", text)), axes)
+
+
+def _parts(
+    task: Task, about: str, item: Example, axes: Mapping[str, str], shown: Sequence[Template], wanted: int
+) -> Iterator[str]:
+    letters = LETTERS[: task.num_choices]
+    yield f"Write {wanted} different prompt templates that put the following task to a model.\n\nTask: {about}"
+    fields = ", ".join(f"{{{name}}}" for name in task.fields)
+    rules = [f"Each template shows each of these slots exactly once: {fields}."]
+    if task.optional_fields:
+        rules.append(f"It may also show, at most once: {', '.join(f'{{{name}}}' for name in task.optional_fields)}.")
+    if task.choices:
+        rules.append(
+            f"The possible answers are always, in this order: {', '.join(task.choices)}. They may be named in the words, or shown "
+            "by the slot {choices}."
+        )
+    else:
+        rules.append(
+            f"The {task.num_choices} options are shown once each, by the slots {' '.join(f'{{{x}}}' for x in letters)}, or all by "
+            "the slot {choices}."
+        )
+    own = ", ".join(f'"{x}"' for x in ("p", "q", "r", "s", "t")[: task.num_choices])
+    rules += [
+        'With {choices}, "options" lays out one option ("{label}) {text}") and "joiner" stands between two.',
+        f'"answer" says what the model has to write: "letters" ({", ".join(letters)}), "text" (the right option itself), '
+        f'{{"labels": [{own}]}} (own labels in the order of the options), or one of these inside fixed text: '
+        '{"wrap": "<answer>{answer}</answer>", "of": "letters"}.',
+        "The words must ask for exactly that form, and for the bare answer: no explanation, no second answer.",
+        "The words never give an answer away and never ask for the wrong or worst option.",
+        "No placeholders besides the slots; real line breaks; nothing that a person would have to fill in.",
+    ]
+    yield "Rules:\n" + "\n".join(f"- {rule}" for rule in rules)
+    record = {**item.fields, **({} if task.choices else {"options": list(item.choices)})}
+    yield "An item of the task, so that you know what fills the slots (do not copy it):\n" + json.dumps(
+        record, ensure_ascii=False
+    )
+    if shown:
+        entries = [{k: v for k, v in template_to(t).items() if k not in ("id", "origin")} for t in shown]
+        yield (
+            "Prompts that are good; yours are as good and differ from them and from each other in more than words:\n"
+            + json.dumps(entries, ensure_ascii=False, indent=1)
+        )
+    wishes = "\n".join(f"- {axis}: {value}" for axis, value in axes.items())
+    yield f"For this batch, as far as it makes sense:\n{wishes}\nEverything else differs from one template to the next."
+    yield (
+        f'Answer with a JSON array of {wanted} objects with the keys "text" and "answer", and where needed "system", "options", '
+        '"joiner".'
+    )
+
+
+def ask_again(request: Request, reply: str, fault: Fault) -> Request:
+    """The same request once more, with the fault of the reply named."""
+    extra = Message(
+        "user",
+        f"Your last answer could not be used: {fault.reason}. It began with: {reply.strip()[:200]!r}. "
+        f"Answer again, with a JSON array of {request.wanted} objects and nothing else.",
+    )
+    base = request.chat[:2]
+    merged = Message("user", f"{base[1].text}\n\n{extra.text}")
+    return Request(
+        request.writer, request.model, request.strategy, request.number, request.wanted,
+        (base[0], merged), request.axes, request.attempt + 1,
+    )  # fmt: skip
+
+
+def read_reply(reply: str, origin: Mapping[str, Any]) -> tuple[list[Template], list[tuple[str, Fault]]]:
+    """Templates of a reply, and the entries that are none, each with its fault. No entry at all is one fault, "unreadable"."""
+    entries = list(_entries(reply))
+    if not entries:
+        return [], [(reply.strip()[:200], Fault("unreadable", "it holds no JSON object with the keys text and answer"))]
+    templates, faulty = [], []
+    for entry in entries:
+        known = {
+            key: entry[key] for key in ("text", "answer", "system", "options", "joiner") if entry.get(key) is not None
+        }
+        try:
+            templates.append(template_from({**known, "origin": dict(origin)}, "entry"))
+        except TemplateError as error:
+            faulty.append((json.dumps(entry, ensure_ascii=False)[:200], Fault("malformed", str(error))))
+    return templates, faulty
+
+
+_DECODER = json.JSONDecoder(strict=False)
+
+
+def _entries(reply: str) -> Iterator[dict[str, Any]]:
+    """Objects with a text, wherever they stand: in an array, in a code fence, after a preface, one per line."""
+    at = reply.find("{")
+    while at >= 0:
+        try:
+            value, end = _DECODER.raw_decode(reply, at)
+        except ValueError:
+            value, end = None, at + 1
+        if isinstance(value, dict):
+            inner = next((v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)), None)
+            if "text" in value:
+                yield value
+            elif inner is not None:
+                yield from (each for each in inner if isinstance(each, dict) and "text" in each)
+        at = reply.find("{", end)

@@ -1,0 +1,251 @@
+"""Building a prompt set against servers that fail, are killed beside, refuse, or write nonsense."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from paft.build import BuildReport, build_prompts, plan_build
+from paft.config import BuildConfig, dump_yaml
+from paft.errors import ConfigError, EndpointError, PromptSetError
+from paft.prompts import PromptSet
+from paft.store import read_jsonl
+from tests import tiny
+from tests.chat_server import ChatServer, identity, prompts_for
+
+KEY = "sk-very-secret-4711"
+SIZES = {"train": 24, "dev": 6, "test": 6}
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAFT_TEST_KEY", KEY)
+
+
+def settings(folder: Path, url: str, **other: object) -> dict:
+    writer = {"model": "m", "base_url": url, "key_env": "PAFT_TEST_KEY", "timeout": 0.6}
+    task = tiny.write_task(folder / "data")
+    prompts = tiny.write_prompts(folder / "data")
+    return {
+        "task": str(task),
+        "about": "Is the colour in the text red or blue?",
+        "examples": str(prompts),
+        "writers": [{"name": "one", **writer}, {"name": "two", **writer, "model": "n"}],
+        "first_round": 10,
+        **SIZES,
+        **other,
+    }
+
+
+def build(folder: Path, url: str, out: str = "out", **other: object) -> BuildReport:
+    return build_prompts(BuildConfig.model_validate(settings(folder, url, **other)), folder / out)
+
+
+def ids(report: BuildReport) -> dict[str, list[str]]:
+    return {name: [template.id for template in templates] for name, templates in report.splits.items()}
+
+
+def everything_in(folder: Path) -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_build_ends_with_the_counts_that_were_wanted_and_says_what_was_dropped(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        report = build(tmp_path, server.url)
+    assert report.complete
+    assert {name: len(templates) for name, templates in report.splits.items()} == SIZES
+    found = PromptSet.load(tmp_path / "out" / "prompts.yaml")  # which checks that no split leaks into another
+    assert found.task == "colours"
+    origin = found.train[0].origin
+    assert (origin["model"], origin["meta"], origin["seed"]) == ("served-model-1", "1", 0)
+    assert {t.origin["strategy"] for t in found.train} == {"zero-shot", "few-shot"}
+    assert {t.origin["writer"] for t in found.train} == {"one", "two"}
+    notes = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert notes["audit"]["counts"]["slot_missing"] > 0
+    assert notes["unusable_entries"]["malformed"] > 0
+    assert notes["given"] == len(report.selection.kept) + len(report.selection.dropped)
+    assert sum(notes["separation"]["nearest"]["bins"]) == SIZES["test"]
+    assert notes["separation"]["nearest"]["max"] < 0.5
+    assert 1 <= notes["separation"]["vendi"]["train"] <= SIZES["train"]
+    # more than the first round was needed, and no more than that
+    assert max(row["number"] for row in read_jsonl(tmp_path / "out" / "replies.jsonl")) >= 2
+
+
+def test_failing_servers_change_nothing_and_nothing_is_paid_twice(tmp_path: Path) -> None:
+    sizes = {"train": 80, "dev": 10, "test": 10, "first_round": 30}
+    with ChatServer() as server:
+        smooth = build(tmp_path / "a", server.url, **sizes)
+    with ChatServer(faults=0.3) as rough:
+        report = build(tmp_path / "b", rough.url, **sizes)
+    assert report.complete
+    assert ids(report) == ids(smooth)
+    assert set(rough.failed) == {"429", "500", "cut", "json", "silence"}
+    assert set(rough.paid.values()) == {1}
+    assert rough.keys == {f"Bearer {KEY}"}
+    assert KEY not in everything_in(tmp_path)
+
+
+CHILD = "import sys; from paft.cli import main; main()"
+
+
+def run_cli(*words: str, **extra: object) -> subprocess.Popen:
+    env = {**os.environ, "PAFT_TEST_KEY": KEY, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, *words],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **extra,
+    )
+
+
+def test_ten_kills_change_nothing_and_replies_on_disk_are_not_asked_for_again(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        smooth = build(tmp_path / "a", server.url)
+    draw = random.Random(3)
+    with ChatServer(faults=0.2, delay=0.15) as server:
+        values = settings(tmp_path / "b", server.url)
+        for writer in values["writers"]:
+            writer["concurrency"] = 2
+        config = tmp_path / "build.yaml"
+        config.write_text(dump_yaml(values), encoding="utf-8")
+        out = tmp_path / "b" / "out"
+        kills, lost = 0, 0
+        while kills < 10:
+            child = run_cli("prompts", "build", str(config), "--out", str(out))
+            before = len(server.asked)
+            until = time.monotonic() + 60
+            while len(server.asked) == before and child.poll() is None and time.monotonic() < until:
+                time.sleep(0.01)  # starting takes longer than working: kill while it works
+            time.sleep(draw.uniform(0.0, 0.35))
+            if child.poll() is None:
+                child.send_signal(signal.SIGKILL)
+            child.communicate()
+            kills += 1
+            time.sleep(0.3)  # what was under way is answered, to nobody
+            lost = sum(server.paid.values()) - len(read_jsonl(out / "replies.jsonl"))
+            assert (
+                lost <= 8 * kills
+            )  # at most what was under way: two writers, two requests each, before and after the answer
+        child = run_cli("prompts", "build", str(config), "--out", str(out))
+        stdout, stderr = child.communicate(timeout=120)
+        assert child.returncode == 0, stderr
+        rows = read_jsonl(out / "replies.jsonl")
+    assert len({row["key"] for row in rows}) == len(rows)  # each reply once
+    assert sum(server.paid.values()) - len(rows) == lost  # the last run paid for nothing that was on disk
+    found = PromptSet.load(out / "prompts.yaml")
+    assert {name: [t.id for t in found.split(name)] for name in SIZES} == ids(smooth)
+    assert "are not asked for again" in stderr
+    assert KEY not in stdout + stderr + everything_in(tmp_path)
+
+
+def test_a_refusal_is_one_line_without_the_key(tmp_path: Path) -> None:
+    with ChatServer(status=401) as server, pytest.raises(EndpointError, match="HTTP 401") as caught:
+        build(tmp_path, server.url)
+    assert KEY not in str(caught.value)
+    assert "***" in str(caught.value)
+    assert "PAFT_TEST_KEY" in str(caught.value)
+    writers = [{"name": "x", "model": "m", "base_url": "http://127.0.0.1:9/v1", "key_env": "PAFT_NO_SUCH"}]
+    with pytest.raises(ConfigError, match="PAFT_NO_SUCH is empty; export the key"):
+        build(tmp_path, "", "other", writers=writers)
+    assert not (tmp_path / "other" / "build.yaml").exists()
+
+
+def test_a_server_that_is_not_there_is_given_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paft.lm.endpoint.TRIES", 2)
+    with pytest.raises(EndpointError, match=r"no reply after 2 tries \(last: Connect.*run the same command again"):
+        build(tmp_path, "http://127.0.0.1:9/v1")
+
+
+def test_retry_after_is_waited_for(tmp_path: Path) -> None:
+    writer = {"name": "w", "model": "m", "concurrency": 1}
+    with ChatServer(faults=0.5, retry_after="0.7", kinds=("429",)) as server:
+        build(tmp_path, server.url, writers=[{**writer, "base_url": server.url}], train=4, dev=1, test=1)
+    asked: dict[str, list[float]] = {}
+    for body, when in zip(server.asked, server.times, strict=True):
+        asked.setdefault(identity(body), []).append(when)
+    waits = [b - a for times in asked.values() for a, b in itertools.pairwise(times)]
+    assert len(waits) == server.failed["429"] > 0
+    assert min(waits) >= 0.69
+    # and nobody else knocks meanwhile
+    assert sum(b - a < 0.69 for a, b in zip(server.times, server.times[1:], strict=False)) <= len(asked)
+
+
+def test_budgets_stop_a_writer_before_it_overspends(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        values = settings(tmp_path, server.url)
+        values["writers"][0] |= {"max_tokens": 200, "budget": {"tokens": 1300}}
+        values["writers"][1] |= {"max_tokens": 200, "price": {"input": 1.0, "output": 10.0}, "budget": {"money": 0.004}}
+        report = build_prompts(BuildConfig.model_validate(values), tmp_path / "out")
+    assert set(report.stopped) == {"one", "two"}
+    assert "1300 tokens" in report.stopped["one"]
+    assert 0 < report.tokens["one"] <= 1300
+    assert 0 < report.money["two"] <= 0.004
+    assert not report.complete
+    # the same directory with a larger budget goes on
+    for writer in values["writers"]:
+        writer.pop("budget")
+    with ChatServer() as server:
+        for writer in values["writers"]:
+            writer["base_url"] = server.url
+        with pytest.raises(PromptSetError, match="holds a build with other settings"):
+            build_prompts(BuildConfig.model_validate({**values, "seed": 5}), tmp_path / "out")
+
+
+def test_a_reply_without_prompts_is_answered_with_its_fault(tmp_path: Path) -> None:
+    def sulky(body: dict) -> str:
+        told = "could not be used" in body["messages"][-1]["content"]
+        return "Sure:\n```json\n" + json.dumps(prompts_for(body)) + "\n```" if told else "I cannot do that."
+
+    with ChatServer(reply=sulky) as server:
+        report = build(tmp_path, server.url)
+    assert report.complete
+    assert report.unusable["unreadable"] == sum(
+        "could not be used" in b["messages"][-1]["content"] for b in server.asked
+    )
+    with ChatServer(reply="No, never.") as server:
+        report = build(tmp_path, server.url, "never", rounds=2)
+    assert not report.complete
+    assert report.given == 0
+    assert not (tmp_path / "never" / "prompts.yaml").exists()
+    assert json.loads((tmp_path / "never" / "audit.json").read_text())["unusable_entries"]["unreadable"] > 0
+
+
+def test_dry_run_sends_nothing(tmp_path: Path) -> None:
+    config = BuildConfig.model_validate(settings(tmp_path, "http://127.0.0.1:9/v1"))
+    plan = plan_build(config)
+    assert len(plan.requests) == 2 * 2 * 2
+    assert plan.tokens["one"] > 4 * 4096
+    text = plan.requests[0].chat[1].text
+    assert "{text}" in text
+    assert "red, blue" in text
+    few = next(request for request in plan.requests if request.strategy == "few-shot")
+    assert "Prompts that are good" in few.chat[1].text
+    assert len({request.key for request in plan.requests}) == len(plan.requests)
+    path = tmp_path / "build.yaml"
+    path.write_text(dump_yaml(settings(tmp_path, "http://127.0.0.1:9/v1")), encoding="utf-8")
+    child = run_cli("prompts", "build", str(path), "--out", str(tmp_path / "out"), "--dry-run")
+    stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == 0, stderr
+    assert "one: 4 requests in the first round, at most" in stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_of_this_process_writes_too_and_its_failure_is_counted(tmp_path: Path) -> None:
+    tiny.saved_model(tmp_path / "model")
+    writers = [{"name": "here", "model": str(tmp_path / "model"), "max_tokens": 64}]
+    report = build(tmp_path, "", writers=writers, first_round=5, rounds=1, strategies=["zero-shot"])
+    assert report.unusable == {"unreadable": 2}
+    assert report.tokens["here"] > 0
+    again = build(tmp_path, "", writers=writers, first_round=5, rounds=1, strategies=["zero-shot"])
+    assert again.tokens == report.tokens
