@@ -11,7 +11,7 @@ import datetime
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from paft.lm.types import Chat
 from paft.prompts import PromptSet, Template, shipped_sets
 from paft.prompts.audit import Selection, audit
 from paft.prompts.divide import divide, separation
+from paft.prompts.exchange import read_prompts
 from paft.prompts.strategies import META, Request, ask_again, make_request, read_reply
 from paft.prompts.template import Fault
 from paft.store import BuildDir, append_jsonl, read_jsonl, write_text
@@ -132,6 +133,46 @@ def build_prompts(
             )
             write_text(place.prompts, prompts.to_yaml())
     return report
+
+
+def import_prompts(
+    sources: Sequence[Path],
+    task: Task,
+    out: Path,
+    *,
+    answer: object = "letters",
+    rename: Mapping[str, str] | None = None,
+    shares: Mapping[str, float],
+    similarity: float = 0.45,
+) -> dict[str, Any]:
+    """A prompt set of prompts that exist, in a directory: `prompts.yaml`, `audit.json`. Returns what the latter holds.
+
+    Raises PromptSetError when too few are sound to fill three splits; nothing is written then but the audit.
+    """
+    found = read_prompts(sources, answer=answer, rename=rename, slots=task.fields)
+    selection = audit(found.templates, task, similarity)
+    sizes = {name: max(1, round(share * len(selection.kept))) for name, share in shares.items()}
+    splits = divide(selection.kept, sizes)
+    full = all(splits.values())
+    notes = {
+        "given": len(found.templates),
+        "unreadable": [(where, fault.reason) for where, fault in found.faulty],
+        "got": {name: len(templates) for name, templates in splits.items()},
+        "audit": selection.to_dict(),
+        **({"separation": separation(splits)} if full else {}),
+    }
+    place = BuildDir(out)
+    with place.locked():
+        write_text(place.audit, json.dumps(notes, ensure_ascii=False, indent=1) + "\n")
+        if not full:
+            raise PromptSetError(
+                f"{few(map(str, sources))}: {len(selection.kept)} sound prompts of {len(found.templates)} read, in too few groups for "
+                f"three splits; dropped: {selection.counts or 'none'}; see {place.audit}"
+            )
+        name = next((row.prompts for known, row in TASKS.items() if known == task.name and row.prompts), task.name)
+        info = {"origin": f"imported from {few([path.name for path in sources])}"}
+        write_text(place.prompts, PromptSet(name, splits["train"], splits["dev"], splits["test"], info).to_yaml())
+    return notes
 
 
 class _Build:

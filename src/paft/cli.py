@@ -23,7 +23,7 @@ import paft
 from paft import assets
 from paft.config import RunConfig, dump_yaml, load_mapping, load_run_config
 from paft.errors import ConfigError, PaftError, few, nearest
-from paft.prompts import ALL_SPLITS, PromptSet, PromptSplit, audit, shipped_sets
+from paft.prompts import ALL_SPLITS, SPLITS, PromptSet, PromptSplit, audit, shipped_sets
 from paft.tasks import TASKS, load_task
 
 app = typer.Typer(
@@ -223,6 +223,75 @@ def prompts_build(
         )
     if not report.complete:
         raise typer.Exit(1)
+
+
+@prompts_app.command("import")
+def prompts_import(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Files, or directories to search: text, tables, Jinja, YAML, code.")
+    ],
+    task: Annotated[str, typer.Option(help="Task that the prompts ask; a name or a file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for prompts.yaml and audit.json.")],
+    answer: Annotated[
+        str, typer.Option(help="Answer form of prompts without one: letters, text, or JSON.")
+    ] = "letters",
+    rename: Annotated[list[str] | None, typer.Option("--map", help="Their slot=field of the task; repeatable.")] = None,
+    share: Annotated[str, typer.Option("--split", help="Shares of train, dev and test.")] = "70/10/20",
+    as_json: Json = False,
+) -> None:
+    """Make a prompt set of prompts that exist: audit them, divide them so that similar ones stay together.
+
+    Reads .txt (a prompt a line, or blocks between lines of ---), .csv, .tsv, .jsonl, .xlsx with a column text, .j2,
+    PromptSource and NeMo-Skills YAML, and the strings of .py files that hold a field of the task.
+
+    Example: paft prompts import my_app/ prompts.csv --task piqa --map question=goal --out prompts/mine
+    """
+    from paft.build import import_prompts
+
+    shares = _shares(share)
+    pairs = dict(_pair(each) for each in rename or [])
+    form: object = json.loads(answer) if answer.lstrip().startswith("{") else answer
+    report = import_prompts(sources, load_task(task), out, answer=form, rename=pairs, shares=shares)
+    if as_json:
+        typer.echo(json.dumps(report, ensure_ascii=False))
+        return
+    typer.echo(f"{report['given']} prompts read, {report['audit']['kept']} are sound: {report['got']}")
+    for where, reason in report["unreadable"][:10]:
+        typer.echo(f"  not a template: {where}: {reason}")
+    for name, count in report["audit"]["counts"].items():
+        typer.echo(f"  dropped: {name} {count}")
+    typer.echo(out / "prompts.yaml")
+
+
+def _shares(text: str) -> dict[str, float]:
+    try:
+        parts = [float(part) for part in text.split("/")]
+    except ValueError:
+        parts = []
+    if len(parts) != 3 or min(parts) <= 0:
+        raise ConfigError(f"--split {text!r}: expected three positive shares, such as 70/10/20")
+    return {name: part / sum(parts) for name, part in zip(SPLITS, parts, strict=True)}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, sign, new = text.partition("=")
+    if not (sign and old and new):
+        raise ConfigError(f"--map {text!r}: expected their_name=field")
+    return old, new
+
+
+@prompts_app.command("export")
+def prompts_export(
+    name: Annotated[str, typer.Argument(help="Shipped set or file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .jsonl, .csv or .tsv.")],
+) -> None:
+    """Write a prompt set as a table, one prompt a row.
+
+    Example: paft prompts export piqa -o piqa.csv
+    """
+    from paft.prompts.exchange import write_prompts
+
+    typer.echo(f"{out}: {write_prompts(PromptSet.load(name), out)} prompts")
 
 
 @prompts_app.command("check")
