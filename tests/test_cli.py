@@ -138,7 +138,7 @@ def test_two_processes_never_write_one_run(config, tmp_path):
     until = time.monotonic() + 60
     while not (out / "config.yaml").exists() and time.monotonic() < until:
         time.sleep(0.01)
-    assert "another paft process is writing this run" in refused(call("run", str(config), "--out", str(out)))
+    assert "another paft process is writing here" in refused(call("run", str(config), "--out", str(out)))
     assert first.wait(120) == 0
 
 
