@@ -61,6 +61,9 @@ def test_every_public_name_exists_and_is_listed():
         ["tasks"],
         ["doctor"],
         ["prompts", "check"],
+        ["prompts", "build"],
+        ["prompts", "import"],
+        ["prompts", "export"],
         ["prompts", "show"],
         ["prompts", "list"],
     ],
@@ -165,6 +168,13 @@ def test_prompts_can_be_listed_checked_and_shown(tmp_path):
     assert "good for task colours" in call("prompts", "check", str(prompts), "--task", str(config_task)).stdout
     shown = call("prompts", "show", str(prompts), "-n", "1", "--task", str(config_task)).stdout
     assert "A) red B) blue. Letter:" in shown
+    where = ("prompts", "show", str(prompts), "-n", "4", "--task", str(config_task))
+    seen = call(*where, "--example", "1", "--model", str(tiny.saved_model(tmp_path / "model"))).stdout
+    assert "<|start|>system\nSay red or blue, nothing else.<|end|>" in seen
+    assert "<|start|>assistant\nred<|end|>" in seen
+    assert "tokens, answer" in seen
+    assert "examples 0 to 9" in refused(call(*where, "--example", "10"))
+    assert "name its task with --task" in refused(call("prompts", "show", "piqa", "--model", "x"))
     assert "did you mean 'train'?" in refused(call("prompts", "show", "piqa", "--split", "trian"))
     assert "prompts 0 to" in refused(call("prompts", "show", "piqa", "-n", "1000"))
 

@@ -274,9 +274,7 @@ def test_a_run_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
     )
     assert other.stdout
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(
-        StoreError, match="another paft process is writing here; wait for it or choose another --out"
-    ):
+    with pytest.raises(StoreError, match="another paft process is writing here; wait for it or choose another --out"):
         with RunDir(tmp_path / "run").locked():
             raise AssertionError
     other.kill()

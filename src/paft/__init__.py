@@ -12,11 +12,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from paft.config import EvalConfig, FixedSchedule, PaftSchedule, RunConfig, SFTConfig
+from paft.build import build_prompts
+from paft.config import BuildConfig, EvalConfig, FixedSchedule, PaftSchedule, RunConfig, SFTConfig
 from paft.errors import PaftError
 from paft.evaluation import Comparison, Estimate, Evaluation, ScoreMatrix, compare, evaluate
 from paft.grid import Cell, Grid
-from paft.prompts import PromptSet, Template
+from paft.prompts import PromptSet, Template, audit
 from paft.tasks import Example, Task, load_task
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _NEEDS_TORCH = {"HFModel": "paft.lm.hf", "load_model": "paft.lm.hf", "train_sft": "paft.training.sft"}
 
 __all__ = [
+    "BuildConfig",
     "Cell",
     "Comparison",
     "Estimate",
@@ -45,6 +47,8 @@ __all__ = [
     "ScoreMatrix",
     "Task",
     "Template",
+    "audit",
+    "build_prompts",
     "compare",
     "evaluate",
     "load_model",

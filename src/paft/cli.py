@@ -342,36 +342,54 @@ def prompts_show(
     name: Annotated[str, typer.Argument(help="Shipped set or file.")],
     split: Annotated[str, typer.Option(help="train, dev, test or adversarial")] = "train",
     number: Annotated[int | None, typer.Option("--number", "-n", help="Only this one (from 0).")] = None,
-    task: Annotated[str | None, typer.Option(help="Render on the first example of this task.")] = None,
+    task: Annotated[str | None, typer.Option(help="Render on an example of this task.")] = None,
+    example: Annotated[int, typer.Option(help="Which example of its validation split (from 0).")] = 0,
+    model: Annotated[
+        str | None, typer.Option(help="Show what this model reads, chat template and special tokens.")
+    ] = None,
     source: Annotated[str, typer.Option(help="auto, hub or wheel")] = "auto",
 ) -> None:
     """Show prompts as templates, or rendered on an example of a task with the answer they expect.
 
-    Example: paft prompts show sst2 --split test -n 3 --task sst2-demo
+    Example: paft prompts show sst2 --split test -n 3 --task sst2-demo --model HuggingFaceTB/SmolLM2-135M-Instruct
     """
     if split not in ALL_SPLITS:
         raise ConfigError(f"split {split!r}: unknown{nearest(split, ALL_SPLITS)}; prompts have {few(ALL_SPLITS)}")
     templates = PromptSet.load(name).split(split)
     if number is not None and not 0 <= number < len(templates):
         raise ConfigError(f"number {number}: {split} has prompts 0 to {len(templates) - 1}")
-    example = None
+    if model and not task:
+        raise ConfigError("--model shows a prompt on an example; name its task with --task")
+    item, renderer = None, None
     if task:
         if source not in ("auto", "hub", "wheel"):
             raise ConfigError(f"source {source!r}: expected auto, hub or wheel")
-        loaded = load_task(task, source, _say)  # type: ignore[arg-type]
-        example = loaded.split("validation").examples[0]
+        examples = load_task(task, source, _say).split("validation").examples  # type: ignore[arg-type]
+        if not 0 <= example < len(examples):
+            raise ConfigError(f"--example {example}: the validation split has examples 0 to {len(examples) - 1}")
+        item = examples[example]
+    if model:
+        from paft.lm.hf import load_renderer
+
+        renderer = load_renderer(model, source=source, say=_say)  # type: ignore[arg-type]
     for position, template in enumerate(templates):
         if number not in (None, position):
             continue
         typer.secho(f"--- {split}[{position}] {template.id}", bold=True)
-        if example is None:
+        if item is None:
             if template.system:
                 typer.echo(f"(system) {template.system}")
             typer.echo(template.text)
-        else:
-            for message in template.render(example):
+        elif renderer is None:
+            for message in template.render(item):
                 typer.echo(f"({message.role}) {message.text}" if message.role == "system" else message.text)
-            typer.secho(template.target(example), fg="green")
+            typer.secho(template.target(item), fg="green")
+        else:
+            # decoded from the very token ids that training and evaluation use
+            ids, start = renderer.training_ids(template.render(item), template.target(item))
+            typer.echo(renderer.tokenizer.decode(ids[:start]), nl=False)
+            typer.secho(renderer.tokenizer.decode(ids[start:]), fg="green")
+            typer.echo(f"({start} tokens, answer {len(ids) - start})")
 
 
 @app.command()

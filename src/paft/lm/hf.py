@@ -55,22 +55,41 @@ def load_model(
     device = best_device()
     torch_dtype = pick_dtype(dtype, device)
     extra: dict[str, Any] = {"gguf_file": files.gguf_file} if files.gguf_file else {}
+    if files.gguf_file:
+        extra["quantization_config"] = GgufConfig(dequantize=True)
     say(f"loading {name} ({files.origin}) as {str(torch_dtype).removeprefix('torch.')} on {device.type}")
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(files.directory, **extra)
-            if files.gguf_file:
-                extra["quantization_config"] = GgufConfig(dequantize=True)
-            model = AutoModelForCausalLM.from_pretrained(files.directory, dtype=torch_dtype, **extra)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise AssetError(
-            f"model {name!r} ({files.origin}): cannot be loaded ({str(error).splitlines()[0][:200]})"
-        ) from None
+    tokenizer = _load_tokenizer(name, files)
+    with _loading(name, files):
+        model = AutoModelForCausalLM.from_pretrained(files.directory, dtype=torch_dtype, **extra)
     if getattr(model.config, "quantization_config", None) is not None and files.gguf_file:
         del model.config.quantization_config
     model.to(device).eval().requires_grad_(False)
     loaded = HFModel(model, tokenizer, style=style, identity=_identity(name, files), name=name, say=say)
     return loaded.with_adapter(adapter) if adapter else loaded
+
+
+def load_renderer(
+    name: str, *, source: Source = "auto", style: Literal["auto", "chat", "raw"] = "auto", say: Say = lambda _: None
+) -> Renderer:
+    """The door to token ids of a model, without its weights in memory."""
+    return Renderer(_load_tokenizer(name, resolve_model(name, source, say)), style)
+
+
+def _load_tokenizer(name: str, files: ModelFiles) -> Any:
+    with _loading(name, files):
+        extra = {"gguf_file": files.gguf_file} if files.gguf_file else {}
+        return AutoTokenizer.from_pretrained(files.directory, **extra)
+
+
+@contextlib.contextmanager
+def _loading(name: str, files: ModelFiles) -> Iterator[None]:
+    try:
+        with _quiet():
+            yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise AssetError(
+            f"model {name!r} ({files.origin}): cannot be loaded ({str(error).splitlines()[0][:200]})"
+        ) from None
 
 
 def best_device() -> torch.device:
