@@ -377,7 +377,7 @@ class _Build:
             good, bad = read_reply(text, origin)
             templates += good
             faulty += bad
-        selection = audit(templates, self.task, self.config.similarity)
+        selection = audit(templates, self.task, self.config.similarity, self.shown)
         splits = divide(
             selection.kept, self.sizes, by=self.config.split_by, select=self.config.select, seed=self.config.seed
         )

@@ -85,6 +85,18 @@ def test_repeats_near_duplicates_and_outliers_are_dropped_by_name() -> None:
     assert selection.to_dict()["dropped"] == 3
 
 
+def test_copies_of_what_was_shown_are_no_new_prompts() -> None:
+    shipped = PromptSet.load("piqa").train
+    shown, own = shipped[:20], shipped[20:24]
+    echo = replace(shown[3], text=shown[3].text.upper().replace("{GOAL}", "{goal}").replace("{CHOICES}", "{choices}"))
+    selection = audit([own[0], shown[0], echo, *own[1:]], TASKS["piqa"], shown=shown)
+    assert selection.kept == own
+    assert [(fault.name, fault.reason[-8:]) for _, (fault,) in selection.dropped] == [
+        ("copied", shown[0].id),
+        ("copied", shown[3].id),
+    ]
+
+
 def test_near_pairs_are_those_of_the_full_comparison() -> None:
     base = [t for split in ("train", "dev") for t in PromptSet.load("sst2-words").split(split)][:150]
     some = base + [replace(t, text=t.text + " Be brief, please.") for t in base[::3]]

@@ -36,6 +36,7 @@ FAULTS = {
     "outlier": "much longer than the other prompts of the set",
     "repeat": "the same prompt as another",
     "near_duplicate": "nearly the same prompt as another",
+    "copied": "nearly a prompt that the writer was shown as an example",
 }
 """Every fault by its name."""
 
@@ -71,22 +72,29 @@ class Selection:
         }
 
 
-def audit(templates: Sequence[Template], task: Task, similarity: float = 0.7) -> Selection:
-    """The templates without a fault. Of a group of near-duplicates (Jaccard of 5-grams >= similarity) the first stays."""
+def audit(
+    templates: Sequence[Template], task: Task, similarity: float = 0.7, shown: Sequence[Template] = ()
+) -> Selection:
+    """The templates without a fault. Of a group of near-duplicates (Jaccard of 5-grams >= similarity) the first stays.
+
+    shown: prompts that writers were given as examples; what comes as near to one of them is no prompt of theirs.
+    """
     faults: list[list[Fault]] = [list(faults_of(template, task)) for template in templates]
     first: dict[str, int] = {}
     for place, template in enumerate(templates):
-        if first.setdefault(static_form(template) + repr(template.answer), place) != place:
-            faults[place].append(
-                Fault("repeat", f"the same as {templates[first[static_form(template) + repr(template.answer)]].id}")
-            )
+        earlier = first.setdefault(static_form(template) + repr(template.answer), place)
+        if earlier != place:
+            faults[place].append(Fault("repeat", f"the same as {templates[earlier].id}"))
     _mark_outliers(templates, faults)
     sound = [place for place, found in enumerate(faults) if not found]
+    compared = [*shown, *(templates[place] for place in sound)]
     gone: set[int] = set()
-    for a, b, alike in sorted(near_pairs([templates[place] for place in sound], similarity)):
-        if a not in gone and b not in gone:
-            gone.add(b)
-            faults[sound[b]].append(Fault("near_duplicate", f"{alike:.2f} like {templates[sound[a]].id}"))
+    for a, b, alike in sorted(near_pairs(compared, similarity)):
+        if b < len(shown) or a in gone or b in gone:
+            continue
+        gone.add(b)
+        name = "copied" if a < len(shown) else "near_duplicate"
+        faults[sound[b - len(shown)]].append(Fault(name, f"{alike:.2f} like {compared[a].id}"))
     dropped = tuple((template, tuple(found)) for template, found in zip(templates, faults, strict=True) if found)
     return Selection(tuple(t for t, found in zip(templates, faults, strict=True) if not found), dropped)
 
