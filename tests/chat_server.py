@@ -128,6 +128,7 @@ class ChatServer:
         kinds: tuple[str, ...] = ("429", "500", "cut", "json", "silence"),
     ):
         self.faults, self.reply, self.status, self.retry_after, self.delay = faults, reply, status, retry_after, delay
+        self.send_padding = 0
         self.asked: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.keys: set[str] = set()
@@ -170,7 +171,9 @@ class ChatServer:
                 self.failed[fault] += 1
         time.sleep(self.delay)
         if self.status:
-            return self.send(request, self.status, f"no, says {request.headers.get('authorization')}".encode())
+            return self.send(
+                request, self.status, f"{'x' * self.send_padding} says {request.headers.get('authorization')}".encode()
+            )
         if fault in ("429", "500"):
             return self.send(request, int(fault), b"later", {"Retry-After": self.retry_after} if fault == "429" else {})
         if fault == "silence":
@@ -179,9 +182,10 @@ class ChatServer:
             return None
         if fault == "json":
             return self.send(request, 200, b"<html>gateway</html>")
-        text = self.reply if self.reply is not None else json.dumps(prompts_for(body))
-        if callable(text):
-            text = text(body)
+        if callable(self.reply):
+            text = self.reply(body)
+        else:
+            text = self.reply if self.reply is not None else json.dumps(prompts_for(body))
         whole = json.dumps(
             {
                 "model": "served-model-1",

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from paft.build import BuildReport, build_prompts, plan_build
-from paft.config import BuildConfig, dump_yaml
+from paft.config import BuildConfig, dump_yaml, validate
 from paft.errors import ConfigError, EndpointError, PromptSetError
 from paft.prompts import PromptSet
+from paft.prompts.strategies import read_reply
 from paft.store import read_jsonl
 from tests import tiny
 from tests.chat_server import ChatServer, identity, prompts_for
@@ -183,14 +184,14 @@ def test_retry_after_is_waited_for(tmp_path: Path) -> None:
 
 def test_budgets_stop_a_writer_before_it_overspends(tmp_path: Path) -> None:
     with ChatServer() as server:
-        values = settings(tmp_path, server.url)
-        values["writers"][0] |= {"max_tokens": 200, "budget": {"tokens": 1300}}
-        values["writers"][1] |= {"max_tokens": 200, "price": {"input": 1.0, "output": 10.0}, "budget": {"money": 0.004}}
+        values = settings(tmp_path, server.url, train=300)
+        values["writers"][0] |= {"max_tokens": 200, "budget": {"tokens": 4500}}
+        values["writers"][1] |= {"max_tokens": 200, "price": {"input": 1.0, "output": 10.0}, "budget": {"money": 0.008}}
         report = build_prompts(BuildConfig.model_validate(values), tmp_path / "out")
     assert set(report.stopped) == {"one", "two"}
-    assert "1300 tokens" in report.stopped["one"]
-    assert 0 < report.tokens["one"] <= 1300
-    assert 0 < report.money["two"] <= 0.004
+    assert "4500 tokens" in report.stopped["one"]
+    assert 0 < report.tokens["one"] <= 4500
+    assert 0 < report.money["two"] <= 0.008
     assert not report.complete
     # the same directory with a larger budget goes on
     for writer in values["writers"]:
@@ -249,3 +250,105 @@ def test_the_model_of_this_process_writes_too_and_its_failure_is_counted(tmp_pat
     assert report.tokens["here"] > 0
     again = build(tmp_path, "", writers=writers, first_round=5, rounds=1, strategies=["zero-shot"])
     assert again.tokens == report.tokens
+
+
+def test_a_paid_reply_without_text_is_kept_counted_and_not_asked_for_eight_times(tmp_path: Path) -> None:
+    with ChatServer(reply=lambda body: None) as server:  # what a content filter or a spent limit gives: content null
+        report = build(tmp_path, server.url, rounds=1)
+    assert report.unusable == {"unreadable": len(server.asked)}
+    assert len(server.asked) == 2 * 2 * 2 * 2  # writers, strategies, requests, asked again once
+    assert set(server.paid.values()) == {1}
+    assert sum(report.tokens.values()) == 150 * len(server.asked)
+
+
+def test_a_looping_reply_is_unreadable_and_nothing_worse(tmp_path: Path) -> None:
+    with ChatServer(reply='{"text":' * 3000) as server:
+        report = build(tmp_path, server.url, rounds=1)
+    assert report.unusable == {"unreadable": len(server.asked)}
+
+
+def test_a_budget_is_used_up_the_same_way_whatever_was_interrupted(tmp_path: Path) -> None:
+    def run(folder: Path, url: str) -> BuildReport:
+        values = settings(folder, url, rounds=3)
+        for writer in values["writers"]:
+            writer |= {"max_tokens": 2000, "budget": {"tokens": 7_000}}
+        return build_prompts(BuildConfig.model_validate({**values, "train": 300}), folder / "out")
+
+    with ChatServer() as server:
+        whole = run(tmp_path / "a", server.url)
+    assert set(whole.stopped) == {"one", "two"}
+    assert (
+        min(whole.tokens.values()) > 5 * 150
+    )  # what is under way holds more than it uses: others wait, nobody stops early
+    rows = (tmp_path / "a" / "out" / "replies.jsonl").read_text().splitlines()
+    half = tmp_path / "b" / "out"
+    half.mkdir(parents=True)
+    (half / "replies.jsonl").write_text("\n".join(rows[: len(rows) // 2]) + "\n")
+    with ChatServer() as server:
+        resumed = run(tmp_path / "b", server.url)
+    assert ids(resumed) == ids(whole)
+    assert len(server.asked) == len(rows) - len(rows) // 2
+
+
+@pytest.mark.parametrize("header", ["0", "Mon, 01 Jan 2001 00:00:00 GMT", "nan", "Mon, 99 Foo"])
+def test_a_useless_retry_after_does_not_burn_the_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    monkeypatch.setattr("paft.lm.endpoint.TRIES", 3)
+    with ChatServer(faults=1.0, kinds=("429",), retry_after=header) as server:
+        began = time.monotonic()
+        writers = [{"name": "w", "model": "m", "base_url": server.url, "concurrency": 1}]
+        with pytest.raises(EndpointError, match="no reply after 3 tries"):
+            build(tmp_path, server.url, writers=writers)
+    assert time.monotonic() - began > 0.25 + 0.5
+
+
+def test_a_key_is_hidden_wherever_a_server_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for padding in range(130, 165, 3):
+        with ChatServer(status=400) as server:
+            server.send_padding = padding
+            with pytest.raises(EndpointError) as caught:
+                build(tmp_path, server.url, f"out{padding}")
+        assert KEY[:9] not in str(caught.value)
+    monkeypatch.setenv("PAFT_TEST_KEY", "sk-abc\u2019def")
+    with pytest.raises(ConfigError, match="characters that no key has") as caught:
+        build(tmp_path, "http://127.0.0.1:9/v1", "quote")
+    assert "abc" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://h/v1", "localhost:8000/v1", "http://localhost:abc/v1", "http://[bad/v1", "https://me:pw@h/v1"]
+)
+def test_an_address_that_is_none_is_refused_before_anything_is_sent(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match="base_url is not a web address") as caught:
+        build(tmp_path, url)
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategies": ["zero-shot", "zero-shot"]}, "named twice"),
+        ({"split_by": "writer"}, "makes 2 groups, which cannot fill three splits"),
+        ({"similarity": 0.7}, "less than or equal to 0.5"),
+        ({"writers": []}, "at least 1 item"),
+        ({"writers": [{"name": "a", "model": "m"}, {"name": "a", "model": "n"}]}, "two have one name"),
+        ({"writers": [{"name": "a", "model": "m", "budget": {"money": 1}}]}, "no price"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(BuildConfig, {**settings(tmp_path, "http://127.0.0.1:9/v1"), **change}, "build.yaml")
+
+
+def test_entries_are_found_wherever_a_model_puts_them() -> None:
+    one, two = {"text": "{goal} a", "answer": "text"}, {"text": "{goal} b", "answer": "text"}
+    for reply in (
+        json.dumps([one, two]),
+        json.dumps({"notes": [{"x": 1}], "templates": [one, two]}),
+        json.dumps({"1": one, "2": two}),
+        f"<think>maybe {json.dumps({**one, 'text': 'draft'})}</think>```json\n{json.dumps([one, two])}\n```",
+        f"{json.dumps(one)}\n{json.dumps(two)}",
+        f'[{json.dumps(one)}, {json.dumps(two)}, {{"text": "cut o',
+    ):
+        assert [t.text for t in read_reply(reply, {})[0]] == ["{goal} a", "{goal} b"], reply

@@ -95,8 +95,9 @@ def plan_build(config: BuildConfig) -> Plan:
     money: dict[str, float] = defaultdict(float)
     for request in requests:
         settings = next(writer for writer in config.writers if writer.name == request.writer)
-        tokens[request.writer] += _estimate(request) + settings.max_tokens
-        money[request.writer] += _cost(settings, _estimate(request), settings.max_tokens)
+        tries = 1 + ASKED_AGAIN
+        tokens[request.writer] += tries * (_most_tokens(request) + settings.max_tokens)
+        money[request.writer] += tries * _cost(settings, _most_tokens(request), settings.max_tokens)
     return Plan(tuple(requests), dict(tokens), dict(money))
 
 
@@ -198,6 +199,8 @@ class _Build:
         self.replies: dict[str, dict[str, Any]] = {}
         self.spent: dict[str, list[int]] = {writer.name: [0, 0] for writer in config.writers}
         self.held: dict[str, list[int]] = {writer.name: [0, 0] for writer in config.writers}
+        self.queue = {writer.name: asyncio.Lock() for writer in config.writers}
+        self.settled = {writer.name: asyncio.Event() for writer in config.writers}
         self.stopped: dict[str, str] = {}
         self.failed: PaftError | None = None
         self.sizes = {"train": config.train, "dev": config.dev, "test": config.test}
@@ -317,11 +320,10 @@ class _Build:
         if request.key in self.replies:
             return str(self.replies[request.key]["text"])
         settings = next(writer for writer in self.config.writers if writer.name == request.writer)
-        need = [_estimate(request), settings.max_tokens]
-        if self.failed or request.writer in self.stopped or not self._affords(settings, need):
+        need = [_most_tokens(request), settings.max_tokens]
+        if not await self._admitted(settings, need):
             return None
         held = self.held[request.writer]
-        held[0], held[1] = held[0] + need[0], held[1] + need[1]
         try:
             reply = await self.writers[request.writer].ask(request.chat, request.seed)
         except PaftError as error:
@@ -329,6 +331,7 @@ class _Build:
             return None
         finally:
             held[0], held[1] = held[0] - need[0], held[1] - need[1]
+            self.settled[request.writer].set()
         row = {
             "key": request.key,
             "writer": request.writer,
@@ -345,19 +348,38 @@ class _Build:
         self.replies[request.key] = row
         spent = self.spent[request.writer]
         spent[0], spent[1] = spent[0] + reply.prompt_tokens, spent[1] + reply.completion_tokens
+        self.settled[request.writer].set()
         return reply.text
+
+    async def _admitted(self, settings: WriterConfig, need: Sequence[int]) -> bool:
+        """Whether a request may be sent; it then holds what it may use at most.
+
+        Requests are admitted in their order. One that does not fit beside those under way waits for them, since they use
+        less than they hold: who stops when depends on the replies alone.
+        """
+        name = settings.name
+        async with self.queue[name]:
+            while not (self.failed or name in self.stopped):
+                self.settled[name].clear()
+                if self._affords(settings, need):
+                    held = self.held[name]
+                    held[0], held[1] = held[0] + need[0], held[1] + need[1]
+                    return True
+                if not any(self.held[name]):
+                    what = (
+                        f"{settings.budget.tokens} tokens" if settings.budget.tokens else f"{settings.budget.money:g}"
+                    )
+                    self.stopped[name] = f"its budget of {what} does not cover another request"
+                    self.say(f"writer {name!r} stops: {self.stopped[name]}")
+                    break
+                await self.settled[name].wait()
+        return False
 
     def _affords(self, settings: WriterConfig, need: Sequence[int]) -> bool:
         name, budget = settings.name, settings.budget
         after = [self.spent[name][n] + self.held[name][n] + need[n] for n in (0, 1)]
-        if budget.tokens is not None and sum(after) > budget.tokens:
-            self.stopped[name] = f"its budget of {budget.tokens} tokens does not cover another request"
-        elif budget.money is not None and _cost(settings, *after) > budget.money:
-            self.stopped[name] = f"its budget of {budget.money:g} does not cover another request"
-        else:
-            return True
-        self.say(f"writer {name!r} stops: {self.stopped[name]}")
-        return False
+        fits_tokens = budget.tokens is None or sum(after) <= budget.tokens
+        return fits_tokens and (budget.money is None or _cost(settings, *after) <= budget.money)
 
     def _judge(self, requests: Sequence[Request], rounds: Sequence[Sequence[tuple[Request, str]]]) -> BuildReport:
         templates: list[Template] = []
@@ -430,8 +452,9 @@ def _open(settings: WriterConfig, source: str, say: Say) -> Writer:
     )
 
 
-def _estimate(request: Request) -> int:
-    return sum(len(message.text) for message in request.chat) // 4
+def _most_tokens(request: Request) -> int:
+    """An upper bound of a request's prompt tokens: no tokenizer in use makes more tokens than bytes; roles and frame on top."""
+    return sum(len(message.text.encode("utf-8", "surrogatepass")) + 16 for message in request.chat)
 
 
 def _cost(settings: WriterConfig, prompt_tokens: int, completion_tokens: int) -> float:

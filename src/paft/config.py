@@ -262,6 +262,15 @@ class BuildConfig(Strict):
         names = [writer.name for writer in self.writers]
         if len(set(names)) < len(names):
             raise ValueError(f"writers: two have one name among {names}; results name writers")
+        if len(set(self.strategies)) < len(self.strategies):
+            raise ValueError(
+                f"strategies: one is named twice in {self.strategies}; every request would be paid for twice"
+            )
+        groups = {"writer": len(names), "strategy": len(names) * len(self.strategies)}.get(self.split_by, 3)
+        if groups < 3:
+            raise ValueError(
+                f"split_by: {self.split_by} makes {groups} groups, which cannot fill three splits; add writers, or use split_by: cluster"
+            )
         return self
 
 

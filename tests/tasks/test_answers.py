@@ -114,6 +114,8 @@ TAG, JSON, BOX, QUOTE = "<answer>{answer}</answer>", '{"answer": "{answer}"}', r
         (JSON, ("yes", "no"), '{"result": "yes"}', "invalid"), (JSON, ("{x}", "no"), 'Sure: {"answer": "{x}"}.', 0),
         (BOX, ("1", "2"), r"So $\boxed{2}$.", 1), (BOX, ("1", "2"), r"\boxed { 2 }", 1), (BOX, ("1", "2"), "2", "invalid"),
         (QUOTE, ('say "hi" now', "no"), 'It is "say "hi" now".', 0), (":{answer}:", ("a", "b"), "Answer: :b:", 1),
+        ("It is {answer}.", ("Heat it", "Heat it. Then stir"), "It is Heat it. Then stir.", 1),
+        ("It is {answer}.", ("Heat it", "Heat it. Then stir"), "It is Heat it.", 0), (JSON, ("a", "b"), '{"answer":' * 3000, "invalid"),
         ("Final: {answer}", ("a", "b"), "Hm.\nFinal: b.\nfinal thoughts: a", 1), ("Final: {answer}", ("a", "b"), "b", "invalid"),
     ],
 )  # fmt: skip

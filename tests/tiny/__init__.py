@@ -62,6 +62,14 @@ def network(kind: str = "llama", seed: int = 0) -> Any:
         "qwen2": llama,
         "mistral": {**llama, "sliding_window": 24},
         "gpt_neox": {**llama, "num_key_value_heads": 4},
+        "gpt_neo": {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 64,  # a window that the settings of the other kinds do not name
+            "max_position_embeddings": 1024,
+        },
         "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 1024},
     }
     torch.manual_seed(seed)

@@ -187,7 +187,7 @@ def test_packing_is_chosen_by_its_cost():
     assert not cheaper_packed(long, 576)  # attention over all pairs of 32,000 places
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt_neo"])
 def test_training_with_and_without_packing_is_the_same_training(tmp_path, kind):
     plain = train(tmp_path / "padded", CONFIG.model_copy(update={"packing": False}), model=tiny.hf_model(kind))
     packed = train(tmp_path / "packed", CONFIG, model=tiny.hf_model(kind))

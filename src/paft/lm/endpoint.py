@@ -10,10 +10,10 @@ import asyncio
 import email.utils
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx2
 
@@ -60,6 +60,21 @@ class Endpoint:
                 raise ConfigError(
                     f"writer {self.model!r}: environment variable {self.key_env} is empty; export the key"
                 )
+            if not (self._key.isascii() and self._key.isprintable()):
+                raise ConfigError(
+                    f"writer {self.model!r}: the key in {self.key_env} holds characters that no key has (a typographic quote? a "
+                    "line break?); export it again"
+                )
+        try:
+            address = httpx2.URL(self.base_url)
+        except httpx2.InvalidURL:
+            address = httpx2.URL("")
+        named = re.fullmatch(r"[\w.:-]+", address.host) is not None
+        if address.scheme not in ("http", "https") or not named or address.userinfo:
+            raise ConfigError(
+                f"writer {self.model!r}: base_url is not a web address of the form https://host/v1, without a user or password in "
+                "it (keys go into key_env)"
+            )
         self._pace = _Pace(self.concurrency)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.AsyncClient(
@@ -85,31 +100,28 @@ class Endpoint:
                 try:
                     response = await self._client.post(f"{self.base_url.rstrip('/')}/chat/completions", json=body)
                     if response.status_code == 200:
-                        reply = _read(response.json(), chat, self.model)
+                        reply = _read(response, chat, self.model)
                         self._pace.went_well()
                         return reply
                     last, wait = f"HTTP {response.status_code}", _asked_wait(response)
                     if response.status_code not in (408, 409, 425, 429) and response.status_code < 500:
-                        raise EndpointError(self._hidden(self._refusal(response)))
-                except (httpx2.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
-                    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
-                        raise EndpointError(
-                            f"writer {self.model!r}: base_url {self.base_url!r} is not a web address"
-                        ) from None
+                        raise EndpointError(self._refusal(response))
+                except (httpx2.HTTPError, _UnreadableError) as error:
                     # a body that ends early or says nothing readable is as good as none
-                    last, wait = type(error).__name__, None
-            if wait is not None:
-                self._pace.rest(min(wait, LONGEST_WAIT))
+                    last, wait = type(error).__name__.strip("_"), 0.0
+            wait = min(max(wait, 0.5 * 2**attempt * random.uniform(0.5, 1.0)), LONGEST_WAIT)
+            if "429" in last or "503" in last:
+                self._pace.rest(wait)
             else:
                 self._pace.went_badly()
-                await asyncio.sleep(min(LONGEST_WAIT, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
+                await asyncio.sleep(wait)
         raise EndpointError(
             f"writer {self.model!r} at {self._hidden(self.base_url)}: no reply after {TRIES} tries (last: {last}); replies so far "
             "are kept, run the same command again to go on"
         )
 
     def _refusal(self, response: httpx2.Response) -> str:
-        what = " ".join(response.text.split())[:160]
+        what = " ".join(self._hidden(response.text).split())[:160]
         hint = {401: f"is the key in {self.key_env or 'key_env (not set)'} right?", 403: "may this key use the model?"}
         hint |= {404: "is base_url (it ends in /v1) and the model's name right?"}
         said = hint.get(response.status_code, "see the server's documentation")
@@ -155,26 +167,38 @@ class _Pace:
             self.allowed, self.last_cut = max(1.0, self.allowed / 2), time.monotonic()
 
 
-def _read(body: Any, chat: Chat, model: str) -> Reply:
-    choice = body["choices"][0]
-    text = choice["message"]["content"]
-    if not isinstance(text, str):
-        raise ValueError("no text")
-    usage = body.get("usage") or {}
-    asked = sum(len(message.text) for message in chat) // 4
+class _UnreadableError(Exception):
+    """A body of status 200 that is no reply."""
+
+
+def _read(response: httpx2.Response, chat: Chat, model: str) -> Reply:
+    """The reply of a body. One without a text (a filter, a limit reached while thinking) is a reply of no text: it was paid for."""
+    try:
+        body = response.json()
+        said = body["choices"][0]["message"].get("content")
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise _UnreadableError from error
+    if isinstance(said, list):  # content in parts
+        said = "".join(part["text"] for part in said if isinstance(part, dict) and isinstance(part.get("text"), str))
+    text = said if isinstance(said, str) else ""
+    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    asked, given = (int(n) if isinstance(n, int | float) and 0 < n < 1e12 else None for n in counts)
     return Reply(
         text,
-        int(usage.get("prompt_tokens") or asked),
-        int(usage.get("completion_tokens") or len(text) // 4),
+        asked if asked is not None else sum(len(message.text) for message in chat) // 4,
+        given if given is not None else len(text) // 4,
         str(body.get("model") or model),
     )
 
 
-def _asked_wait(response: httpx2.Response) -> float | None:
-    """Seconds that the server asks to wait (`Retry-After`: a number, or a date), or None."""
+def _asked_wait(response: httpx2.Response) -> float:
+    """Seconds that the server asks to wait (`Retry-After`: a number, or a date); 0 when it does not."""
     value = response.headers.get("retry-after", "").strip()
     try:
-        return max(0.0, float(value))
-    except ValueError:
-        date = email.utils.parsedate_to_datetime(value) if value[:1].isalpha() else None
-        return max(0.0, date.timestamp() - time.time()) if date else None
+        seconds = (
+            float(value) if value[:1].isdigit() else email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        )
+    except (ValueError, OverflowError):
+        return 0.0
+    return seconds if 0 < seconds < 1e9 else 0.0

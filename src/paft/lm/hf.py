@@ -181,7 +181,8 @@ class HFModel:
         config = self.model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         # a window counts places, not positions: padding between a shared beginning and the rest would fall inside it
-        self.may_share = kinds <= {"full_attention"} and getattr(config, "sliding_window", None) is None
+        windows = (getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
+        self.may_share = kinds <= {"full_attention"} and all(window is None for window in windows)
         # recurrent layers read padding as text: such models answer one question at a time
         self._most_rows = 1 if kinds - _ATTENTION or getattr(self.model, "_is_stateful", False) else 1 << 30
         self.may_share &= self._most_rows > 1

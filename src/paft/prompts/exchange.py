@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,24 +109,28 @@ def _slotted(text: object, names: Mapping[str, str]) -> str:
 def _entries(file: Path, slots: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Mappings with at least a text, and where they stand."""
     kind = file.suffix.lower()
-    if kind == ".xlsx":
-        yield from _rows(_sheet(file))
-        return
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = ""
+        if kind != ".xlsx":
+            with file.open(encoding="utf-8-sig", newline="" if kind in (".csv", ".tsv") else None) as opened:
+                text = opened.read()
     except (OSError, UnicodeDecodeError) as error:
         raise PromptSetError(f"{file}: cannot be read ({error}); save it as UTF-8") from None
     try:
         match kind:
+            case ".xlsx":
+                yield from _rows(_sheet(file))
             case ".txt" | ".md":
                 blocks = re.split(r"(?m)^-{3,}\s*$", text) if re.search(r"(?m)^-{3,}\s*$", text) else text.splitlines()
                 yield from (
                     (f"prompt {n}", {"text": each.strip("\n")}) for n, each in enumerate(blocks, 1) if each.strip()
                 )
             case ".csv" | ".tsv":
-                yield from _rows(list(csv.DictReader(io.StringIO(text), delimiter="\t" if kind == ".tsv" else ",")))
+                yield from _rows(
+                    list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ","))
+                )
             case ".jsonl":
-                yield from _rows([json.loads(line) for line in text.splitlines() if line.strip()])
+                yield from _rows([json.loads(line) for line in text.split("\n") if line.strip()])
             case ".json":
                 yield from _trees(json.loads(text))
             case ".yaml" | ".yml":
@@ -134,8 +139,17 @@ def _entries(file: Path, slots: set[str]) -> Iterator[tuple[str, dict[str, Any]]
                 yield from _strings(text, slots)
             case _:
                 yield "template", {"text": text.split("|||")[0].strip("\n")}
-    except (ValueError, yaml.YAMLError, SyntaxError, csv.Error) as error:
-        raise PromptSetError(f"{file}: not readable as {kind} ({str(error).splitlines()[0]})") from None
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        RecursionError,
+        yaml.YAMLError,
+        SyntaxError,
+        csv.Error,
+        zipfile.BadZipFile,
+    ) as error:
+        raise PromptSetError(f"{file}: not readable as {kind} ({(str(error) or 'nested').splitlines()[0]})") from None
 
 
 _TEXT_KEYS = ("text", "prompt", "template", "user", "jinja", "instruction")

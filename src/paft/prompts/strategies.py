@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,17 +180,24 @@ _DECODER = json.JSONDecoder(strict=False)
 
 
 def _entries(reply: str) -> Iterator[dict[str, Any]]:
-    """Objects with a text, wherever they stand: in an array, in a code fence, after a preface, one per line."""
+    """Objects with a text, wherever they stand: in an array, in another object, in a code fence, one per line.
+
+    What a model thinks aloud between <think> tags is not its answer.
+    """
+    reply = re.sub(r"<think>.*?(?:</think>|\Z)", "", reply, flags=re.DOTALL | re.IGNORECASE)
     at = reply.find("{")
     while at >= 0:
         try:
             value, end = _DECODER.raw_decode(reply, at)
-        except ValueError:
+        except (ValueError, RecursionError):  # RecursionError: brackets nested by the hundred
             value, end = None, at + 1
-        if isinstance(value, dict):
-            inner = next((v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)), None)
-            if "text" in value:
-                yield value
-            elif inner is not None:
-                yield from (each for each in inner if isinstance(each, dict) and "text" in each)
+        yield from _with_text(value)
         at = reply.find("{", end)
+
+
+def _with_text(value: Any, depth: int = 3) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict) and "text" in value:
+        yield value
+    elif depth and isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _with_text(inner, depth - 1)

@@ -143,17 +143,22 @@ class Wrapped:
             key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
             said = [str(values[key]) for values in _json_objects(completion) if key in values]
         else:
-            # every opening with every close after it: a choice may hold the closing text itself, such as a quote
+            # a choice may hold the closing text itself, such as a quote: of an opening, what reaches furthest counts
             opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
             longest = 2 * max(map(len, surfaces)) + 40
-            said = [completion[a:b] for _, a in opens for b, _ in closes if a <= b <= a + longest]
+            found = set()
+            for _, a in opens:
+                inside = [completion[a:b] for b, _ in closes if a <= b <= a + longest]
+                hits = [hit for text in reversed(inside) if (hit := _alone(" ".join(text.split()), surfaces))]
+                found |= hits[0] if hits else set()
+            return _one(found)
         return _one(set().union(*(_alone(" ".join(text.split()), surfaces) for text in said)))
 
 
 def _json_values(text: str) -> dict[str, Any] | None:
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) and (PLACE not in text or PLACE in values.values()) else None
 
@@ -164,7 +169,7 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
     while at >= 0:
         try:
             value, end = _DECODER.raw_decode(text, at)
-        except ValueError:
+        except (ValueError, RecursionError):
             end = at + 1
         else:
             yield value

@@ -304,7 +304,9 @@ def _packs_exactly(
 
     Not all do: a window of attention counts places, some position schemes read the mask, some kernels ignore it.
     """
-    rows = [dataset[index] for index in itertools.islice(sampler, min(micro, 4))]
+    # the longest rows of the first updates, as many as a pass will hold: a window shows only in a row that outgrows it
+    first = [dataset[index] for index in itertools.islice(sampler, 8 * micro)]
+    rows = sorted(first, key=lambda row: -len(row.ids))[:micro]
     if not learner.may_share or len(rows) < 2:
         return False
     sums = []
