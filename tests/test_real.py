@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from paft.config import PaftSchedule, SFTConfig
+from paft.config import FixedSchedule, SFTConfig
 from paft.grid import Cell, Grid
 from paft.lm.hf import HFModel, load_model
 from paft.prompts import PromptSet
@@ -42,7 +42,7 @@ def test_training_lowers_the_loss_and_the_adapter_comes_off_and_on(smollm, tmp_p
     arm = ArmDir(tmp_path / "arm")
     arm.root.mkdir()
     config = SFTConfig(
-        schedule=PaftSchedule(steps_per_prompt=1),
+        schedule=FixedSchedule(),  # losses under different prompts say nothing about each other
         epochs=1,
         batch_size=4,
         learning_rate=1e-3,
