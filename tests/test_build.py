@@ -242,6 +242,17 @@ def test_dry_run_sends_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_axes_of_ones_own(tmp_path: Path) -> None:
+    def turned(**axes: list[str]) -> set[str]:
+        config = BuildConfig.model_validate(settings(tmp_path, "http://127.0.0.1:9/v1", first_round=100, axes=axes))
+        return {f"{axis}: {value}" for request in plan_build(config).requests for axis, value in request.axes.items()}
+
+    assert any(each.startswith("register:") for each in turned())
+    assert "register: royal" in turned(register=["royal"])
+    assert not any(each.startswith("register:") for each in turned(register=[]))
+    assert "planet: Mars" in turned(planet=["Mars"])
+
+
 def test_the_model_of_this_process_writes_too_and_its_failure_is_counted(tmp_path: Path) -> None:
     tiny.saved_model(tmp_path / "model")
     writers = [{"name": "here", "model": str(tmp_path / "model"), "max_tokens": 64}]

@@ -21,7 +21,7 @@ from paft.errors import ConfigError, PaftError, PromptSetError, few
 from paft.lm.endpoint import Endpoint, Reply
 from paft.lm.types import Chat
 from paft.prompts import PromptSet, Template, shipped_sets
-from paft.prompts.audit import Selection, audit
+from paft.prompts.auditing import Selection, audit
 from paft.prompts.divide import divide, separation
 from paft.prompts.exchange import read_prompts
 from paft.prompts.strategies import META, Request, ask_again, make_request, read_reply
@@ -278,6 +278,7 @@ class _Build:
                             number=made[writer.name, strategy] + n,
                             wanted=min(size, wanted - n * size),
                             seed=self.config.seed,
+                            own_axes=self.config.axes,
                         )
                     )
         return requests

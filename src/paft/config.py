@@ -247,6 +247,8 @@ class BuildConfig(Strict):
     """Prompts asked of each writer by each strategy at first (the paper's 20 + 20); then more until the counts are met."""
     rounds: Annotated[int, Field(ge=1)] = 6
     """Most rounds; what is missing after the last is said."""
+    axes: dict[str, list[str]] = {}
+    """Axes of your own, and values in place of the built-in ones (`strategies.AXES`); an empty list takes an axis out."""
     examples: str | None = None
     """Prompt set whose train prompts are the examples of few-shot requests; None takes the one shipped for the task."""
     similarity: Annotated[float, Field(gt=0, le=0.5)] = 0.45

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from paft.prompts import PromptSet, Template, audit, shipped_sets
-from paft.prompts.audit import FAULTS, faults_of
+from paft.prompts.auditing import FAULTS, faults_of
 from paft.prompts.similarity import near_pairs, similarity_matrix
 from paft.prompts.template import template_from
 from paft.tasks import Labels, load_task

@@ -1,6 +1,6 @@
 """How it is asked: templates, prompt sets, and how alike prompts are. `library/` holds the sets that ship."""
 
-from paft.prompts.audit import Selection, audit
+from paft.prompts.auditing import Selection, audit
 from paft.prompts.sets import ALL_SPLITS, SPLITS, PromptSet, PromptSplit, shipped_sets
 from paft.prompts.template import Template
 

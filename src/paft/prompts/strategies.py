@@ -44,6 +44,10 @@ AXES: dict[str, tuple[str, ...]] = {
 """How prompts of real people differ. The paper varies none of them on purpose."""
 
 
+TURNED = 5
+"""Axes that one request turns."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One question to one writer. `key` is a hash of all that is sent: a reply is kept under it and never paid for twice."""
@@ -81,11 +85,16 @@ def make_request(
     number: int,
     wanted: int,
     seed: int,
+    own_axes: Mapping[str, Sequence[str]] | None = None,
 ) -> Request:
-    """The request of that number: a pure function of its arguments. shown: templates that few-shot requests draw from."""
+    """The request of that number: a pure function of its arguments. shown: templates that few-shot requests draw from.
+
+    own_axes: more axes, or other values for those of AXES; an axis without values is left out.
+    """
     draw = random.Random(f"{seed} {writer} {strategy} {number}")
-    turned = sorted(draw.sample(sorted(AXES), 5))
-    axes = {axis: draw.choice(AXES[axis]) for axis in turned}
+    values = {axis: each for axis, each in {**AXES, **(own_axes or {})}.items() if each}
+    turned = sorted(draw.sample(sorted(values), min(TURNED, len(values))))
+    axes = {axis: draw.choice(values[axis]) for axis in turned}
     item = draw.choice(list(examples))
     picked = draw.sample(list(shown), min(3, len(shown))) if strategy == "few-shot" else []
     system = (
@@ -136,7 +145,7 @@ def _parts(
             "Prompts that are good; yours are as good and differ from them and from each other in more than words:\n"
             + json.dumps(entries, ensure_ascii=False, indent=1)
         )
-    wishes = "\n".join(f"- {axis}: {value}" for axis, value in axes.items())
+    wishes = "\n".join(f"- {axis}: {value}" for axis, value in axes.items()) or "- no special wishes"
     yield f"For this batch, as far as it makes sense:\n{wishes}\nEverything else differs from one template to the next."
     yield (
         f'Answer with a JSON array of {wanted} objects with the keys "text" and "answer", and where needed "system", "options", '

@@ -29,7 +29,7 @@ _TAG = re.compile(r"(?<!<)<([A-Za-z][\w -]*)>(?!>)")
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a template: a name to count by (see `audit.FAULTS`) and a reason to read."""
+    """What is wrong with a template: a name to count by (see `auditing.FAULTS`) and a reason to read."""
 
     name: str
     reason: str
