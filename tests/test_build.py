@@ -16,7 +16,7 @@ import pytest
 
 from paft.build import BuildReport, build_prompts, plan_build
 from paft.config import BuildConfig, dump_yaml, validate
-from paft.errors import ConfigError, EndpointError, PromptSetError
+from paft.errors import ConfigError, EndpointError, PromptSetError, StoreError
 from paft.prompts import PromptSet
 from paft.prompts.strategies import read_reply
 from paft.store import read_jsonl
@@ -240,6 +240,20 @@ def test_dry_run_sends_nothing(tmp_path: Path) -> None:
     assert child.returncode == 0, stderr
     assert "one: 4 requests in the first round, at most" in stdout
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", ['{"key": "zz"}', "[1]", "5", '{"key": "k", "writer": "gone", "text": ""}'])
+def test_a_damaged_file_of_replies_is_refused_and_left_as_it_is(tmp_path: Path, line: str) -> None:
+    with ChatServer() as server:
+        build(tmp_path, server.url, rounds=1)
+        replies = tmp_path / "out" / "replies.jsonl"
+        damaged = replies.read_text() + line + "\n"
+        replies.write_text(damaged)
+        paid = sum(server.paid.values())
+        with pytest.raises(StoreError, match="no reply of this build"):
+            build(tmp_path, server.url, rounds=1)
+        assert sum(server.paid.values()) == paid
+    assert replies.read_text() == damaged
 
 
 def test_axes_of_ones_own(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from paft.config import BuildConfig, WriterConfig, dump_yaml
-from paft.errors import ConfigError, PaftError, PromptSetError, few
+from paft.errors import ConfigError, PaftError, PromptSetError, StoreError, few
 from paft.lm.endpoint import Endpoint, Reply
 from paft.lm.types import Chat
 from paft.prompts import PromptSet, Template, shipped_sets
@@ -236,9 +236,15 @@ class _Build:
 
     async def _rounds(self) -> BuildReport:
         for row in read_jsonl(self.place.replies):
+            known = isinstance(row, dict) and row.get("writer") in self.spent
+            if not known or not {"key", "text", "model", "date", "prompt_tokens", "completion_tokens"} <= row.keys():
+                raise StoreError(
+                    f"{self.place.replies}: holds a line that is no reply of this build ({str(row)[:60]}); remove that line, or "
+                    "choose another --out"
+                )
             self.replies[row["key"]] = row
             for n, what in enumerate(("prompt_tokens", "completion_tokens")):
-                self.spent.setdefault(row["writer"], [0, 0])[n] += row[what]
+                self.spent[row["writer"]][n] += row[what]
         if self.replies:
             self.say(f"{len(self.replies)} replies are there already and are not asked for again")
         requests: list[Request] = []

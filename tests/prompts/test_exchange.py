@@ -123,6 +123,8 @@ def test_what_cannot_be_a_template_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(PromptSetError, match=message):
             read_prompts([_write(tmp_path / name, text)])
+    with pytest.raises(PromptSetError, match=r"none\.csv: there is no such file"):
+        read_prompts([tmp_path / "none.csv"])
     with pytest.raises(PromptSetError, match="nothing to read; expected files ending in"):
         read_prompts([_write(tmp_path / "a.bin", "x")])
 

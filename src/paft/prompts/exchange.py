@@ -52,6 +52,11 @@ def read_prompts(
     answer: the answer format of prompts that come without one. rename: their slot names -> the task's. slots: required
     fields; of a code file only strings that hold one of them (or a name that `rename` maps to it) are prompts.
     """
+    for path in paths:
+        if not path.exists():
+            raise PromptSetError(
+                f"{path}: there is no such file or directory; give the prompts' files, or a directory of them"
+            )
     files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     wanted = [file for file in files if file.suffix.lower() in READS and file.is_file()]
     if not wanted:
