@@ -289,9 +289,11 @@ def prompts_export(
 
     Example: paft prompts export piqa -o piqa.csv
     """
-    from paft.prompts.exchange import write_prompts
+    from paft.prompts.exchange import prompts_table
+    from paft.store import write_text
 
-    typer.echo(f"{out}: {write_prompts(PromptSet.load(name), out)} prompts")
+    write_text(out, prompts_table(PromptSet.load(name), out.suffix.lower()))
+    typer.echo(out)
 
 
 @prompts_app.command("check")

@@ -77,25 +77,21 @@ def read_prompts(
     return Found(tuple(templates), tuple(faulty))
 
 
-def write_prompts(prompts: PromptSet, path: Path) -> int:
-    """All templates of a set as a table with their splits. Returns how many."""
+def prompts_table(prompts: PromptSet, kind: str) -> str:
+    """All templates of a set as a table with their splits; kind: an ending of WRITES. `read_prompts` reads it back."""
     rows = [{"split": split, **template_to(t)} for split in ALL_SPLITS for t in prompts.split(split)]
-    kind = path.suffix.lower()
+    if kind not in WRITES:
+        raise PromptSetError(f"cannot write {kind or 'a file without ending'}; expected {', '.join(WRITES)}")
     if kind == ".jsonl":
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    elif kind in (".csv", ".tsv"):
-        out = io.StringIO()
-        columns = ["split", "id", "system", "text", "answer", "options", "joiner"]
-        table = csv.DictWriter(out, columns, extrasaction="ignore", delimiter="\t" if kind == ".tsv" else ",")
-        table.writeheader()
-        for row in rows:
-            plain = row["answer"] if isinstance(row["answer"], str) else json.dumps(row["answer"], ensure_ascii=False)
-            table.writerow({**row, "answer": plain})
-        text = out.getvalue()
-    else:
-        raise PromptSetError(f"{path}: cannot write {kind or 'a file without ending'}; expected {', '.join(WRITES)}")
-    path.write_text(text, encoding="utf-8", newline="")
-    return len(rows)
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    out = io.StringIO()
+    columns = ["split", "id", "system", "text", "answer", "options", "joiner"]
+    table = csv.DictWriter(out, columns, extrasaction="ignore", delimiter="\t" if kind == ".tsv" else ",")
+    table.writeheader()
+    for row in rows:
+        plain = row["answer"] if isinstance(row["answer"], str) else json.dumps(row["answer"], ensure_ascii=False)
+        table.writerow({**row, "answer": plain})
+    return out.getvalue()
 
 
 def _slotted(text: object, names: Mapping[str, str]) -> str:
