@@ -11,6 +11,8 @@ import csv
 import io
 import json
 import re
+import textwrap
+import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +21,16 @@ from typing import Any
 
 import yaml
 
+from paft.config import dump_yaml
 from paft.errors import PromptSetError, TemplateError, few
 from paft.prompts.sets import ALL_SPLITS, PromptSet
 from paft.prompts.template import Fault, Template, template_from, template_to
+from paft.tasks.answers import LETTERS
+from paft.tasks.types import Example, Task
 
 READS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".j2", ".jinja", ".jinja2", ".yaml", ".yml", ".py")
-WRITES = (".jsonl", ".csv", ".tsv")
+WRITES = (".jsonl", ".csv", ".tsv", ".xlsx")
+FORMS = ("promptsource", "nemo", "jinja")
 
 _JINJA = re.compile(r"\{\{-?\s*([A-Za-z_]\w*)\s*-?\}\}")
 _JINJA_CODE = re.compile(r"\{%|\{#|\{\{-?\s*+(?![A-Za-z_]\w*\s*-?\}\})")
@@ -77,21 +83,158 @@ def read_prompts(
     return Found(tuple(templates), tuple(faulty))
 
 
-def prompts_table(prompts: PromptSet, kind: str) -> str:
-    """All templates of a set as a table with their splits; kind: an ending of WRITES. `read_prompts` reads it back."""
+def prompts_files(prompts: PromptSet, form: str, task: Task | None = None) -> dict[str, str | bytes]:
+    """Files of a set, by name. form: a table (one of WRITES), which `read_prompts` reads back, or one of FORMS.
+
+    FORMS lay `{choices}` out for the task's number of options and name each prompt by split, position and id. They fill
+    fields and options (A, B, ...; fixed choices are written out) by name, the target from `answer`, the index of the right one.
+    nemo: NAME.yaml. jinja: NAME.j2, NAME.target.j2, and NAME.system.j2 where there is a system text. promptsource:
+    templates.yaml; it has no system texts, which go above the text, and takes white space off both ends.
+
+    Raises PromptSetError for an unknown form, or what a form cannot hold; TemplateError where a prompt cannot ask the task.
+    """
+    if form in WRITES:
+        return {f"prompts{form}": _table(prompts, form)}
+    if form not in FORMS:
+        raise PromptSetError(
+            f"cannot write {form or 'a file without ending'}; expected {', '.join(WRITES)}, or format {', '.join(FORMS)}"
+        )
+    if task is None:
+        raise PromptSetError(f"format {form} lays options out; name the task they are of")
+    prompts.check(task)
+    example = _any_example(task, form)
+    named = [
+        (f"{split}-{number:03}-{template.id}", template)
+        for split in ALL_SPLITS
+        for number, template in enumerate(prompts.split(split))
+    ]
+    if form == "promptsource":
+        entries = (_promptsource(name, template, example) for name, template in named)
+        return {"templates.yaml": dump_yaml({"dataset": task.name}) + "templates:\n" + "".join(entries)}
+    files: dict[str, str | bytes] = {}
+    for name, template in named:
+        turns: dict[str, str] = {turn.role: turn.text for turn in template.render(example)}
+        if form == "nemo":
+            filled = {role: _FORMAT_READS.sub(_format, text) for role, text in turns.items()}
+            if filled.get("system") != turns.get("system"):  # in chats NeMo-Skills fills only `user`
+                filled = {"user": "\n\n".join(filled.values())}
+            files[f"{name}.yaml"] = dump_yaml(filled)
+        else:
+            files |= {f"{name}{'.system' * (role == 'system')}.j2": _jinja(text) for role, text in turns.items()}
+            files[f"{name}.target.j2"] = _jinja_target(template.answer.surfaces(example))
+    return files
+
+
+def _table(prompts: PromptSet, kind: str) -> str | bytes:
     rows = [{"split": split, **template_to(t)} for split in ALL_SPLITS for t in prompts.split(split)]
-    if kind not in WRITES:
-        raise PromptSetError(f"cannot write {kind or 'a file without ending'}; expected {', '.join(WRITES)}")
     if kind == ".jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    out = io.StringIO()
     columns = ["split", "id", "system", "text", "answer", "options", "joiner"]
+    for row in rows:
+        if not isinstance(row["answer"], str):
+            row["answer"] = json.dumps(row["answer"], ensure_ascii=False)
+    if kind == ".xlsx":
+        return _workbook(columns, rows)
+    out = io.StringIO()
     table = csv.DictWriter(out, columns, extrasaction="ignore", delimiter="\t" if kind == ".tsv" else ",")
     table.writeheader()
-    for row in rows:
-        plain = row["answer"] if isinstance(row["answer"], str) else json.dumps(row["answer"], ensure_ascii=False)
-        table.writerow({**row, "answer": plain})
+    table.writerows(rows)
     return out.getvalue()
+
+
+_NO_CELL = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def _workbook(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    try:
+        import openpyxl
+    except ImportError:
+        raise PromptSetError("writing .xlsx needs openpyxl; pip install openpyxl, or write .csv") from None
+    book = openpyxl.Workbook()
+    book.active.append(columns)
+    for line, row in enumerate(rows, 2):
+        for position, column in enumerate(columns, 1):
+            text = row.get(column, "")
+            if barred := _NO_CELL.search(text):
+                raise PromptSetError(f"template {row['id']}: {column} holds {barred[0]!a}, .xlsx cannot; write .jsonl")
+            if len(text) > 32767:
+                raise PromptSetError(f"template {row['id']}: {column} has {len(text)} characters, .xlsx holds 32767")
+            if text:
+                cell = book.active.cell(line, position, text)
+                cell.data_type = "s"  # else what starts with = is a formula
+    out = io.BytesIO()
+    book.save(out)
+    return out.getvalue()
+
+
+# half surrogate pairs, which no template holds, enclose the name of a field; inside JSON the line break is escaped
+_MARK = re.compile("\ud800(\\w+)(\n|\\\\n)\udfff")
+_FORMAT_READS = re.compile(f"{_MARK.pattern}|[{{}}]")
+_JINJA_READS = re.compile(f"{_MARK.pattern}|[{{}}]{{2,}}|\\{{(?=[%#\r\ud800]|\n?\\Z)|\r|\n\\Z")
+_TAKEN = {"nemo": {"examples"}, "jinja": {"answer", "not", "self", "true", "false", "none", "True", "False", "None"}}
+_TAKEN["promptsource"] = {"answer_choices", *_TAKEN["jinja"]}
+
+
+def _any_example(task: Task, form: str) -> Example:
+    """An example with a mark in the place of every field, and of every option that is not the same in all examples."""
+    names = [*task.fields, *task.optional_fields]
+    if taken := _TAKEN[form].intersection(names):
+        raise PromptSetError(f"format {form}: it gives {few(sorted(taken))} a meaning of its own; rename that field")
+    if task.choices is None and task.num_choices > len(LETTERS):
+        raise PromptSetError(f"format {form}: {task.num_choices} options; expected at most {len(LETTERS)}")
+    marks = {name: f"\ud800{name}\n\udfff" for name in (*names, *LETTERS[: task.num_choices])}
+    options = task.choices or tuple(marks[letter] for letter in LETTERS[: task.num_choices])
+    return Example(f"any of {task.name}", {name: marks[name] for name in names}, options, 0)
+
+
+def _format(read: re.Match[str]) -> str:
+    return f"{{{read[1]}}}" if read[1] else 2 * read[0]
+
+
+def _jinja(text: str) -> str:
+    """Jinja that renders a marked text, under any of its settings for white space."""
+    return _JINJA_READS.sub(lambda read: f"{{{{ {_field(*read.groups()) if read[1] else _quoted(read[0])} }}}}", text)
+
+
+def _jinja_target(answers: Sequence[str]) -> str:
+    """Jinja that renders the marked answer whose index is `answer`."""
+
+    def joined(answer: str) -> str:
+        at, parts = 0, []
+        for mark in _MARK.finditer(answer):
+            parts += [_quoted(answer[at : mark.start()]), _field(*mark.groups())]
+            at = mark.end()
+        return " ~ ".join(part for part in (*parts, _quoted(answer[at:])) if part != '""')
+
+    return f"{{{{ [{', '.join(map(joined, answers))}][answer] }}}}"
+
+
+def _field(name: str, line_break: str) -> str:
+    escapes = "" if line_break == "\n" else '\\"\n\r\t\b\f'
+    return name + "".join(f"|replace({_quoted(each)}, {_quoted(json.dumps(each)[1:-1])})" for each in escapes)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("}}", "}\\x7d")  # PromptSource rewrites every }}
+
+
+def _promptsource(name: str, template: Template, example: Example) -> str:
+    """An entry of templates.yaml."""
+    bars = "3ed2dface8203c4c9dfb1a5dc58e41e0"  # what PromptSource turns into ||| after it has split prompt and target
+    prompt = "\n\n".join(turn.text for turn in template.render(example)).replace("|||", bars)
+    answers = [answer.replace("|||", bars) for answer in template.answer.surfaces(example)]
+    key = str(uuid.uuid5(uuid.NAMESPACE_URL, f"paft:{template.id}"))
+    values = {
+        "answer_choices": " ||| ".join(map(_jinja, answers)),
+        "id": key,
+        "jinja": f"{_jinja(prompt)}\n|||\n{_jinja_target(answers)}",
+        "name": name,
+        "reference": "",
+    }
+    shown = "choices" in template.slots or "A" in template.slots
+    about = {"choices_in_prompt": shown, "languages": [], "metrics": ["Accuracy"], "original_task": True}
+    entry = f"{dump_yaml(values)}metadata: !TemplateMetadata\n{textwrap.indent(dump_yaml(about), '  ')}"
+    return f"  {key}: !Template\n{textwrap.indent(entry, '    ')}"
 
 
 def _slotted(text: object, names: Mapping[str, str]) -> str:
@@ -222,7 +365,8 @@ def _sheet(file: Path) -> list[dict[str, Any]]:
         raise PromptSetError(
             f"{file}: reading .xlsx needs openpyxl; pip install openpyxl, or save the sheet as .csv"
         ) from None
-    rows = list(openpyxl.load_workbook(file, read_only=True, data_only=True).active.iter_rows(values_only=True))
+    book = openpyxl.load_workbook(io.BytesIO(file.read_bytes()), read_only=True, data_only=True)
+    rows = list(book.active.iter_rows(values_only=True))
     head = [str(name) for name in rows[0]] if rows else []
     return [dict(zip(head, row, strict=False)) for row in rows[1:] if any(cell is not None for cell in row)]
 
