@@ -16,10 +16,10 @@ import pytest
 
 from paft.build import BuildReport, build_prompts, plan_build
 from paft.config import BuildConfig, dump_yaml, validate
-from paft.errors import ConfigError, EndpointError, PromptSetError, StoreError
+from paft.errors import ConfigError, EndpointError, PaftError, PromptSetError, StoreError
 from paft.prompts import PromptSet
 from paft.prompts.strategies import read_reply
-from paft.store import read_jsonl
+from paft.store import CellStore, read_jsonl
 from tests import tiny
 from tests.chat_server import ChatServer, identity, prompts_for
 
@@ -42,6 +42,7 @@ def settings(folder: Path, url: str, **other: object) -> dict:
         "examples": str(prompts),
         "writers": [{"name": "one", **writer}, {"name": "two", **writer, "model": "n"}],
         "first_round": 10,
+        "embeddings": None,
         **SIZES,
         **other,
     }
@@ -74,9 +75,9 @@ def test_a_build_ends_with_the_counts_that_were_wanted_and_says_what_was_dropped
     assert notes["audit"]["counts"]["slot_missing"] > 0
     assert notes["unusable_entries"]["malformed"] > 0
     assert notes["given"] == len(report.selection.kept) + len(report.selection.dropped)
-    assert sum(notes["separation"]["nearest"]["bins"]) == SIZES["test"]
-    assert notes["separation"]["nearest"]["max"] < 0.5
-    assert 1 <= notes["separation"]["vendi"]["train"] <= SIZES["train"]
+    assert sum(notes["separation"]["wording"]["nearest"]["bins"]) == SIZES["test"]
+    assert notes["separation"]["wording"]["nearest"]["max"] < 0.5
+    assert 1 <= notes["separation"]["wording"]["vendi"]["train"] <= SIZES["train"]
     # more than the first round was needed, and no more than that
     assert max(row["number"] for row in read_jsonl(tmp_path / "out" / "replies.jsonl")) >= 2
 
@@ -377,3 +378,117 @@ def test_entries_are_found_wherever_a_model_puts_them() -> None:
         f'[{json.dumps(one)}, {json.dumps(two)}, {{"text": "cut o',
     ):
         assert [t.text for t in read_reply(reply, {})[0]] == ["{goal} a", "{goal} b"], reply
+
+
+def reader(body: dict) -> str:
+    """Writes, judges and answers: `apple` is what both judges object to, `bridge` only one, at `candle` one says nothing."""
+    asked = body["messages"][-1]["content"]
+    if "You check prompts" in body["messages"][0]["content"]:
+        objects = "apple" in asked or ("bridge" in asked and body["model"] == "j1")
+        if "candle" in asked and body["model"] == "j1":
+            return "I would rather not say."
+        fault = {"fault": "polarity", "reason": "asks for {the} other"} if objects else {"fault": "none", "reason": ""}
+        return f"<think>{{}}</think> Here it is: {json.dumps(fault)}"
+    return json.dumps(prompts_for(body))
+
+
+def judged(folder: Path, url: str, **other: object) -> BuildReport:
+    server = {"base_url": url, "timeout": 5}
+    judges = [{"name": name, "model": name, **server} for name in ("j1", "j2")]
+    return build(folder, url, judges=judges, **other)
+
+
+def test_judges_drop_what_they_agree_on_and_a_person_decides_the_rest(tmp_path: Path) -> None:
+    import yaml
+
+    with ChatServer(reply=reader) as server:
+        report = judged(tmp_path, server.url)
+        assert report.complete
+        faults = {t.text: {fault.name for fault in found} for t, found in report.selection.dropped}
+        found_out = {text: names for text, names in faults.items() if names & {"judged", "disputed"}}
+        assert {"judged", "disputed"} <= set().union(*found_out.values())
+        for text, names in found_out.items():
+            assert names == ({"judged"} if "apple" in text and "candle" not in text else {"disputed"})
+        assert not any(word in t.text for t in report.selection.kept for word in ("apple", "bridge", "candle"))
+
+        file = tmp_path / "out" / "review.yaml"
+        review = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert {each["text"] for each in review["prompts"]} == set(found_out)
+        wanted, unwanted = review["prompts"][0], report.splits["test"][0]
+        wanted["decision"] = "keep"
+        review["prompts"].append({"id": unwanted.id, "decision": "drop"})
+        file.write_text(yaml.safe_dump(review), encoding="utf-8")
+        again = judged(tmp_path, server.url)
+        assert set(server.paid.values()) == {1}
+    assert again.complete
+    assert wanted["id"] in {t.id for t in again.selection.kept}
+    assert {t.id: {f.name for f in found} for t, found in again.selection.dropped}[unwanted.id] == {"reviewed"}
+    assert again.reviewed == {"keep": 1, "drop": 1}
+    kept = {each["id"]: each["decision"] for each in yaml.safe_load(file.read_text(encoding="utf-8"))["prompts"]}
+    assert (kept[wanted["id"]], kept[unwanted.id]) == ("keep", "drop")
+    assert None in kept.values()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompts: 3", "expected a list under `prompts`"),
+        (
+            "prompts: [{id: '12345678', decision: maybe}]",
+            "entry 1 .*expected an id .* and a decision of keep, drop or nothing",
+        ),
+        ("prompts: [{id: ab345678, decision: keep}, {id: ab345678, decision: drop}]", "is decided upon twice"),
+        ("prompts: [", "not YAML"),
+    ],
+)
+def test_a_review_that_cannot_be_read_is_one_line_and_left_as_it_is(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "review.yaml").write_text(text, encoding="utf-8")
+    with ChatServer() as server, pytest.raises(PaftError, match=message):
+        build(tmp_path, server.url)
+    assert not server.asked
+    assert (tmp_path / "out" / "review.yaml").read_text(encoding="utf-8") == text
+
+
+def test_a_judge_without_budget_ends_the_build_with_what_was_read(tmp_path: Path) -> None:
+    with ChatServer(reply=reader) as server:
+        judges = [{"name": "j1", "model": "j1", "base_url": server.url, "max_tokens": 64, "budget": {"tokens": 6000}}]
+        report = build(tmp_path, server.url, judges=judges)
+    assert set(report.stopped) == {"j1"}
+    assert report.tokens["j1"] <= 6000
+    assert 0 < len(report.selection.kept) < 30
+    assert report.selection.counts["disputed"] > 5  # nobody read them
+
+
+def test_a_solver_finds_prompts_that_change_the_task(tmp_path: Path) -> None:
+    def answering(body: dict) -> str:
+        asked = body["messages"][-1]["content"]
+        if body["model"] != "strong":
+            return json.dumps(prompts_for(body))
+        colour = "red" if " red" in asked.replace("red or blue", "") else "blue"
+        return {"red": "blue", "blue": "red"}[colour] if "desert" in asked else colour
+
+    with ChatServer(reply=answering) as server:
+        solver = {"model": "strong", "base_url": server.url, "examples": 12, "timeout": 5}
+        report = build(tmp_path, server.url, solver=solver)
+    assert report.complete
+    found = {t.text for t, faults in report.selection.dropped if "behaviour" in {fault.name for fault in faults}}
+    assert found
+    assert all("desert" in text for text in found)
+    assert not any("desert" in t.text for t in report.selection.kept)
+    reasons = [f.reason for _, faults in report.selection.dropped for f in faults if f.name == "behaviour"]
+    assert "solver answers 0% right, under prompts like it 100%" in reasons[0]
+    assert set(server.paid.values()) == {1}
+
+
+def test_a_solver_of_this_process_keeps_its_cells(tmp_path: Path) -> None:
+    tiny.saved_model(tmp_path / "model")
+    solver = {"model": str(tmp_path / "model"), "examples": 8}
+    with ChatServer() as server:
+        report = build(tmp_path, server.url, solver=solver, **{"train": 6, "dev": 3, "test": 3})
+        asked = len(server.asked)
+        again = build(tmp_path, server.url, solver=solver, **{"train": 6, "dev": 3, "test": 3})
+        assert len(server.asked) == asked
+    assert ids(again) == ids(report)
+    with CellStore(tmp_path / "out" / "cells.sqlite") as cells:
+        assert len(cells) >= 8 * len(report.selection.kept)

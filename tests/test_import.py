@@ -41,7 +41,7 @@ def test_prompts_of_an_application_become_a_set(tmp_path: Path) -> None:
     prompts = PromptSet.load(out / "prompts.yaml")
     assert prompts.task == "piqa"
     assert len(prompts.train) > 5 * len(prompts.dev)
-    assert notes["separation"]["nearest"]["max"] < 0.3
+    assert notes["separation"]["wording"]["nearest"]["max"] < 0.3
 
 
 def test_too_few_sound_prompts_are_one_line(tmp_path: Path) -> None:

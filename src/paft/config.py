@@ -228,6 +228,35 @@ class WriterConfig(Strict):
         return self
 
 
+class JudgeConfig(WriterConfig):
+    """A language model that reads candidates, one at a time, and says what is wrong with them."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    max_tokens: Annotated[int, Field(ge=64)] = 1024
+
+
+class SolverConfig(WriterConfig):
+    """A capable model that answers items of the train split under every candidate: a prompt under which it fails, and does not
+    under prompts of the same answer form, asks for something else."""
+
+    name: str = "solver"
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    max_tokens: Annotated[int, Field(ge=8)] = 256
+    adapter: str | None = None
+    """Directory of a PEFT adapter, for a model loaded here."""
+    examples: Annotated[int, Field(ge=8)] = 32
+    """Items per candidate."""
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Accuracy below that of its siblings from which a candidate is doubted. Merely hard prompts should stay: a set without them
+    makes every model look robust."""
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> SolverConfig:
+        if self.adapter is not None and self.base_url is not None:
+            raise ValueError("solver has an adapter and a base_url; a server loads its adapters itself")
+        return self
+
+
 class BuildConfig(Strict):
     """A prompt set to be built: for which task, by whom, how many, how divided."""
 
@@ -240,6 +269,10 @@ class BuildConfig(Strict):
     dev: Annotated[int, Field(ge=1)] = 50
     test: Annotated[int, Field(ge=1)] = 50
     writers: Annotated[list[WriterConfig], Field(min_length=1)]
+    judges: list[JudgeConfig] = []
+    """Models that read every candidate. Where they disagree a person decides, in review.yaml."""
+    solver: SolverConfig | None = None
+    """A model that answers items under every candidate; None leaves the check out."""
     strategies: Annotated[list[Literal["zero-shot", "few-shot"]], Field(min_length=1)] = ["zero-shot", "few-shot"]
     per_request: Annotated[int, Field(ge=1, le=20)] = 5
     """Prompts asked for at a time."""
@@ -255,15 +288,19 @@ class BuildConfig(Strict):
     """Jaccard similarity of 5-grams from which two candidates are the same; the first stays. Loading refuses 0.5 across splits."""
     select: Literal["diverse", "uniform"] = "diverse"
     """What happens to more candidates than wanted: those furthest from each other, or a random choice."""
-    split_by: Literal["cluster", "random", "writer", "strategy", "format"] = "cluster"
+    embeddings: str | None = "sentence-transformers/all-MiniLM-L6-v2"
+    """Sentence embedding model for near-duplicates, clusters, the diverse choice and the MMD; None goes by words alone."""
+    split_by: Literal["cluster", "random", "writer", "strategy", "format", "placement", "cue"] = "cluster"
     """What may not straddle two splits: groups of similar prompts, all prompts of a writer, of a writer's strategy, of an
-    answer form. "random": nothing (near-duplicates are gone by then), as in the paper."""
+    answer form, of a place of the instruction, of a way to end. "random": nothing (near-duplicates are gone by then), as in
+    the paper."""
 
     @model_validator(mode="after")
     def _check(self) -> BuildConfig:
         names = [writer.name for writer in self.writers]
-        if len(set(names)) < len(names):
-            raise ValueError(f"writers: two have one name among {names}; results name writers")
+        everybody = [each.name for each in self.everybody]
+        if len(set(everybody)) < len(everybody):
+            raise ValueError(f"writers, judges, solver: two have one name among {everybody}; replies are kept by name")
         if len(set(self.strategies)) < len(self.strategies):
             raise ValueError(
                 f"strategies: one is named twice in {self.strategies}; every request would be paid for twice"
@@ -274,6 +311,11 @@ class BuildConfig(Strict):
                 f"split_by: {self.split_by} makes {groups} groups, which cannot fill three splits; add writers, or use split_by: cluster"
             )
         return self
+
+    @property
+    def everybody(self) -> list[WriterConfig]:
+        """All models that are asked."""
+        return [*self.writers, *self.judges, *([self.solver] if self.solver else [])]
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -48,13 +48,18 @@ def disk_errors(where: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(scratch, 0o644)
@@ -199,6 +204,16 @@ class BuildDir:
     def audit(self) -> Path:
         """What was dropped, and why; how far apart the splits are."""
         return self.root / "audit.json"
+
+    @property
+    def review(self) -> Path:
+        """What a person may decide, and has decided."""
+        return self.root / "review.yaml"
+
+    @property
+    def cells(self) -> Path:
+        """Answers of a solver that was loaded here."""
+        return self.root / "cells.sqlite"
 
     @property
     def prompts(self) -> Path:

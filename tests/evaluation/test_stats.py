@@ -23,6 +23,7 @@ from paft.evaluation.stats import (
     compare,
     consistency,
     decompose,
+    lags,
     mean_estimate,
     prompt_sd,
     quantile_over_prompts,
@@ -381,3 +382,28 @@ def test_no_spread_at_all_is_centred_on_zero():
     tables_KN = [table for table, _ in tables_of(Model(0.0, 0.8), 300, 20, 200, seed=5)]
     assert 0.4 < np.mean([decompose(table).s2_prompt < 0 for table in tables_KN]) < 0.65
     assert np.mean([prompt_sd(table).low > 0 for table in tables_KN]) < 0.06
+
+
+def test_a_prompt_that_fails_is_found_and_merely_hard_ones_are_not() -> None:
+    """80 prompts of true accuracy .6 to .9 on items of their own difficulty, and 8 that ask the inverse question."""
+    draw = np.random.default_rng(4)
+    false, missed = 0, 0
+    for _ in range(20):
+        ease_N = draw.normal(0, 1.0, 32)
+        level_K = draw.uniform(0.4, 2.2, 88)
+        right_KN = draw.random((88, 32)) < 1 / (1 + np.exp(-(level_K[:, None] + ease_N)))
+        right_KN[80:] = ~right_KN[80:]
+        found = [lag.gap < -max(0.2, 3 * lag.se) for lag in lags(right_KN.astype(float), ["a", "b"] * 44)]
+        false, missed = false + sum(found[:80]), missed + 8 - sum(found[80:])
+    assert false / (20 * 80) < 0.02
+    assert missed / (20 * 8) < 0.25
+
+
+def test_lags_by_hand() -> None:
+    values_KN = np.array([[1.0, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    # siblings of the fifth by accuracy: .25 .5 .75 1 1; the middle three are left
+    lag = lags(values_KN, ["x"] * 6)[4]
+    assert (lag.accuracy, lag.siblings) == (0.0, pytest.approx(0.75))
+    difference_N = -np.array([1, 1, 2 / 3, 1 / 3])
+    assert lag.se == pytest.approx(difference_N.std(ddof=1) / 2)
+    assert lags(values_KN[:1], ["x"])[0].gap == 0.0

@@ -59,7 +59,9 @@ def test_what_ships_passes(name: str) -> None:
     prompts = PromptSet.load(name)
     task = load_task({"sst2-words": "sst2-demo", "race": "race-middle"}.get(name, name))
     for split in ("train", "dev", "test"):
-        assert audit(prompts.split(split), task).counts == {}
+        # two of the demo's train prompts differ in one word; both stay, since published figures were measured with them
+        known = {"near_duplicate": 1} if (name, split) == ("sst2-words", "train") else {}
+        assert audit(prompts.split(split), task).counts == known
     # perturbed prompts are made to be careless; their slots and forms are not
     for template in prompts.adversarial:
         assert {fault.name for fault in faults_of(template, task)} <= {"language"}

@@ -7,6 +7,7 @@ K x N cells as independent is several times too small and is never printed.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -412,6 +413,44 @@ def compare(a_KN: np.ndarray, b_KN: np.ndarray, level: float = 0.95) -> Comparis
         ),
         float((a_KN.mean(1) > b_KN.mean(1) + 1e-9).mean()),
     )
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far a prompt's accuracy lies from that of its siblings: difference on the same items, and its standard error."""
+
+    accuracy: float
+    siblings: float
+    se: float
+
+    @property
+    def gap(self) -> float:
+        """Accuracy minus that of the siblings."""
+        return self.accuracy - self.siblings
+
+
+def lags(values_KN: np.ndarray, families_K: Sequence[str]) -> list[Lag]:
+    """Of every prompt, its accuracy against the middle half (by accuracy) of the other prompts of its family; of all others where
+    the family has fewer than five.
+
+    The middle half stands for the median, which a few broken siblings do not move, and is paired item by item, so that items
+    which are hard under every prompt do not count.
+    """
+    accuracy_K, families = values_KN.mean(1), np.asarray(families_K)
+    found = []
+    for k in range(len(values_KN)):
+        others = np.flatnonzero((families == families[k]) & (np.arange(len(families)) != k))
+        if len(others) < 5:
+            others = np.flatnonzero(np.arange(len(families)) != k)
+        ordered = others[np.argsort(accuracy_K[others], kind="stable")]
+        middle = ordered[len(ordered) // 4 : max(len(ordered) - len(ordered) // 4, len(ordered) // 4 + 1)]
+        if not len(middle):
+            found.append(Lag(float(accuracy_K[k]), float(accuracy_K[k]), 0.0))
+            continue
+        difference_N = values_KN[k] - values_KN[middle].mean(0)
+        se = float(difference_N.std(ddof=1) / np.sqrt(len(difference_N)))
+        found.append(Lag(float(accuracy_K[k]), float(values_KN[middle].mean()), se))
+    return found
 
 
 def prompt_sd_value(values_KN: np.ndarray) -> float:

@@ -59,7 +59,7 @@ def load_model(
         extra["quantization_config"] = GgufConfig(dequantize=True)
     say(f"loading {name} ({files.origin}) as {str(torch_dtype).removeprefix('torch.')} on {device.type}")
     tokenizer = _load_tokenizer(name, files)
-    with _loading(name, files):
+    with loading(name, files):
         model = AutoModelForCausalLM.from_pretrained(files.directory, dtype=torch_dtype, **extra)
     if getattr(model.config, "quantization_config", None) is not None and files.gguf_file:
         del model.config.quantization_config
@@ -76,13 +76,14 @@ def load_renderer(
 
 
 def _load_tokenizer(name: str, files: ModelFiles) -> Any:
-    with _loading(name, files):
+    with loading(name, files):
         extra = {"gguf_file": files.gguf_file} if files.gguf_file else {}
         return AutoTokenizer.from_pretrained(files.directory, **extra)
 
 
 @contextlib.contextmanager
-def _loading(name: str, files: ModelFiles) -> Iterator[None]:
+def loading(name: str, files: ModelFiles) -> Iterator[None]:
+    """Turn what transformers raises for files that it cannot read into an AssetError of one line."""
     try:
         with _quiet():
             yield

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 
-from paft.prompts.similarity import near_pairs, static_form
+from paft.prompts.similarity import MEANING, Embed, cosine_pairs, near_pairs, reworded_pairs, static_form
 from paft.prompts.template import Fault, Template, template_to
 from paft.tasks.answers import LETTERS, ChoiceText, Labels, Wrapped
 from paft.tasks.types import Task
@@ -37,8 +39,19 @@ FAULTS = {
     "repeat": "the same prompt as another",
     "near_duplicate": "nearly the same prompt as another",
     "copied": "nearly a prompt that the writer was shown as an example",
+    "judged": "every judge found a fault",
+    "disputed": "some judges found a fault, or none gave a verdict",
+    "behaviour": "a capable model answers far worse under it than under prompts like it",
+    "reviewed": "dropped by hand",
 }
 """Every fault by its name."""
+
+OPEN_TO_REVIEW = frozenset(
+    {"leak", "contract", "polarity", "reasoning", "language", "length", "outlier", "judged", "disputed", "behaviour"}
+)
+"""Faults that are a matter of reading: a person may overrule them."""
+
+Decision = Literal["keep", "drop"]
 
 MAX_CHARACTERS = 3000
 OUTLIER = 6.0
@@ -73,28 +86,53 @@ class Selection:
 
 
 def audit(
-    templates: Sequence[Template], task: Task, similarity: float = 0.7, shown: Sequence[Template] = ()
+    templates: Sequence[Template],
+    task: Task,
+    similarity: float = 0.7,
+    shown: Sequence[Template] = (),
+    *,
+    embed: Embed | None = None,
+    opinions: Mapping[str, Sequence[Fault]] = MappingProxyType({}),
+    decisions: Mapping[str, Decision] = MappingProxyType({}),
 ) -> Selection:
-    """The templates without a fault. Of a group of near-duplicates (Jaccard of 5-grams >= similarity) the first stays.
+    """The templates without a fault. Of a group of near-duplicates the first stays: Jaccard of 5-grams >= similarity, the same
+    but for some words, or, with embed, a cosine of sentence embeddings >= MEANING.
 
     shown: prompts that writers were given as examples; what comes as near to one of them is no prompt of theirs.
+    opinions: faults that others found (judges, a model that answers), by template id.
+    decisions: a person's word, by template id: "keep" overrules faults of OPEN_TO_REVIEW, "drop" is a fault of its own.
     """
-    faults: list[list[Fault]] = [list(faults_of(template, task)) for template in templates]
+    faults: list[list[Fault]] = []
+    for template in templates:
+        found = [*faults_of(template, task), *opinions.get(template.id, ())]
+        match decisions.get(template.id):
+            case "keep":
+                found = [fault for fault in found if fault.name not in OPEN_TO_REVIEW]
+            case "drop":
+                found.append(Fault("reviewed", "dropped by hand"))
+        faults.append(found)
     first: dict[str, int] = {}
     for place, template in enumerate(templates):
         earlier = first.setdefault(static_form(template) + repr(template.answer), place)
         if earlier != place:
             faults[place].append(Fault("repeat", f"the same as {templates[earlier].id}"))
-    _mark_outliers(templates, faults)
-    sound = [place for place, found in enumerate(faults) if not found]
-    compared = [*shown, *(templates[place] for place in sound)]
-    gone: set[int] = set()
-    for a, b, alike in sorted(near_pairs(compared, similarity)):
-        if b < len(shown) or a in gone or b in gone:
-            continue
-        gone.add(b)
-        name = "copied" if a < len(shown) else "near_duplicate"
-        faults[sound[b - len(shown)]].append(Fault(name, f"{alike:.2f} like {compared[a].id}"))
+    _mark_outliers(templates, faults, {each for each, word in decisions.items() if word == "keep"})
+    steps: list[tuple[str, Callable[[Sequence[Template]], list[tuple[int, int, float]]]]] = [
+        ("like", lambda each: near_pairs(each, similarity)),
+        ("in its words like", lambda each: [(a, b, alike) for a, b, alike in reworded_pairs(each, each) if a < b]),
+    ]
+    if embed is not None:
+        steps.append(("in meaning like", lambda each: cosine_pairs(each, MEANING, embed)))
+    for how, pairs_of in steps:
+        sound = [place for place, found in enumerate(faults) if not found]
+        compared = [*shown, *(templates[place] for place in sound)]
+        gone: set[int] = set()
+        for a, b, alike in sorted(pairs_of(compared)):
+            if b < len(shown) or a in gone or b in gone:
+                continue
+            gone.add(b)
+            name = "copied" if a < len(shown) else "near_duplicate"
+            faults[sound[b - len(shown)]].append(Fault(name, f"{alike:.2f} {how} {compared[a].id}"))
     dropped = tuple((template, tuple(found)) for template, found in zip(templates, faults, strict=True) if found)
     return Selection(tuple(t for t, found in zip(templates, faults, strict=True) if not found), dropped)
 
@@ -109,14 +147,14 @@ def faults_of(template: Template, task: Task) -> Iterator[Fault]:
     yield from words.faults()
 
 
-def _mark_outliers(templates: Sequence[Template], faults: list[list[Fault]]) -> None:
+def _mark_outliers(templates: Sequence[Template], faults: list[list[Fault]], kept: set[str]) -> None:
     if len(templates) < 20:
         return
     lengths = np.log([max(1, len(template.static_text.strip())) for template in templates])
     middle = float(np.median(lengths))
     spread = max(1.4826 * float(np.median(np.abs(lengths - middle))), 0.1)
     for template, length, found in zip(templates, lengths, faults, strict=True):
-        if (length - middle) / spread > OUTLIER:
+        if (length - middle) / spread > OUTLIER and template.id not in kept:
             found.append(
                 Fault("outlier", f"{len(template.static_text)} characters; the median is {np.exp(middle):.0f}")
             )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from paft.config import dump_yaml, load_mapping
 from paft.errors import PromptSetError, few, nearest
-from paft.prompts.similarity import NEAR_DUPLICATE, similarity_matrix
+from paft.prompts.similarity import NEAR_DUPLICATE, REWORDED, reworded_pairs, similarity_matrix
 from paft.prompts.template import Template, template_from, template_to
 from paft.tasks.types import Task
 
@@ -111,14 +111,18 @@ class PromptSet:
         for first, second in pairs_of_splits:
             rows, columns = self.split(first), self.split(second)
             alike = similarity_matrix(rows, columns)
-            pairs = [(i, j) for i, j in zip(*(alike >= NEAR_DUPLICATE).nonzero(), strict=True)]
-            if pairs:
+            near = [
+                (int(i), int(j), float(alike[i, j])) for i, j in zip(*(alike >= NEAR_DUPLICATE).nonzero(), strict=True)
+            ]
+            known = {(i, j) for i, j, _ in near}
+            near += [(i, j, share) for i, j, share in reworded_pairs(rows, columns) if (i, j) not in known]
+            if near:
                 named = [
-                    f"{first}[{i}] {rows[i].id} ~ {second}[{j}] {columns[j].id} ({alike[i, j]:.2f})" for i, j in pairs
+                    f"{first}[{i}] {rows[i].id} ~ {second}[{j}] {columns[j].id} ({share:.2f})" for i, j, share in near
                 ]
                 raise PromptSetError(
-                    f"prompt set {self.task!r}: {len(pairs)} prompts of {second!r} are near-duplicates of {first!r} "
-                    f"(similarity >= {NEAR_DUPLICATE}): {few(named, 3)}; keep each group in one split"
+                    f"prompt set {self.task!r}: {len(near)} prompts of {second!r} are near-duplicates of {first!r} (5-grams in "
+                    f"common >= {NEAR_DUPLICATE}, or words in order >= {REWORDED}): {few(named, 3)}; keep each group in one split"
                 )
 
 

@@ -1,10 +1,12 @@
-"""How alike two templates are as texts, whatever fills their slots."""
+"""How alike two templates are, in their words and in what they mean, whatever fills their slots."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,17 @@ from paft.prompts.template import Template
 
 NEAR_DUPLICATE = 0.5
 """Jaccard similarity of character 5-grams from which two templates count as the same prompt."""
+
+REWORDED = 0.7
+"""Share of words in common, in order, from which two templates count as the same prompt with some words changed."""
+MEANING = 0.95
+"""Cosine of sentence embeddings from which two templates count as the same prompt."""
+
+Embed = Callable[[Sequence[str]], np.ndarray]
+"""Texts -> unit vectors, shape (texts, dimensions): a sentence embedding model."""
+
+BLOCK = 500
+"""Rows compared with all others at a time."""
 
 _FIELD = "\u25a1"
 _SLOT = re.compile(r"\{[A-Za-z_]\w*\}", re.ASCII)
@@ -53,31 +66,65 @@ def jaccard(rows: Any, columns: Any) -> np.ndarray:
 
 
 def near_pairs(templates: Sequence[Template], least: float) -> list[tuple[int, int, float]]:
-    """All pairs (i < j) of templates whose similarity is at least `least`, exact, without comparing all with all.
+    """All pairs (i < j) of templates whose similarity is at least `least`, exact, in blocks of bounded memory.
 
-    Two sets with a Jaccard similarity of t share one of their rarest n - ceil(t n) + 1 members (prefix filter, Chaudhuri et
-    al. 2006), so only pairs that do are computed.
+    Grams that many templates share are counted by dense products, the others by sparse ones: each where it is the faster.
     """
     table = gram_table([static_form(template) for template in templates])
-    rank = np.argsort(np.argsort(np.asarray(table.sum(0)).ravel(), kind="stable"), kind="stable")
-    sizes = np.diff(table.indptr)
-    rare, starts = [], [0]
-    for row in range(len(templates)):
-        mine = np.sort(rank[table.indices[table.indptr[row] : table.indptr[row + 1]]])
-        rare.append(mine[: len(mine) - int(np.ceil(least * len(mine))) + 1])
-        starts.append(starts[-1] + len(rare[-1]))
-    columns = np.concatenate(rare) if rare else np.zeros(0, int)
-    prefix = csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=table.shape)
+    sizes = np.diff(table.indptr).astype(np.float32)
+    usual = np.asarray(table.sum(0)).ravel() > max(50, len(templates) / 100)
+    columns = table.tocsc()
+    dense, rare = columns[:, usual].toarray(), columns[:, ~usual].tocsr()
     pairs = []
-    for begin in range(0, len(templates), 500):
-        met = (prefix[begin : begin + 500] @ prefix.T).tocoo()
-        i, j = met.row + begin, met.col
-        keep = (i < j) & (np.minimum(sizes[i], sizes[j]) >= least * np.maximum(sizes[i], sizes[j]))
-        i, j = i[keep], j[keep]
-        common = np.asarray(table[i].multiply(table[j]).sum(1)).ravel() if len(i) else np.zeros(0)
-        alike = common / (sizes[i] + sizes[j] - common)
-        pairs += [(int(a), int(b), float(s)) for a, b, s in zip(i, j, alike, strict=True) if s >= least]
+    for begin in range(0, len(templates), BLOCK):
+        block = slice(begin, begin + BLOCK)
+        common = dense[block] @ dense[begin:].T + rare[block] @ rare[begin:].T
+        alike = np.asarray(common / (sizes[block, None] + sizes[None, begin:] - common))
+        i, j = (alike >= least).nonzero()
+        keep = i < j
+        pairs += [(int(a) + begin, int(b) + begin, float(alike[a, b])) for a, b in zip(i[keep], j[keep], strict=True)]
     return pairs
+
+
+def reworded_pairs(rows: Sequence[Template], columns: Sequence[Template]) -> list[tuple[int, int, float]]:
+    """Pairs (row, column) that differ by a few changed words: at least REWORDED of their words and slots are the same in order,
+    and more than half of what is neither a slot nor a single letter.
+
+    Jaccard of 5-grams does not see this in short prompts, where one word is many grams. Word similarity is 2 M / T of difflib.
+    """
+    known: dict[tuple[str, int], int] = {}
+    first, second = ([static_form(template).split() for template in side] for side in (rows, columns))
+    tables = [_bags(side, known) for side in (first, second)]
+    tables[0].resize((len(first), len(known)))
+    pairs = []
+    for begin in range(0, len(first), BLOCK):
+        common = (tables[0][begin : begin + BLOCK] @ tables[1].T).toarray()
+        sizes = np.array([len(words) for words in first[begin : begin + BLOCK]])[:, None] + np.array(
+            [*map(len, second)]
+        )
+        for i, j in zip(*(2 * common >= REWORDED * sizes).nonzero(), strict=True):
+            one, other = first[begin + int(i)], second[int(j)]
+            alike = _in_order(one, other)
+            if alike >= REWORDED and _in_order(*([w for w in words if len(w) > 1] for words in (one, other))) > 0.5:
+                pairs.append((begin + int(i), int(j), alike))
+    return pairs
+
+
+def _bags(texts: Sequence[Sequence[str]], known: dict[tuple[str, int], int]) -> Any:
+    """Words with repeats, as a sparse 0/1 table whose products count words in common."""
+    columns, starts = [], [0]
+    for words in texts:
+        counts: Counter[str] = Counter()
+        for word in words:
+            columns.append(known.setdefault((word, counts[word]), len(known)))
+            counts[word] += 1
+        starts.append(len(columns))
+    return csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=(len(texts), max(1, len(known))))
+
+
+def _in_order(one: Sequence[str], other: Sequence[str]) -> float:
+    first, second = sorted((one, other), key=lambda words: (len(words), list(words)))
+    return SequenceMatcher(None, first, second, autojunk=False).ratio() if first and second else 0.0
 
 
 def similarity_matrix(rows: Sequence[Template], columns: Sequence[Template]) -> np.ndarray:
@@ -91,3 +138,25 @@ def similarity_matrix(rows: Sequence[Template], columns: Sequence[Template]) -> 
 def static_form(template: Template) -> str:
     """`text_form` of all that a template says by itself."""
     return text_form(f"{template.system}\n{template.text}" if template.system else template.text)
+
+
+def masked(template: Template) -> str:
+    """What is embedded: system text and text, every slot one dash."""
+    text = f"{template.system}\n{template.text}" if template.system else template.text
+    return " ".join(_SLOT.sub("-", text).split())
+
+
+def cosines(rows: Sequence[Template], columns: Sequence[Template], embed: Embed) -> np.ndarray:
+    """Cosine of the embeddings of every pair, shape (rows, columns), in [-1, 1]."""
+    return np.asarray(embed([masked(t) for t in rows]) @ embed([masked(t) for t in columns]).T)
+
+
+def cosine_pairs(templates: Sequence[Template], least: float, embed: Embed) -> list[tuple[int, int, float]]:
+    """All pairs (i < j) of templates whose embeddings have a cosine of at least `least`."""
+    pairs: list[tuple[int, int, float]] = []
+    for begin in range(0, len(templates), BLOCK):
+        alike = cosines(templates[begin : begin + BLOCK], templates, embed)
+        i, j = (alike >= least).nonzero()
+        keep = i + begin < j
+        pairs += [(int(a) + begin, int(b), float(alike[a, b])) for a, b in zip(i[keep], j[keep], strict=True)]
+    return pairs

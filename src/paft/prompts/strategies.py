@@ -189,10 +189,13 @@ _DECODER = json.JSONDecoder(strict=False)
 
 
 def _entries(reply: str) -> Iterator[dict[str, Any]]:
-    """Objects with a text, wherever they stand: in an array, in another object, in a code fence, one per line.
+    """Objects with a text, wherever they stand: in an array, in another object, in a code fence, one per line."""
+    for value in json_objects(reply):
+        yield from _with_text(value)
 
-    What a model thinks aloud between <think> tags is not its answer.
-    """
+
+def json_objects(reply: str) -> Iterator[Any]:
+    """Every outermost JSON object of a reply. What a model thinks aloud between <think> tags is not its answer."""
     reply = re.sub(r"<think>.*?(?:</think>|\Z)", "", reply, flags=re.DOTALL | re.IGNORECASE)
     at = reply.find("{")
     while at >= 0:
@@ -200,7 +203,7 @@ def _entries(reply: str) -> Iterator[dict[str, Any]]:
             value, end = _DECODER.raw_decode(reply, at)
         except (ValueError, RecursionError):  # RecursionError: brackets nested by the hundred
             value, end = None, at + 1
-        yield from _with_text(value)
+        yield value
         at = reply.find("{", end)
 
 
