@@ -159,6 +159,25 @@ def test_an_interrupt_is_one_line_that_says_how_to_go_on(config, tmp_path):
     assert "train single: done" not in told
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_comes_again():
+    from paft.cli import _insistent_interrupts
+
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def work() -> None:
+        Finalised()  # the interrupt inside is dropped
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), _insistent_interrupts(0.05):
+        work()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 def test_prompts_can_be_listed_checked_and_shown(tmp_path):
     assert "hellaswag" in call("prompts", "list").stdout
     checked = json.loads(call("prompts", "check", "piqa", "--json").stdout)

@@ -7,7 +7,9 @@ import errno
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from importlib import resources
@@ -509,7 +511,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        code = app(arguments, standalone_mode=False)
+        with _insistent_interrupts():
+            code = app(arguments, standalone_mode=False)
         if code == 130:  # typer's word for a keyboard interrupt
             raise KeyboardInterrupt
         if isinstance(code, int) and code:
@@ -542,6 +545,27 @@ def main() -> None:
         _fail(
             "this is a bug in paft, or a model or library it met for the first time; please report the lines above", 70
         )
+
+
+@contextlib.contextmanager
+def _insistent_interrupts(seconds: float = 2.0) -> Iterator[None]:
+    """Ctrl-C is raised again until somebody lets it through: Python drops what is raised while an object is finalised, and a
+    long training does that all the time."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _usage(error: Exception) -> str | None:
