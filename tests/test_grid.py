@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +51,8 @@ def test_a_cell_is_rendered_by_its_own_template() -> None:
 def test_the_fake_model_answers_by_arithmetic_and_counts_what_it_is_asked() -> None:
     questions = [GRID.question(Cell(0, k, i)) for k in range(2) for i in range(3)]
     lm, seen = FakeLM(prefer=lambda question: 1), []
-    answers = lm.answer(questions, max_new_tokens=3, done=lambda index, answer: seen.append((index, answer)))
+    asked = [replace(question, max_new_tokens=3) for question in questions]
+    answers = lm.answer(asked, done=lambda index, answer: seen.append((index, answer)))
     assert lm.calls == 6
     assert sorted(index for index, _ in seen) == list(range(6))
     assert [answers[index] for index, _ in seen] == [answer for _, answer in seen]
@@ -57,4 +60,4 @@ def test_the_fake_model_answers_by_arithmetic_and_counts_what_it_is_asked() -> N
     assert [answer.completion.text for answer in answers if answer.completion] == ["B"] * 3 + ["yes"] * 3
     assert all(answer.completion is None for answer in FakeLM().answer(questions))
     assert FakeLM().answer(questions) == FakeLM().answer(questions)
-    assert len({lm.key(question) for question in questions}) == 6
+    assert len({key for question in questions for key in lm.keys(question)}) == 12

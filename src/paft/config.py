@@ -108,8 +108,8 @@ class EvalConfig(Strict):
     normalization: Literal["sum", "token", "byte"] = "sum"
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     """Limit of a free answer; None takes it from the answer formats (longest right answer + 4), the same for all models."""
-    batch_tokens: Annotated[int, Field(ge=64)] = 4096
-    """Tokens per forward pass; halved when memory runs out."""
+    batch_tokens: Annotated[int, Field(ge=64)] | None = None
+    """Tokens per forward pass; None chooses for this machine. Halved when memory runs out."""
     thresholds: list[Annotated[float, Field(gt=0, le=1)]] = [0.5, 0.7, 0.8, 0.9]
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 

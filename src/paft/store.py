@@ -323,7 +323,7 @@ class CellKey:
 class CellStore:
     """Every answer, once. SQLite in WAL mode: a kill loses at most what was not committed, and never damages the rest."""
 
-    SCORER = 1
+    SCORER = 2
     """Version of the scoring code: a change that alters answers raises it, and old cells are left alone."""
 
     def __init__(self, path: Path):
@@ -437,4 +437,5 @@ def _answered(text: str) -> Answered:
         value["prompt_tokens"],
         value["seam"],
         Completion(**completion) if completion else None,
+        value["seconds"],
     )

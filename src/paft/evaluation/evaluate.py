@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +15,7 @@ from paft.config import EvalConfig
 from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix, restricted_choice
 from paft.evaluation.stats import Estimate, all_estimates, raw_sd
 from paft.grid import Cell, Grid
-from paft.lm.types import LM, Answered
+from paft.lm.types import LM, Answered, Question
 from paft.store import CellKey, CellStore
 
 Scorer = Literal["likelihood", "generation"]
@@ -52,44 +54,102 @@ class Evaluation:
         }
 
 
+CHUNK = 4096
+"""Cells that are rendered and looked up at a time: all prompts over some examples, so that what they share is seen."""
+
+
+class Asker:
+    """Puts cells of a grid to a model, each once: what the store holds is not asked again, what is answered is kept."""
+
+    def __init__(
+        self, lm: LM, grid: Grid, config: EvalConfig, store: CellStore | None = None, tick: Tick = lambda a, b, c: None
+    ):
+        self.lm, self.grid, self.config, self.store, self.tick = lm, grid, config, store, tick
+        self.fingerprint = lm.fingerprint
+        num_prompts, num_examples = grid.shape
+        self.answers_KN: list[list[Answered | None]] = [[None] * num_examples for _ in range(num_prompts)]
+        self.asked = self.finished = 0
+        self.total = num_prompts * num_examples
+        """Cells that progress is told of; the budget may lower it."""
+        generate = "generation" in config.scorers
+        self._limit_K = [
+            (config.max_new_tokens or answer_limit(lm, grid, k)) if generate else 0 for k in range(num_prompts)
+        ]
+
+    def ask(self, cells: Iterable[tuple[int, int]]) -> None:
+        """Have these cells (prompt, example) answered. The same cells are answered alike in any order and company."""
+        wanted = [(k, i) for k, i in cells if self.answers_KN[k][i] is None]
+        wanted.sort(key=lambda cell: (cell[1], cell[0]))
+        for start in range(0, len(wanted), CHUNK):
+            self._ask(wanted[start : start + CHUNK])
+        if self.store is not None:
+            self.store.flush()
+
+    def _ask(self, cells: Sequence[tuple[int, int]]) -> None:
+        parts = [self._parts(*cell) for cell in cells]
+        keys = [key for part in parts for key in part]
+        held = iter(self.store.get(keys) if self.store is not None else [None] * len(keys))
+        known = [{key: next(held) for key in part} for part in parts]
+        missing, questions = [], []
+        for place, (part, have) in enumerate(zip(parts, known, strict=True)):
+            gaps = [question for key, question in part.items() if have[key] is None]
+            if gaps:
+                both = gaps[0] if len(gaps) == 1 else replace(gaps[0], max_new_tokens=gaps[1].max_new_tokens)
+                missing.append(place)
+                questions.append(both)
+            else:
+                self._finish(cells[place], have.values())
+
+        def keep(index: int, answer: Answered) -> None:
+            place = missing[index]
+            for key, question in parts[place].items():
+                if known[place][key] is None:
+                    known[place][key] = found = _part_of(answer, question)
+                    if self.store is not None:
+                        self.store.put(key, found)
+            self.asked += 1
+            self._finish(cells[place], known[place].values())
+
+        self.tick(self.finished, self.total, "")
+        self.lm.answer(questions, batch_tokens=self.config.batch_tokens, done=keep)
+
+    def _parts(self, k: int, i: int) -> dict[CellKey, Question]:
+        """The parts of a cell that are kept apart, so that another scorer later pays for its own part only."""
+        question, limit = self.grid.question(Cell(0, k, i)), self._limit_K[k]
+        scored, free = self.lm.keys(question)
+        found = {}
+        if "likelihood" in self.config.scorers:
+            found[CellKey(self.fingerprint, scored, 0)] = question
+        if limit:
+            found[CellKey(self.fingerprint, free, limit)] = replace(question, choices=(), max_new_tokens=limit)
+        return found
+
+    def _finish(self, cell: tuple[int, int], parts: Iterable[Answered | None]) -> None:
+        first, *more = (part for part in parts if part is not None)
+        self.answers_KN[cell[0]][cell[1]] = reduce(or_, more, first)
+        self.finished += 1
+        self.tick(self.finished, self.total, "")
+
+
+def _part_of(answer: Answered, question: Question) -> Answered:
+    """What belongs to one part. Time of a pass that served both counts for the free answer."""
+    if question.choices:
+        return replace(answer, completion=None, seconds=0.0 if answer.completion else answer.seconds)
+    return Answered((), (), (), answer.prompt_tokens, False, answer.completion, answer.seconds)
+
+
 def evaluate(
     lm: LM, grid: Grid, config: EvalConfig, store: CellStore | None = None, tick: Tick = lambda a, b, c: None
 ) -> Evaluation:
     """Ask every cell of the grid and score the answers. Cells in the store are not asked again."""
     num_prompts, num_examples = grid.shape
-    total = num_prompts * num_examples
-    fingerprint = lm.fingerprint
-    generate = "generation" in config.scorers
-    rows: list[tuple[Answered, ...]] = []
-    asked = 0
-    for k in range(num_prompts):
-        questions = [grid.question(Cell(0, k, i)) for i in range(num_examples)]
-        limit = (config.max_new_tokens or answer_limit(lm, grid, k)) if generate else 0
-        keys = [CellKey(fingerprint, lm.key(question), limit) for question in questions]
-        known: list[Answered | None] = store.get(keys) if store is not None else [None] * num_examples
-        missing = [i for i, answer in enumerate(known) if answer is None]
-        tick(k * num_examples + num_examples - len(missing), total, "")
-        finished = k * num_examples + num_examples - len(missing)
-
-        def keep(place: int, answer: Answered, missing: list[int] = missing, keys: list[CellKey] = keys) -> None:
-            nonlocal finished, asked
-            if store is not None:
-                store.put(keys[missing[place]], answer)
-            finished, asked = finished + 1, asked + 1
-            tick(finished, total, "")
-
-        new = lm.answer(
-            [questions[i] for i in missing], max_new_tokens=limit, batch_tokens=config.batch_tokens, done=keep
-        )
-        for i, answer in zip(missing, new, strict=True):
-            known[i] = answer
-        rows.append(tuple(answer for answer in known if answer is not None))
-    if store is not None:
-        store.flush()
+    asker = Asker(lm, grid, config, store, tick)
+    asker.ask((k, i) for i in range(num_examples) for k in range(num_prompts))
+    rows = tuple(tuple(answer for answer in row if answer is not None) for row in asker.answers_KN)
     scores: dict[Scorer, ScoreMatrix] = {}
     for scorer in config.scorers:
         scores[scorer] = score_matrix(grid, rows, scorer, config.normalization)
-    return Evaluation(grid, fingerprint, scores, tuple(rows), config.level, tuple(config.thresholds), asked)
+    return Evaluation(grid, asker.fingerprint, scores, rows, config.level, tuple(config.thresholds), asker.asked)
 
 
 def answer_limit(lm: LM, grid: Grid, prompt: int) -> int:

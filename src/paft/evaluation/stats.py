@@ -7,21 +7,27 @@ K x N cells as independent is several times too small and is never printed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy import stats as distributions
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from paft.errors import ShapeError
+from paft.evaluation import metrics
 from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix
-
-DRAWS = 2000
-"""Draws of the accuracies of the prompts, where an interval has no closed form."""
-SEED = 20250218
-"""Of these draws; fixed, so that a table has one interval."""
+from paft.evaluation.variance import (
+    DRAWS,
+    SEED,
+    Over,
+    decompose,
+    plausible_accuracies,
+    s2_prompt_interval,
+    spread_corrected,
+    squared_error,
+)
 
 
 @dataclass(frozen=True)
@@ -42,83 +48,35 @@ class Estimate:
         return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(self).items()}
 
 
-@dataclass(frozen=True)
-class Decomposition:
-    """Two-way analysis of variance of a K x N table with one value per cell (Searle, Casella, McCulloch, ch. 4).
-
-    s2_*: unbiased variance components, which may be negative when the truth is near zero; s2_residual is the
-    interaction of prompt and example together with noise.
-    """
-
-    prompts: int
-    examples: int
-    mean: float
-    ms_prompt: float
-    ms_item: float
-    ms_residual: float
-
-    @property
-    def s2_prompt(self) -> float:
-        """Variance of the true accuracies of prompts, free of item noise."""
-        return (self.ms_prompt - self.ms_residual) / self.examples
-
-    @property
-    def s2_item(self) -> float:
-        """Variance of the examples' difficulty."""
-        return (self.ms_item - self.ms_residual) / self.prompts
-
-    @property
-    def s2_residual(self) -> float:
-        """Interaction and noise."""
-        return self.ms_residual
-
-    @property
-    def shrinkage(self) -> float:
-        """Share of the spread of observed accuracies that is real: s2_prompt / (s2_prompt + noise), in [0, 1]."""
-        real = max(0.0, self.s2_prompt)
-        return real / (real + self.ms_residual / self.examples) if real > 0 else 0.0
-
-
-def decompose(values_KN: np.ndarray) -> Decomposition:
-    """Mean squares of a complete table. Raises ShapeError for fewer than 2 rows or columns, or missing cells."""
-    if values_KN.ndim != 2 or min(values_KN.shape) < 2:
-        raise ShapeError(f"table of shape {values_KN.shape}; expected at least 2 prompts x 2 examples")
-    if np.isnan(values_KN).any():
-        raise ShapeError(
-            f"{int(np.isnan(values_KN).sum())} of {values_KN.size} cells are not scored; this analysis needs all"
-        )
-    k, n = values_KN.shape
-    a_K, b_N, g = values_KN.mean(1), values_KN.mean(0), values_KN.mean()
-    residual_KN = values_KN - a_K[:, None] - b_N[None] + g
-    return Decomposition(
-        k,
-        n,
-        float(g),
-        float(n * ((a_K - g) ** 2).sum() / (k - 1)),
-        float(k * ((b_N - g) ** 2).sum() / (n - 1)),
-        float((residual_KN**2).sum() / ((k - 1) * (n - 1))),
-    )
-
-
 def mean_estimate(
-    values_KN: np.ndarray, level: float = 0.95, name: str = "mean", bounds: tuple[float, float] = (0.0, 1.0)
+    values_KN: np.ndarray,
+    level: float = 0.95,
+    name: str = "mean",
+    bounds: tuple[float, float] = (0.0, 1.0),
+    *,
+    over: Over = "both",
+    clusters_N: Sequence[object] | None = None,
 ) -> Estimate:
-    """Mean over new prompts and new examples, t interval with Satterthwaite's degrees of freedom.
+    """Mean with a t interval, by default over new prompts and new examples: see `squared_error`.
 
-    SE^2 = (max(MS_p, MS_e) + max(MS_i, MS_e) - MS_e) / (KN). bounds: the interval is cut to the possible values. When
-    every cell is at the same bound, the interval is the exact binomial one for N equal outcomes (new examples only).
+    clusters_N: what each example belongs to, when several stand on one passage; clusters are then drawn, not examples.
+    bounds: the interval is cut to the possible values. When every cell is at the same bound, the interval is the exact
+    binomial one for as many equal outcomes as there are examples (clusters; prompts, when only they are drawn).
     """
-    d = decompose(values_KN)
-    k, n = d.prompts, d.examples
-    ms_p, ms_i, ms_e = max(d.ms_prompt, d.ms_residual), max(d.ms_item, d.ms_residual), d.ms_residual
-    v = ms_p + ms_i - ms_e
-    if v > 0:
-        freedom = v**2 / (ms_p**2 / (k - 1) + ms_i**2 / (n - 1) + ms_e**2 / ((k - 1) * (n - 1)))
-        half = float(distributions.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(v / (k * n))
+    k, n = values_KN.shape
+    value = float(values_KN.mean())
+    squared, freedom = squared_error(values_KN, over, clusters_N)
+    if squared > 0:
+        half = float(distributions.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(squared)
     else:
-        half = (bounds[1] - bounds[0]) * _alike(n, level) if d.mean in bounds else 0.0
-    low, high = max(bounds[0], d.mean - half), min(bounds[1], d.mean + half)
-    return Estimate(name, d.mean, low, high, level, "two-way t, new prompts and new examples", k, n)
+        units = k if over == "prompts" else n if clusters_N is None else len(set(clusters_N))
+        half = (bounds[1] - bounds[0]) * _alike(units, level) if value in bounds or over != "both" else 0.0
+    kind = "two-way t, new prompts and new examples"
+    if over != "both":
+        kind = "t, new examples, these prompts" if over == "examples" else "t, new prompts, these examples"
+    if clusters_N is not None:
+        kind += f" in {len(set(clusters_N))} clusters"
+    return Estimate(name, value, max(bounds[0], value - half), min(bounds[1], value + half), level, kind, k, n)
 
 
 def _alike(n: int, level: float) -> float:
@@ -131,11 +89,11 @@ def prompt_sd(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
 
     A model that answers every prompt alike has 0 here, whereas the plain sd of its accuracies is about
     sqrt(noise / examples), which grows as the test set shrinks. The F interval takes accuracies to be normal over
-    prompts; `_prompt_freedom` widens it where they are not.
+    prompts; `prompt_freedom` widens it where they are not.
     """
     d = decompose(values_KN)
     k, n = d.prompts, d.examples
-    low2, high2 = _s2_prompt_interval(values_KN, level)
+    low2, high2 = s2_prompt_interval(values_KN, level)
     high2 = min(high2, max(0.25, d.s2_prompt))  # accuracies cannot vary by more
     root = [math.sqrt(max(0.0, x)) for x in (d.s2_prompt, low2, high2)]
     return Estimate(
@@ -143,47 +101,10 @@ def prompt_sd(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
     )
 
 
-def _s2_prompt_interval(values_KN: np.ndarray, level: float) -> tuple[float, float]:
-    """F interval of the variance component of prompts, not clipped: (F / F_quantile - 1) MS_e / N."""
-    d = decompose(values_KN)
-    freedom = _prompt_freedom(values_KN), (d.prompts - 1) * (d.examples - 1)
-    low, high = (
-        (d.ms_prompt / distributions.f.ppf([0.5 + level / 2, 0.5 - level / 2], *freedom) - d.ms_residual) / d.examples
-    ).tolist()
-    return low, high
-
-
-def _prompt_freedom(values_KN: np.ndarray) -> float:
-    """Degrees of freedom of MS_p: 2 MS_p^2 / its variance by the jackknife over prompts and over examples, at most K-1.
-
-    Accuracies near 1 have a long lower tail over prompts, and few examples are few chances for prompts to differ; both
-    make MS_p vary more than the normal K-1 says. What prompts and examples both show is noise, counted once. For fewer
-    than 10 prompts the jackknife is too rough and K-1 stands.
-    """
-    d = decompose(values_KN)
-    k, n = d.prompts, d.examples
-    if k < 10 or d.ms_prompt <= 0:
-        return k - 1.0
-    effect_KN = values_KN - values_KN.mean(0)
-    total_K = effect_KN.sum(1)
-    square_K = (total_K / n) ** 2
-    without_K = (square_K.sum() - k / (k - 1) * square_K) / (k - 2)
-    without_N = (((total_K[:, None] - effect_KN) / (n - 1)) ** 2).sum(0) / (k - 1)
-    by_prompts, by_examples = ((len(x) - 1) * x.var() / (d.ms_prompt / n) ** 2 for x in (without_K, without_N))
-    both = 2 / (k - 1) * (1 - d.shrinkage**2)
-    return float(np.clip(2 / (by_prompts + max(0.0, by_examples - both)), 1, k - 1))
-
-
 def raw_sd(values_KN: np.ndarray) -> float:
     """Plain standard deviation (n-1) of the observed accuracies, item noise included: what papers print."""
     d = decompose(values_KN)
     return math.sqrt(d.ms_prompt / d.examples)
-
-
-def spread_corrected(values_KN: np.ndarray) -> np.ndarray:
-    """Accuracies per prompt, drawn towards their mean to the spread of the true ones: g + sqrt(shrinkage)(a_k - g)."""
-    d = decompose(values_KN)
-    return d.mean + math.sqrt(d.shrinkage) * (values_KN.mean(1) - d.mean)
 
 
 def _binomial_bounds(values_KN: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
@@ -238,60 +159,77 @@ def quantile_over_prompts(values_KN: np.ndarray, q: float, level: float = 0.95, 
     anew; for fewer than 30 prompts the quantile of the normal distribution that they come from.
     Resampling the table itself would count item noise twice, once in the table and once in the resample.
     """
-    d = decompose(values_KN)
-    k, n = d.prompts, d.examples
     value = float(np.quantile(spread_corrected(values_KN), q))
-    if d.ms_prompt == d.ms_item == 0:  # all cells equal: every quantile is the mean
-        mean = mean_estimate(values_KN, level)
-        low, high = mean.low, mean.high
-    else:
-        generator = np.random.default_rng(SEED)
-        accuracy_RK, centre_R1, sd_R1 = plausible_accuracies(values_KN, generator)
-        if k < 30:  # a handful of prompts does not reach far into the tail: trust the normal shape
-            quantile_R = expit(centre_R1 + distributions.norm.ppf(q) * sd_R1)[:, 0]
-        else:
-            chosen_RK = generator.integers(k, size=accuracy_RK.shape)
-            quantile_R = np.quantile(np.take_along_axis(accuracy_RK, chosen_RK, 1), q, axis=1)
-        shift_R = math.sqrt(max(0.0, d.ms_item - d.ms_residual) / (k * n)) * generator.standard_normal(DRAWS)
-        low, high = _percentiles(np.clip(quantile_R + shift_R, 0, 1), level, value)
-    shape = "normal logits" if k < 30 else "plausible accuracies"
-    method = f"spread-corrected quantile; {shape}, new prompts and new examples"
-    return Estimate(name or f"p{round(100 * q)}", value, low, high, level, method, k, n)
+    low, high = _over_new_prompts(
+        values_KN, level, value, lambda accuracy_RK: np.quantile(accuracy_RK, q, axis=1), np.array([q])
+    )
+    return Estimate(
+        name or f"p{round(100 * q)}",
+        value,
+        low,
+        high,
+        level,
+        f"spread-corrected quantile; {_shape(values_KN)}, new prompts and new examples",
+        *values_KN.shape,
+    )
 
 
-def plausible_accuracies(
-    values_KN: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws of the true accuracies of these K prompts, given their table.
+def cvar_over_prompts(
+    values_KN: np.ndarray, alpha: float = 0.1, level: float = 0.95, name: str | None = None
+) -> Estimate:
+    """Mean accuracy over the worst share alpha of new prompts, on new examples: `metrics.cvar` of spread-corrected ones.
 
-    Returns accuracy_RK (prompts in order of observed accuracy), and the centre_R1 and sd_R1 of their logits.
+    Steadier than the worst prompt, and does not fall as prompts are added. Interval as of `quantile_over_prompts`. With
+    fewer than 1 / alpha prompts the value is the minimum, which stands for the tail but does not reach its mean.
+    """
+    value = metrics.cvar(spread_corrected(values_KN), alpha)
+    low, high = _over_new_prompts(
+        values_KN,
+        level,
+        value,
+        lambda accuracy_RK: metrics.lowest_mean(accuracy_RK, alpha),
+        alpha * (np.arange(50) + 0.5) / 50,
+    )
+    return Estimate(
+        name or f"cvar{round(100 * alpha)}",
+        value,
+        low,
+        high,
+        level,
+        f"spread-corrected mean of the lowest; {_shape(values_KN)}, new prompts and new examples",
+        *values_KN.shape,
+    )
 
-    Empirical Bayes with normal effects of prompts on the logit scale, where a long lower tail of accuracies is straight
-    (Gelman et al., Bayesian Data Analysis, ch. 5): each draw takes a prompt variance from the sampling distribution of
-    MS_p, draws the centre, then each accuracy between the observed one and the centre, by their precisions. Noise is
-    MS_e / N on average, and goes with p(1-p). How hard the examples are, common to all prompts, is not drawn here.
+
+def _shape(values_KN: np.ndarray) -> str:
+    return "normal logits" if len(values_KN) < 30 else "plausible accuracies"
+
+
+def _over_new_prompts(
+    values_KN: np.ndarray,
+    level: float,
+    value: float,
+    reduce: Callable[[np.ndarray], np.ndarray],
+    quantiles_Q: np.ndarray,
+) -> tuple[float, float]:
+    """Interval of a feature of the distribution of accuracy over new prompts, on new examples.
+
+    reduce: accuracies (draws x prompts) to the feature. quantiles_Q: whose mean, in a normal distribution, is the feature.
     """
     d = decompose(values_KN)
     k, n = d.prompts, d.examples
-    corrected_K = np.clip(np.sort(spread_corrected(values_KN)), 1 / n, 1 - 1 / n)
-    slope_K = corrected_K * (1 - corrected_K)  # of accuracy in its logit
-    accuracy_K = np.clip(np.sort(values_KN.mean(1)), 0.5 / n, 1 - 0.5 / n)
-    observed_K = logit(corrected_K) + (accuracy_K - corrected_K) / slope_K
-    noise_K = (d.ms_residual / slope_K.mean() if d.ms_residual > 0 else 1.0) / (n * slope_K)
-    freedom = _prompt_freedom(values_KN)
-    real_R1 = (d.ms_prompt * freedom / generator.chisquare(freedom, (DRAWS, 1)) - d.ms_residual) / n
-    real_R1 = np.clip(real_R1, 0, 0.25) / (slope_K**2).mean()  # accuracies cannot vary by more than 1/4
-    weight_RK = 1 / (real_R1 + noise_K)
-    sum_R1 = weight_RK.sum(1, keepdims=True)
-    centre_R1 = (weight_RK * observed_K).sum(1, keepdims=True) / sum_R1
-    centre_R1 += generator.standard_normal((DRAWS, 1)) / np.sqrt(sum_R1)
-    keep_RK = real_R1 * weight_RK
-    drawn_RK = (
-        centre_R1
-        + keep_RK * (observed_K - centre_R1)
-        + np.sqrt(keep_RK * noise_K) * generator.standard_normal((DRAWS, k))
-    )
-    return expit(drawn_RK), centre_R1, np.sqrt(real_R1)
+    if d.ms_prompt == d.ms_item == 0:  # all cells equal: every feature is the mean
+        mean = mean_estimate(values_KN, level)
+        return mean.low, mean.high
+    generator = np.random.default_rng(SEED)
+    accuracy_RK, centre_R1, sd_R1 = plausible_accuracies(values_KN, generator)
+    if k < 30:  # a handful of prompts does not reach far into the tail: trust the normal shape
+        feature_R = expit(centre_R1 + distributions.norm.ppf(quantiles_Q) * sd_R1).mean(1)
+    else:
+        chosen_RK = generator.integers(k, size=accuracy_RK.shape)
+        feature_R = reduce(np.take_along_axis(accuracy_RK, chosen_RK, 1))
+    shift_R = math.sqrt(max(0.0, d.ms_item - d.ms_residual) / (k * n)) * generator.standard_normal(DRAWS)
+    return _percentiles(np.clip(feature_R + shift_R, 0, 1), level, value)
 
 
 def _percentiles(drawn_R: np.ndarray, level: float, value: float) -> tuple[float, float]:
@@ -307,11 +245,11 @@ def share_above(values_KN: np.ndarray, bar: float, level: float = 0.95) -> Estim
     """
     d = decompose(values_KN)
     k, n = d.prompts, d.examples
-    hits = int((values_KN.sum(1) >= math.ceil(bar * n - 1e-9)).sum())
-    interval = distributions.binomtest(hits, k).proportion_ci(level, "exact")
+    share = metrics.share_reaching(values_KN, bar)
+    interval = distributions.binomtest(round(share * k), k).proportion_ci(level, "exact")
     return Estimate(
         f"share>={bar:g}",
-        hits / k,
+        share,
         float(interval.low),
         float(interval.high),
         level,
@@ -325,38 +263,142 @@ def consistency(matrix: ScoreMatrix, level: float = 0.95) -> Estimate:
     """Chance that two prompts get the same answer to one example, mean over examples.
 
     Self-pairs do not count, and an unparsable answer agrees with nothing, not even with another one. Interval: new
-    prompts and new examples, jackknife over each, variances added (a little wide; for two prompts, new examples only).
-    Raises ShapeError as `decompose` does.
+    prompts and new examples, see `_jackknifed`. Raises ShapeError as `decompose` does.
     """
-    k, n = matrix.answers_KN.shape
-    if min(k, n) < 2 or (matrix.answers_KN == UNSCORED).any():
-        raise ShapeError(f"answers of shape {(k, n)}; expected at least 2 prompts x 2 examples, all scored")
-    per_item_N = _pair_agreement(matrix.answers_KN)
+    return _of_pairs("consistency", metrics.matches(_answers(matrix)), level)
+
+
+def prompt_sensitivity(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
+    """Mean |difference| of the scores of two prompts on one example (`metrics.pss`), with the interval of `consistency`."""
+    decompose(values_KN)
+    return _of_pairs("pss", metrics.distances(values_KN), level)
+
+
+def kappa(matrix: ScoreMatrix, level: float = 0.95) -> Estimate:
+    """Agreement of prompts beyond chance (`metrics.fleiss_kappa`), with the interval of `consistency`.
+
+    NaN when all answers are one label; bounds are NaN when leaving one prompt or example out makes them so.
+    """
+    answers_KN = _answers(matrix)
+    k, n = answers_KN.shape
+    full = metrics.fleiss_kappa(answers_KN)
+    labels = np.unique(answers_KN)
+    counts_CK, counts_CN = (np.array([(answers_KN == c).sum(axis) for c in labels]) for axis in (1, 0))
+
+    def beyond_chance(observed: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        left = counts.sum(1, keepdims=True) - counts
+        expected = ((left / left.sum(0)) ** 2).sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(expected < 1, (observed - expected) / (1 - expected), np.nan)
+
+    without_K, without_N = _pairs_without(metrics.matches(answers_KN, invalid_matches=True))
+    by_prompt_K = beyond_chance(without_K, counts_CK) if without_K is not None else None
+    scale = 1 / (1 - full.expected) if full.expected < 1 else math.nan
+    return _jackknifed("kappa", full.value, by_prompt_K, beyond_chance(without_N, counts_CN), (k, n), level, -1, scale)
+
+
+def worst_of(values_KN: np.ndarray, size: int, level: float = 0.95) -> Estimate:
+    """Expected lowest score of an example among `size` random prompts (`metrics.worst_of`), interval of `consistency`.
+
+    The chance, for right and wrong, to be right under all of them. It does not depend on the number of prompts tried.
+    """
+    decompose(values_KN)
+    k, n = values_KN.shape
+    per_item_N = metrics.worst_of(values_KN, size).values_N
     value = float(per_item_N.mean())
-    variance = float(per_item_N.var(ddof=1)) / n
-    if k > 2:
-        left_out_K = np.array([_pair_agreement(np.delete(matrix.answers_KN, row, 0)).mean() for row in range(k)])
-        variance += (k - 1) * float(left_out_K.var())
-    half = float(distributions.norm.ppf(0.5 + level / 2)) * math.sqrt(variance) if variance > 0 else _alike(n, level)
+    without_K = None
+    if k > size:
+        order_KN = np.argsort(values_KN, axis=0, kind="stable")
+        sorted_KN = np.take_along_axis(values_KN, order_KN, 0)
+        weight_K1 = metrics.lowest_weights(np.array([k - 1]), k - 1, size)
+        zero_1N = np.zeros((1, n))
+        below_KN = np.concatenate([zero_1N, (weight_K1 * sorted_KN[:-1]).cumsum(0)])
+        above_KN = np.concatenate([(weight_K1 * sorted_KN[1:])[::-1].cumsum(0)[::-1], zero_1N])
+        without_KN = np.empty((k, n))
+        np.put_along_axis(without_KN, order_KN, below_KN + above_KN, 0)
+        without_K = without_KN.mean(1)
+    return _jackknifed(f"W@{size}", value, without_K, (per_item_N.sum() - per_item_N) / (n - 1), (k, n), level)
+
+
+def instance_worst(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
+    """Share of new examples that are right under every one of these K prompts; exact binomial interval.
+
+    Not above the accuracy of the worst prompt, which may err on other examples than the rest. Fractional scores of ties
+    are summed as in `worst_prompt`.
+    """
+    decompose(values_KN)
+    per_item_N = metrics.instance_worst(values_KN).values_N
+    low_1, high_1 = _binomial_bounds(per_item_N[None], 0.5 - level / 2)
     return Estimate(
-        "consistency",
-        value,
-        max(0.0, value - half),
-        min(1.0, value + half),
+        "instance_worst",
+        float(per_item_N.mean()),
+        float(low_1[0]),
+        float(high_1[0]),
         level,
-        "pairs of prompts; jackknife, new prompts and new examples",
-        k,
-        n,
+        "exact binomial over new examples, these prompts",
+        *values_KN.shape,
     )
 
 
-def _pair_agreement(answers_KN: np.ndarray) -> np.ndarray:
-    k = answers_KN.shape[0]
-    agreeing_N = np.zeros(answers_KN.shape[1])
-    for choice in range(int(answers_KN.max(initial=0)) + 1):
-        count_N = (answers_KN == choice).sum(0)
-        agreeing_N += count_N * (count_N - 1)
-    return agreeing_N / (k * (k - 1))
+def flip_rate(matrix: ScoreMatrix, reference: int = 0, level: float = 0.95) -> Estimate:
+    """Chance that a new prompt gets another answer to a new example than the reference prompt (row) got.
+
+    `metrics.flips` splits it by right and wrong. Needs 3 prompts or more, the reference among them.
+    """
+    answers_KN = _answers(matrix)
+    changed_KN = (np.delete(answers_KN, reference, 0) != answers_KN[reference]).astype(float)
+    found = mean_estimate(changed_KN, level, "flips")
+    return replace(found, method=f"{found.method}; against prompt {matrix.prompt_ids[reference]}")
+
+
+def _answers(matrix: ScoreMatrix) -> np.ndarray:
+    k, n = matrix.answers_KN.shape
+    if min(k, n) < 2 or (matrix.answers_KN == UNSCORED).any():
+        raise ShapeError(f"answers of shape {(k, n)}; expected at least 2 prompts x 2 examples, all scored")
+    return matrix.answers_KN
+
+
+def _of_pairs(name: str, totals_KN: np.ndarray, level: float) -> Estimate:
+    """Mean over examples and pairs of prompts, from the sum over all other prompts in each cell."""
+    k, n = totals_KN.shape
+    return _jackknifed(name, float(totals_KN.sum()) / (k * (k - 1) * n), *_pairs_without(totals_KN), (k, n), level)
+
+
+def _pairs_without(totals_KN: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """The mean of `_of_pairs` without each prompt (None where two are all there are) and without each example."""
+    k, n = totals_KN.shape
+    sum_K, sum_N = totals_KN.sum(1), totals_KN.sum(0)
+    without_K = (sum_K.sum() - 2 * sum_K) / ((k - 1) * (k - 2) * n) if k > 2 else None
+    return without_K, (sum_N.sum() - sum_N) / (k * (k - 1) * (n - 1))
+
+
+def _jackknifed(
+    name: str,
+    value: float,
+    without_K: np.ndarray | None,
+    without_N: np.ndarray,
+    shape: tuple[int, int],
+    level: float,
+    least: float = 0.0,
+    scale: float = 1.0,
+) -> Estimate:
+    """Normal interval for new prompts and new examples from the values without each prompt and without each example.
+
+    The variances of both are added, which counts what they share twice: a little wide. Where prompts cannot be left out
+    (None) it is of new examples only. When nothing varies, it is that of N examples alike, times scale.
+    """
+    k, n = shape
+    variance = (n - 1) * float(without_N.var())
+    if without_K is not None:
+        variance += (k - 1) * float(without_K.var())
+    half = float(distributions.norm.ppf(0.5 + level / 2)) * math.sqrt(variance)
+    if variance < 1e-24:  # rounding
+        half = scale * _alike(n, level)
+    low, high = np.clip([value - half, value + half], least, 1).tolist()
+    method = (
+        "jackknife, new examples, these prompts" if without_K is None else "jackknife, new prompts and new examples"
+    )
+    return Estimate(name, value, low, high, level, method, k, n)
 
 
 @dataclass(frozen=True)
@@ -467,9 +509,14 @@ def all_estimates(matrix: ScoreMatrix, level: float, thresholds: list[float]) ->
         worst_prompt(values, level),
         quantile_over_prompts(values, 0.1, level),
         quantile_over_prompts(values, 0.5, level, "median"),
+        cvar_over_prompts(values, 0.1, level),
         best_prompt(values, level),
         *(share_above(values, bar, level) for bar in thresholds),
         consistency(matrix, level),
+        kappa(matrix, level),
+        prompt_sensitivity(values, level),
+        instance_worst(values, level),
+        *([worst_of(values, 5, level)] if len(values) >= 5 else []),
         mean_estimate((matrix.answers_KN == INVALID).astype(float), level, "invalid"),
     ]
     return {estimate.name: estimate for estimate in found}

@@ -23,33 +23,36 @@ class FakeLM:
     prefer: Callable[[Question], int] | None = None
     fingerprint: str = "fake"
     calls: int = field(default=0)
+    tokens_read: int = 0
 
     def count_tokens(self, text: str) -> int:
         """Words."""
         return len(text.split())
 
-    def key(self, question: Question) -> str:
-        """Hash of the question's text."""
-        return hashlib.sha256(repr(question).encode("utf-8", "surrogatepass")).hexdigest()
+    def keys(self, question: Question) -> tuple[str, str]:
+        """Hashes of the question's text."""
+        parts = (question.chat, question.choices), question.chat
+        scored, free = (hashlib.sha256(repr(part).encode("utf-8", "surrogatepass")).hexdigest() for part in parts)
+        return scored, free
 
     def answer(
         self,
         questions: Sequence[Question],
         *,
-        max_new_tokens: int = 0,
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         done: Callable[[int, Answered], None] | None = None,
     ) -> list[Answered]:
         """Log-probability -1 for the preferred choice, -2 - c for the others; the free answer is the preferred choice."""
         answers = []
         for index, question in enumerate(questions):
             self.calls += 1
+            self.tokens_read += sum(len(message.text.split()) for message in question.chat)
             text = "\n".join(message.text for message in question.chat)
             count = max(1, len(question.choices))
             best = self.prefer(question) if self.prefer else int(_unit(text) * count)
             logp = tuple(-1.0 if c == best else -2.0 - c for c in range(len(question.choices)))
             said = question.choices[best] if question.choices else ""
-            completion = Completion(said, len(said.split()) or 1, "eos") if max_new_tokens else None
+            completion = Completion(said, len(said.split()) or 1, "eos") if question.max_new_tokens else None
             tokens = tuple(max(1, len(choice.split())) for choice in question.choices)
             sizes = tuple(len(choice.encode("utf-8", "surrogatepass")) for choice in question.choices)
             answered = Answered(logp, tokens, sizes, len(text.split()), False, completion)

@@ -1,41 +1,34 @@
-"""transformers models: loading from any source, choice scores and free answers with one pass over each prompt.
+"""transformers models: loading from any source, rendering, choice scores and free answers.
 
-A call's questions are computed like this: the beginning that all of them share once; the rest of each prompt in
-length-sorted, left-padded batches with the head applied at the last position only; choices of more than one token as
-continuations of the cached prompt; free text by greedy decoding from the same cache.
+What a call's questions have in common is computed once: see `prefix` for the plan, `passes` for how it is carried out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import hashlib
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as hf_logging
 
 from paft.assets import ModelFiles, Say, Source, resolve_model
-from paft.errors import AssetError, ConfigError, RenderError, ResourceError
-from paft.lm.render import Renderer, shared_prefix
+from paft.errors import AssetError, ConfigError, RenderError
+from paft.lm.passes import Continuation, Engine, Work
+from paft.lm.render import Rendered, Renderer
 from paft.lm.types import Answered, Chat, Completion, Question
 
-_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
-
-MIN_SHARED = 8
-"""Tokens: a shorter common beginning is not worth a pass of its own."""
-
-PASS_TOKENS = 32
-"""A forward pass costs about as much as reading this many tokens more, whatever it reads: the weights go by once."""
+RENDERED = 20_000
+"""Questions whose token ids are kept between being asked for their keys and being answered."""
 
 
 def load_model(
@@ -111,14 +104,6 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that a batch was too large for the memory of this machine."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Loading bars and advice of libraries stay off the terminal; errors do not."""
@@ -153,16 +138,6 @@ def _identity(name: str, files: ModelFiles) -> str:
     return f"{files.directory.name}@{digest.hexdigest()}"
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A question in token ids: what is read, what is continued by, and where it belongs."""
-
-    index: int
-    context: list[int]
-    conts_C: tuple[list[int], ...]
-    generate: bool
-
-
 @dataclass
 class HFModel:
     """A transformers model that answers questions. `say` hears about things worth telling, such as a halved batch."""
@@ -179,14 +154,13 @@ class HFModel:
         self.limit = int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 30)
         ends = self.model.generation_config.eos_token_id
         self.end_ids = {self.renderer.eos_id, *([ends] if isinstance(ends, int) else ends or [])}
-        config = self.model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        # a window counts places, not positions: padding between a shared beginning and the rest would fall inside it
-        windows = (getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
-        self.may_share = kinds <= {"full_attention"} and all(window is None for window in windows)
-        # recurrent layers read padding as text: such models answer one question at a time
-        self._most_rows = 1 if kinds - _ATTENTION or getattr(self.model, "_is_stateful", False) else 1 << 30
-        self.may_share &= self._most_rows > 1
+        self._engine = Engine(self.model, self.tokenizer, self.end_ids, lambda text: self.say(text))
+        self._rendered: dict[tuple[Chat, tuple[str, ...]], Rendered] = {}
+
+    @property
+    def may_share(self) -> bool:
+        """Whether several texts in one row may be worth a try: no layer is known to see other than everything before."""
+        return self._engine.plain_attention
 
     @property
     def device(self) -> torch.device:
@@ -234,18 +208,30 @@ class HFModel:
         """Tokens of a text by itself."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def key(self, question: Question) -> str:
-        """Hash of the token ids of the prompt and of each choice after it."""
-        ids = [self.renderer.prompt_ids(question.chat)]
-        ids += [self.renderer.pair_ids(question.chat, choice)[0] for choice in question.choices]
-        return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:24]
+    def keys(self, question: Question) -> tuple[str, str]:
+        """Hashes of the token ids of the prompt and of each choice after it, and of those of the prompt alone."""
+        rendered = self._render(question)
+        return _hash([rendered.prompt, *rendered.pairs_C]), _hash([rendered.prompt])
+
+    def _render(self, question: Question) -> Rendered:
+        """Token ids of a question. Asked for a cell's key and then for its answer, so the latest ones are kept."""
+        what = (question.chat, question.choices)
+        if what not in self._rendered:
+            if len(self._rendered) >= RENDERED:
+                self._rendered.clear()
+            self._rendered[what] = self.renderer.render(question)
+        return self._rendered[what]
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens computed so far, padding included."""
+        return self._engine.tokens_read
 
     def answer(
         self,
         questions: Sequence[Question],
         *,
-        max_new_tokens: int = 0,
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         done: Callable[[int, Answered], None] | None = None,
     ) -> list[Answered]:
         """See `LM.answer`. Questions with a common beginning are cheapest in one call: it is computed once.
@@ -253,60 +239,69 @@ class HFModel:
         A batch that does not fit into memory is halved and tried again, which is said. Raises ResourceError when one
         question alone does not fit, RenderError when it exceeds the model's context.
         """
-        if not questions:
-            return []
-        prompts = [self.renderer.prompt_ids(question.chat) for question in questions]
-        plain: list[_Prepared] = []
-        seamed: list[_Prepared] = []
-        starts = []
-        for index, question in enumerate(questions):
-            pairs = [self.renderer.pair_ids(question.chat, choice) for choice in question.choices]
-            start = min([at for _, at in pairs], default=len(prompts[index]))
-            starts.append(start)
-            longest = max([len(ids) for ids, _ in pairs], default=0)
-            if max(longest, len(prompts[index]) + max_new_tokens) > self.limit:
-                raise RenderError(
-                    f"question of {len(prompts[index])} tokens (answer up to {longest - start}, {max_new_tokens} free): the model "
-                    f"reads at most {self.limit}; shorten the prompt or leave such examples out"
-                )
-            if start == 0:
-                raise RenderError(
-                    "a prompt that renders to no text at all cannot be answered; give the template some text"
-                )
-            conts = tuple(ids[start:] for ids, _ in pairs)
-            seam = start < len(prompts[index])
-            if pairs:
-                whole = not seam and max_new_tokens > 0
-                (seamed if seam else plain).append(_Prepared(index, prompts[index][:start], conts, whole))
-            if max_new_tokens and (seam or not pairs):
-                # the prompt is not a prefix of prompt + choice in tokens: a free answer needs a pass of its own
-                (seamed if seam else plain).append(_Prepared(index, prompts[index], (), True))
+        rendered = [self._render(question) for question in questions]
+        works: dict[bytes, Work] = {}
 
-        partial: dict[int, dict[str, Any]] = {}
+        def work(ids: list[int]) -> Work:
+            return works.setdefault(array("q", ids).tobytes(), Work(ids))
+
+        for index, (question, found) in enumerate(zip(questions, rendered, strict=True)):
+            self._check_length(question, found)
+            for choice, (pair, start) in enumerate(zip(found.pairs_C, found.starts_C, strict=True)):
+                # the last token of a text is only predicted, never read
+                work(pair[:-1]).scored.append(Continuation((index, choice), start, pair[start:]))
+            if question.max_new_tokens:
+                work(found.prompt).free[index] = question.max_new_tokens
+
         answers: dict[int, Answered] = {}
+        logp: list[dict[int, float]] = [{} for _ in questions]
+        completions: dict[int, Completion] = {}
+        seconds = [0.0] * len(questions)
 
-        def collect(index: int, **parts: Any) -> None:
-            have = partial.setdefault(index, {})
-            have.update(parts)
-            question = questions[index]
-            if (question.choices and "logp_C" not in have) or (max_new_tokens and "completion" not in have):
+        def collect(index: int) -> None:
+            question, found = questions[index], rendered[index]
+            if len(logp[index]) < len(question.choices) or (question.max_new_tokens and index not in completions):
                 return
             answers[index] = Answered(
-                have.get("logp_C", ()),
-                have.get("tokens_C", ()),
+                tuple(logp[index][choice] for choice in range(len(question.choices))),
+                tuple(len(pair) - start for pair, start in zip(found.pairs_C, found.starts_C, strict=True)),
                 tuple(len(choice.encode("utf-8", "surrogatepass")) for choice in question.choices),
-                len(prompts[index]),
-                starts[index] < len(prompts[index]),
-                have.get("completion"),
+                len(found.prompt),
+                min(found.starts_C, default=len(found.prompt)) < len(found.prompt),
+                completions.get(index),
+                seconds[index],
             )
             if done:
                 done(index, answers[index])
 
-        with torch.inference_mode():
-            for group in (plain, seamed):
-                if group:
-                    self._answer_group(group, max_new_tokens, batch_tokens, collect)
+        def scored(owner: tuple[int, int], total: float) -> None:
+            logp[owner[0]][owner[1]] = total
+            collect(owner[0])
+
+        def said(index: int, completion: Completion) -> None:
+            completions[index] = completion
+            collect(index)
+
+        def spent(indices: Iterable[int], time: float) -> None:
+            owners = list(indices)
+            for index in owners:
+                seconds[index] += time / len(owners)
+
+        self._engine.run(list(works.values()), batch_tokens, scored, said, spent)
         return [answers[index] for index in range(len(questions))]
+
+    def _check_length(self, question: Question, found: Rendered) -> None:
+        longest, free = max(map(len, found.pairs_C), default=0), question.max_new_tokens
+        if max(longest, len(found.prompt) + free) > self.limit:
+            start = min(found.starts_C, default=len(found.prompt))
+            raise RenderError(
+                f"question of {len(found.prompt)} tokens (answer up to {max(0, longest - start)}, {free} free): the model "
+                f"reads at most {self.limit}; shorten the prompt or leave such examples out"
+            )
+        if not found.prompt or 0 in found.starts_C:
+            raise RenderError(
+                "a prompt that renders to no text at all cannot be answered; give the template some text"
+            )
 
     def sample(self, chat: Chat, *, max_new_tokens: int, temperature: float, seed: int) -> tuple[Completion, int]:
         """A free text by sampling, the same for the same seed, and the tokens of its prompt. temperature 0: greedy."""
@@ -333,160 +328,9 @@ class HFModel:
         text = self.tokenizer.decode(said, skip_special_tokens=True)
         return Completion(text, len(said), "eos" if ended else "limit"), ids.shape[1]
 
-    def _answer_group(
-        self, group: list[_Prepared], max_new_tokens: int, batch_tokens: int, collect: Callable[..., None]
-    ) -> None:
-        shared = shared_prefix([item.context for item in group]) if len(group) > 1 else 0
-        head_cache = None
-        if shared >= MIN_SHARED and self.may_share:
-            ids = torch.tensor([group[0].context[:shared]], device=self.device)
-            head_cache = self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-        else:
-            shared = 0
-        queue = sorted(group, key=lambda item: -len(item.context))  # longest first: memory trouble shows at once
-        while queue:
-            batch = _take(queue, shared, batch_tokens, 1 + max_new_tokens)[: self._most_rows]
-            try:
-                self._answer_batch(batch, shared, head_cache, max_new_tokens, collect)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    raise ResourceError(
-                        f"out of memory on a single question of {len(batch[0].context)} tokens; use a smaller model, "
-                        "a shorter prompt or dtype: bfloat16"
-                    ) from None
-                self._most_rows = len(batch) // 2
-                self.say(f"out of memory on {len(batch)} questions at once; going on with half")
-                error.__traceback__ = None
-                gc.collect()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                continue
-            del queue[: len(batch)]
 
-    def _answer_batch(
-        self, batch: list[_Prepared], shared: int, head_cache: Any, max_new_tokens: int, collect: Callable[..., None]
-    ) -> None:
-        size, device = len(batch), self.device
-        rest = [item.context[shared:] for item in batch]
-        ids_BT, own_BT = _left_padded(rest, self.renderer.eos_id, device)
-        mask_BT = torch.cat([torch.ones(size, shared, dtype=torch.long, device=device), own_BT], dim=1)
-        positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)[:, shared:]
-        cache = None
-        if head_cache is not None:
-            cache = copy.deepcopy(head_cache)
-            cache.batch_repeat_interleave(size)
-        need_cache = any(len(cont) > 1 for item in batch for cont in item.conts_C) or any(
-            item.generate for item in batch
-        )
-        output = self.model(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=need_cache or cache is not None,
-            logits_to_keep=1,
-        )
-        logp_BV = output.logits[:, -1].float().log_softmax(-1)
-        last_B = mask_BT.sum(1)  # position of the next token
-        cache = output.past_key_values
-        if any(item.conts_C for item in batch):
-            for item, scores in zip(batch, self._continue(batch, logp_BV, cache, mask_BT, last_B), strict=True):
-                collect(item.index, logp_C=scores, tokens_C=tuple(len(cont) for cont in item.conts_C))
-        if any(item.generate for item in batch):
-            completions = self._generate(logp_BV, cache, mask_BT, last_B, max_new_tokens)
-            for item, completion in zip(batch, completions, strict=True):
-                if item.generate:
-                    collect(item.index, completion=completion)
-
-    def _continue(
-        self, batch: list[_Prepared], logp_BV: Tensor, cache: Any, mask_BT: Tensor, last_B: Tensor
-    ) -> list[tuple[float, ...]]:
-        """Sum of token log-probabilities of each choice after its prompt, in nats."""
-        rows = [(b, cont) for b, item in enumerate(batch) for cont in item.conts_C]
-        row_of = torch.tensor([b for b, _ in rows], device=self.device)
-        first = torch.tensor([cont[0] for _, cont in rows], device=self.device)
-        total_R = logp_BV[row_of, first].double()
-        longest = max(len(cont) for _, cont in rows)
-        if longest > 1:
-            inputs = [cont[:-1] for _, cont in rows]
-            ids_RT, own_RT = _right_padded(inputs, self.renderer.eos_id, self.device)
-            wide = copy.deepcopy(cache)
-            wide.batch_select_indices(row_of)
-            steps = torch.arange(ids_RT.shape[1], device=self.device)
-            logits_RTV = self.model(
-                input_ids=ids_RT,
-                attention_mask=torch.cat([mask_BT[row_of], own_RT], dim=1),
-                position_ids=last_B[row_of, None] + steps[None],
-                past_key_values=wide,
-                use_cache=True,
-            ).logits
-            wanted_RT, _ = _right_padded([cont[1:] for _, cont in rows], 0, self.device)
-            picked_RT = logits_RTV.float().log_softmax(-1).gather(-1, wanted_RT[..., None]).squeeze(-1)
-            total_R = total_R + (picked_RT.double() * own_RT).sum(1)
-        totals = iter(total_R.tolist())
-        return [tuple(next(totals) for _ in item.conts_C) for item in batch]
-
-    def _generate(
-        self, logp_BV: Tensor, cache: Any, mask_BT: Tensor, last_B: Tensor, max_new_tokens: int
-    ) -> list[Completion]:
-        """Greedy decoding of the whole batch from its cached prompts."""
-        size = logp_BV.shape[0]
-        said: list[list[int]] = [[] for _ in range(size)]
-        ended = [False] * size
-        next_B = logp_BV.argmax(-1)
-        for step in range(max_new_tokens):
-            for b, token in enumerate(next_B.tolist()):
-                if not ended[b]:
-                    ended[b] = token in self.end_ids
-                    if not ended[b]:
-                        said[b].append(token)
-            if all(ended) or step + 1 == max_new_tokens:
-                break
-            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(size, 1)], dim=1)
-            output = self.model(
-                input_ids=next_B[:, None],
-                attention_mask=mask_BT,
-                position_ids=(last_B + step)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache, next_B = output.past_key_values, output.logits[:, -1].argmax(-1)
-        return [
-            Completion(
-                self.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens) + end, "eos" if end else "limit"
-            )
-            for tokens, end in zip(said, ended, strict=True)
-        ]
-
-
-def _take(queue: list[_Prepared], shared: int, budget: int, passes: int) -> list[_Prepared]:
-    """The next items whose padded tokens fit the budget; at least one. The queue is sorted, longest first.
-
-    A batch also ends where its padding would cost more than the `passes` that another batch needs.
-    """
-    widest, used, padding = len(queue[0].context) - shared, 0, 0
-    for count, item in enumerate(queue):
-        used += sum(len(cont) for cont in item.conts_C if len(cont) > 1)
-        padding += widest - (len(item.context) - shared)
-        if count and (widest * (count + 1) + used > budget or padding > passes * PASS_TOKENS):
-            return queue[:count]
-    return queue[:]
-
-
-def _left_padded(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids_BT = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    own_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids_BT, own_BT
-
-
-def _right_padded(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids_BT = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
-    own_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return ids_BT, own_BT
+def _hash(ids: list[list[int]]) -> str:
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:24]
 
 
 def lora_config(settings: dict[str, Any]) -> Any:

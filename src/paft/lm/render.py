@@ -7,10 +7,11 @@ after one space in the second. Text is tokenised as a whole, never joined from p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from paft.errors import ConfigError, RenderError
-from paft.lm.types import Chat
+from paft.lm.types import Chat, Question
 
 Style = Literal["chat", "raw"]
 
@@ -27,6 +28,19 @@ def common_prefix(first: list[int], second: list[int]) -> int:
 def shared_prefix(contexts: Sequence[list[int]]) -> int:
     """Number of token ids that all contexts share at their start, leaving each at least one of its own."""
     return min(common_prefix(min(contexts), max(contexts)), min(map(len, contexts)) - 1)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A question in token ids: the prompt, and the prompt with each choice as one text.
+
+    starts_C: where each choice starts: the end of the longest common prefix with the prompt alone. Where the seam falls
+    inside a token, that token belongs to the choice.
+    """
+
+    prompt: list[int]
+    pairs_C: tuple[list[int], ...]
+    starts_C: tuple[int, ...]
 
 
 class Renderer:
@@ -71,26 +85,30 @@ class Renderer:
         space = " " if self.style == "raw" and prompt and not prompt[-1].isspace() else ""
         return prompt + space + answer
 
-    def ids(self, text: str) -> list[int]:
-        """Token ids of a whole text. A raw text starts with the model's begin token where its tokenizer adds one."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=self.style == "raw", verbose=False)["input_ids"]
-        if self.style == "raw" and ids and ids[-1] == self.eos_id:
-            ids = ids[:-1]  # tokenizers that close every text would end it before the answer
-        return ids
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole texts. A raw text starts with the model's begin token where its tokenizer adds one."""
+        found: list[list[int]] = self.tokenizer(
+            list(texts), add_special_tokens=self.style == "raw", return_attention_mask=False, verbose=False
+        )["input_ids"]
+        if self.style == "raw":  # tokenizers that close every text would end it before the answer
+            found = [ids[:-1] if ids and ids[-1] == self.eos_id else ids for ids in found]
+        return found
+
+    def render(self, question: Question) -> Rendered:
+        """A question in token ids."""
+        prompt = self.prompt_text(question.chat)
+        whole = [self.answer_text(prompt, choice) for choice in question.choices]
+        ids, *pairs = self.ids([prompt, *whole])
+        return Rendered(ids, tuple(pairs), tuple(common_prefix(ids, pair) for pair in pairs))
 
     def prompt_ids(self, chat: Chat) -> list[int]:
         """Token ids of the prompt."""
-        return self.ids(self.prompt_text(chat))
+        return self.render(Question(chat)).prompt
 
     def pair_ids(self, chat: Chat, answer: str) -> tuple[list[int], int]:
-        """Token ids of prompt and answer as one text (no end mark), and where the answer starts.
-
-        The start is the end of the longest common prefix with the prompt alone: where the seam falls inside a token,
-        that token belongs to the answer.
-        """
-        prompt = self.prompt_text(chat)
-        whole = self.ids(self.answer_text(prompt, answer))
-        return whole, common_prefix(self.ids(prompt), whole)
+        """Token ids of prompt and answer as one text (no end mark), and where the answer starts."""
+        rendered = self.render(Question(chat, (answer,)))
+        return rendered.pairs_C[0], rendered.starts_C[0]
 
     def training_ids(self, chat: Chat, answer: str) -> tuple[list[int], int]:
         """`pair_ids` with the end-of-sequence token appended: what the model is trained to write."""

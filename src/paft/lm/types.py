@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 Role = Literal["system", "user"]
@@ -23,10 +23,12 @@ Chat = tuple[Message, ...]
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a model: the turns, and the answers it may choose from (empty: nothing to score)."""
+    """What is asked of a model: the turns, the answers it may choose from (none: nothing to score), and how many tokens it
+    may answer freely (0: it is not asked to)."""
 
     chat: Chat
     choices: tuple[str, ...] = ()
+    max_new_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Answered:
 
     logp_C: sum of token log-probabilities of each choice after the prompt, the end mark not counted, in nats.
     tokens_C, bytes_C: length of each choice. seam: the choice's first token also holds the end of the prompt.
-    prompt_tokens: length of the rendered prompt. completion: None when not asked for.
+    prompt_tokens: length of the rendered prompt. completion: None when not asked for. seconds: this question's share of the
+    time of the passes that answered it; not part of what the answer is.
     """
 
     logp_C: tuple[float, ...]
@@ -53,10 +56,20 @@ class Answered:
     prompt_tokens: int
     seam: bool
     completion: Completion | None
+    seconds: float = field(default=0.0, compare=False)
+
+    def __or__(self, other: Answered) -> Answered:
+        """Scores of one and free answer of the other, where the two parts of a question were answered apart."""
+        scored, free = (self, other) if self.logp_C else (other, self)
+        seconds = self.seconds + other.seconds
+        return replace(scored, completion=free.completion or scored.completion, seconds=seconds)
 
 
 class LM(Protocol):
     """Who answers. Scoring and generating share one method because they share the pass over the prompt."""
+
+    tokens_read: int
+    """Tokens computed so far, padding included."""
 
     @property
     def fingerprint(self) -> str:
@@ -65,18 +78,19 @@ class LM(Protocol):
     def count_tokens(self, text: str) -> int:
         """Length of a text by itself, in tokens of this model."""
 
-    def key(self, question: Question) -> str:
-        """Identity of a question as this model reads it: a hash of the rendered token ids of prompt and choices."""
+    def keys(self, question: Question) -> tuple[str, str]:
+        """Identities of the two parts of a question as this model reads them: hashes of the rendered token ids of prompt
+        and choices (what is scored), and of the prompt alone (what is continued freely)."""
 
     def answer(
         self,
         questions: Sequence[Question],
         *,
-        max_new_tokens: int = 0,
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         done: Callable[[int, Answered], None] | None = None,
     ) -> list[Answered]:
-        """Answers in the order of the questions; free text up to max_new_tokens (0: none), by greedy decoding.
+        """Answers in the order of the questions, free text by greedy decoding.
 
-        done is called with (index, answer) as soon as each is known, in any order.
+        batch_tokens: tokens per forward pass; None chooses for this machine. done is called with (index, answer) as soon as
+        each is known, in any order.
         """

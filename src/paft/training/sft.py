@@ -25,7 +25,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from paft.config import SFTConfig
 from paft.errors import ConfigError, ResourceError
 from paft.grid import Cell, Grid
-from paft.lm.hf import HFModel, is_out_of_memory, lora_config
+from paft.lm.hf import HFModel, lora_config
+from paft.lm.passes import is_out_of_memory
 from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
 from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad
 from paft.training.objectives import IGNORED, completion_nll
