@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from paft.errors import RenderError, ResourceError
+from paft.lm.passes import Cost
 from paft.lm.types import Message, Question
 from tests import tiny
 
-KINDS = ["llama", "qwen2", "mistral", "gpt_neox", "gpt2"]
+SHARING = ["llama", "qwen2", "mistral", "gemma3_text", "gpt_neox", "gpt2"]
+ALONE = ["gpt_neo", "bloom", "mamba"]
+SMALL = Cost(overhead=1, room=24, batch=200, decode=3)
 
 
 def questions(count: int = 12) -> list[Question]:
@@ -48,18 +51,56 @@ def plain_text(lm, question, limit) -> tuple[str, int]:
     return lm.tokenizer.decode(said), len(said)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*SHARING, *ALONE])
 @pytest.mark.parametrize("chat", [True, False])
-@pytest.mark.parametrize("batch_tokens", [64, 4096])
-def test_scores_and_free_answers_equal_those_computed_one_by_one(kind, chat, batch_tokens):
+@pytest.mark.parametrize("small", [False, True])
+def test_scores_and_free_answers_equal_those_computed_one_by_one(kind, chat, small):
     lm = tiny.hf_model(kind, chat)
-    asked = questions()
-    answers = lm.answer([replace(question, max_new_tokens=6) for question in asked], batch_tokens=batch_tokens)
+    said: list[str] = []
+    lm.say = said.append
+    if small:
+        lm._engine.cost = SMALL
+    asked = [replace(question, max_new_tokens=3 + n % 4) for n, question in enumerate(questions())]
+    answers = lm.answer(asked, batch_tokens=64 if small else None)
     for question, answer in zip(asked, answers, strict=True):
         for fast, slow, tokens in zip(answer.logp_C, plain_scores(lm, question), answer.tokens_C, strict=True):
             assert abs(fast - slow) <= 1e-4 * tokens
-        text, tokens = plain_text(lm, question, 6)
+        text, tokens = plain_text(lm, question, question.max_new_tokens)
         assert answer.completion is not None
+        assert (answer.completion.text, answer.completion.tokens) == (text, tokens)
+    assert any("shares no beginnings" in line for line in said) == (kind in ALONE)
+    assert lm._engine._shares == (kind in SHARING)
+
+
+def test_a_shared_beginning_is_computed_once():
+    lm = tiny.hf_model()
+    lm.answer(questions(2))  # finds out whether the model shares
+    head = "read this sentence , then decide . " * 9
+    asked = [Question((Message("user", f"{head} {word} ?"),), ("A", "B")) for word in tiny.WORDS]
+    before = lm.tokens_read
+    answers = lm.answer(asked)
+    alone = sum(answer.prompt_tokens for answer in answers)
+    assert lm.tokens_read - before < alone / 3
+
+
+def test_the_parts_of_a_question_answered_apart_are_those_answered_together():
+    lm = tiny.hf_model()
+    for question in questions(4):
+        (both,) = lm.answer([replace(question, max_new_tokens=5)])
+        (scored,), (free,) = lm.answer([question]), lm.answer([replace(question, choices=(), max_new_tokens=5)])
+        joined = scored | free
+        assert joined.logp_C == pytest.approx(both.logp_C, abs=1e-5)
+        assert replace(joined, logp_C=both.logp_C) == both
+        assert both.seconds > 0
+        assert joined.seconds == scored.seconds + free.seconds
+
+
+def test_one_prompt_asked_with_two_limits_gets_two_answers():
+    lm = tiny.hf_model()
+    chat = questions(1)[0].chat
+    short, long = lm.answer([Question(chat, max_new_tokens=2), Question(chat, max_new_tokens=6)])
+    for answer, limit in ((short, 2), (long, 6)):
+        text, tokens = plain_text(lm, Question(chat), limit)
         assert (answer.completion.text, answer.completion.tokens) == (text, tokens)
 
 

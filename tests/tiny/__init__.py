@@ -61,6 +61,20 @@ def network(kind: str = "llama", seed: int = 0) -> Any:
         "llama": llama,
         "qwen2": llama,
         "mistral": {**llama, "sliding_window": 24},
+        "gemma3_text": {
+            **llama,
+            "head_dim": 8,
+            "sliding_window": 20,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "mamba": {
+            "hidden_size": 32,
+            "state_size": 4,
+            "num_hidden_layers": 2,
+            "intermediate_size": 64,
+            "use_mambapy": False,
+        },
+        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},  # positions by distance in the mask, not by ids
         "gpt_neox": {**llama, "num_key_value_heads": 4},
         "gpt_neo": {
             "hidden_size": 32,

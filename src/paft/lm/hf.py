@@ -6,7 +6,6 @@ What a call's questions have in common is computed once: see `prefix` for the pl
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import io
 import json
@@ -299,9 +298,7 @@ class HFModel:
                 f"reads at most {self.limit}; shorten the prompt or leave such examples out"
             )
         if not found.prompt or 0 in found.starts_C:
-            raise RenderError(
-                "a prompt that renders to no text at all cannot be answered; give the template some text"
-            )
+            raise RenderError("a prompt that renders to no text at all cannot be answered; give the template some text")
 
     def sample(self, chat: Chat, *, max_new_tokens: int, temperature: float, seed: int) -> tuple[Completion, int]:
         """A free text by sampling, the same for the same seed, and the tokens of its prompt. temperature 0: greedy."""

@@ -8,7 +8,6 @@ Which of the two is found out by trying both on a few tokens.
 from __future__ import annotations
 
 import gc
-import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from paft.lm.types import Completion
 Layers = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [rows, heads, tokens, size] each."""
 
-LOGITS = 256
+LOGITS = 32
 """Places whose logits are turned into log-probabilities at a time; with large vocabularies they are what takes memory."""
 
 
@@ -116,12 +115,14 @@ class Engine:
         self.vocabulary = int(config.vocab_size)
         self._kinds = set(getattr(config, "layer_types", None) or ())
         window = getattr(config, "sliding_window", None)
-        if (self._kinds and "sliding_attention" not in self._kinds) or getattr(config, "use_sliding_window", True) is False:
+        if (self._kinds and "sliding_attention" not in self._kinds) or getattr(
+            config, "use_sliding_window", True
+        ) is False:
             window = None
         self._window = int(window) if window is not None else None
+        # what these layers see cannot be said with a mask of ours
         odd = [name for name in ("window_size", "attention_chunk_size") if getattr(config, name, None) is not None]
-        if odd or self._kinds - {"full_attention", "sliding_attention"}:
-            self._shares = False  # what these layers see cannot be said with a mask of ours
+        self._odd = odd + sorted(self._kinds - {"full_attention", "sliding_attention"})
 
     def run(
         self,
@@ -142,8 +143,8 @@ class Engine:
                 self._visit(plan(texts, latest, self.cost.room, self.width, self.cost.overhead), [])
                 self._decode_waiting(least=1)
             else:
-                alone = [j for j, work in enumerate(works) if work.scored]
-                self._read_all(flat(texts, alone), [], 0)
+                self._works = [Work(work.ids, work.scored) for work in works]
+                self._read_all(flat(texts, [j for j, work in enumerate(works) if work.scored]), [], 0)
                 self._generate_plain([work for work in works if work.free])
 
     # --- sharing
@@ -151,17 +152,17 @@ class Engine:
     @property
     def plain_attention(self) -> bool:
         """No layer is known to see other than everything before."""
-        return self._shares is not False and self._window is None
+        return not self._odd and self._window is None
 
     def _may_share(self, texts: int) -> bool:
         if self._shares is None and texts > 1:
             try:
-                self._shares = self._agrees()
-                reason = "it reads packed texts differently"
+                self._shares = not self._odd and self._agrees()
+                reason = f"its layers have {self._odd[0]}" if self._odd else "it reads packed texts differently"
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                self._shares, reason = False, f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
+                self._shares, reason = False, f"{type(error).__name__}: {str(error)[:80]}".splitlines()[0]
             if not self._shares:
                 self.say(f"this model shares no beginnings between texts ({reason}); every text is computed by itself")
         return bool(self._shares)
@@ -173,22 +174,24 @@ class Engine:
         """
         drawn = np.random.default_rng(0).integers(self.vocabulary // 10, self.vocabulary, 44).tolist()
         head, a, b, c, end = drawn[:12], drawn[12:20], drawn[20:28], drawn[28:36], drawn[36:]
-        works = []
+        works: list[Work] = []
         for text in (head + a + end, head + a + b + end, head + c + b + end, head + c + a + b + end):
             works.append(Work(text[:-1], [Continuation((len(works), 0), len(text) - len(end), end)]))
         texts, latest = [work.ids for work in works], [len(head)] * len(works)
         totals: dict[tuple[int, int], float] = {}
         found = []
-        waiting = self._works, self._scored, self._spent
+        kept = self._works, self._scored, self._spent
         self._works, self._scored, self._spent = works, totals.__setitem__, lambda owners, seconds: None
-        for root in (
-            Head(0, np.array([], dtype=np.int64), flat(texts, range(len(texts)))),
-            plan(texts, latest, room=1000, width=10**6),
-            plan(texts, latest, room=60, width=10**6, overhead=0),
-        ):
-            self._visit(root, [])
-            found.append(np.array([totals[j, 0] for j in range(len(works))]))
-        self._works, self._scored, self._spent = waiting
+        try:
+            for root in (
+                Head(0, np.array([], dtype=np.int64), flat(texts, range(len(texts)))),
+                plan(texts, latest, room=1000, width=10**6),
+                plan(texts, latest, room=60, width=10**6, overhead=0),
+            ):
+                self._visit(root, [])
+                found.append(np.array([totals[j, 0] for j in range(len(works))]))
+        finally:
+            self._works, self._scored, self._spent = kept
         plain, *shared = found
         signal = np.abs(plain[:, None] - plain[None]).sum() / (len(works) * (len(works) - 1))
         return all(np.abs(each - plain).max() <= 0.05 * signal for each in shared)
@@ -297,7 +300,10 @@ class Engine:
         fed: dict[str, Any] = {"input_ids": torch.from_numpy(ids_BT).to(self.device)}
         packed = start > 0 or any(len(row.paths) > 1 for row in rows)
         if packed:
-            fed |= {"attention_mask": self._mask(rows, depth_BT, start), "position_ids": torch.from_numpy(depth_BT).to(self.device)}
+            fed |= {
+                "attention_mask": self._mask(rows, depth_BT, start),
+                "position_ids": torch.from_numpy(depth_BT).to(self.device),
+            }
         if keep or layers:
             fed["past_key_values"] = _cache(layers, size)
         with self._head_at(torch.tensor(list(wanted), device=self.device)):
@@ -375,7 +381,11 @@ class Engine:
             part.layers = []
         free = [each for part in parts for each in part.free]
         self._decode(
-            layers, free, [n for part in parts for n in part.next_G], [n for part in parts for n in part.lengths_G], started
+            layers,
+            free,
+            [n for part in parts for n in part.next_G],
+            [n for part in parts for n in part.lengths_G],
+            started,
         )
 
     def _decode(
@@ -427,7 +437,11 @@ class Engine:
         queue = sorted(works, key=lambda work: (len(work.ids), max(work.free.values())), reverse=True)
         most = self.cost.decode
         while queue:
-            like = [w for w in queue if len(w.ids) == len(queue[0].ids) and max(w.free.values()) == max(queue[0].free.values())]
+            like = [
+                w
+                for w in queue
+                if len(w.ids) == len(queue[0].ids) and max(w.free.values()) == max(queue[0].free.values())
+            ]
             batch = like[:most]
             started = time.perf_counter()
             ids_BT = torch.tensor([list(work.ids) for work in batch], device=self.device)

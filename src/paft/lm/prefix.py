@@ -8,6 +8,7 @@ Beginnings are found on the token ids of whole texts, never by joining pieces.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -91,7 +92,7 @@ def plan(texts: Sequence[Sequence[int]], latest: Sequence[int], room: int, width
     # big-endian ids sort as bytes; a shorter text comes before those that it begins
     order = sorted(range(len(arrays)), key=lambda j: arrays[j].tobytes())
     arrays = [arrays[j] for j in order]
-    common_J = np.array([0] + [_common(a, b) for a, b in zip(arrays, arrays[1:], strict=False)], dtype=np.int64)
+    common_J = np.array([0] + [_common(a, b) for a, b in itertools.pairwise(arrays)], dtype=np.int64)
     length_J = np.array([len(a) for a in arrays], dtype=np.int64)
     latest_J = np.array([latest[j] for j in order], dtype=np.int64)
 
@@ -106,7 +107,7 @@ def plan(texts: Sequence[Sequence[int]], latest: Sequence[int], room: int, width
         depth, tokens = head.end, size(low, high, head.end)
         branching = int(common_J[low + 1 : high].min()) if high - low > 1 else int(length_J[low])
         cuts = [low, *(low + 1 + np.flatnonzero(common_J[low + 1 : high] == branching)).tolist(), high]
-        children = list(zip(cuts, cuts[1:], strict=False))
+        children = list(itertools.pairwise(cuts))
         shared = branching - depth
         if high - low == 1:
             head.rows.append(_row(arrays, common_J, order, low, high, depth))
@@ -147,7 +148,10 @@ def _row(
         paths.append(path)
         used += len(new)
     return Row(
-        np.concatenate(ids).astype(np.int64), np.concatenate(depths), tuple(order[j] for j in range(low, high)), tuple(paths)
+        np.concatenate(ids).astype(np.int64),
+        np.concatenate(depths),
+        tuple(order[j] for j in range(low, high)),
+        tuple(paths),
     )
 
 

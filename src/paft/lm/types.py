@@ -68,8 +68,9 @@ class Answered:
 class LM(Protocol):
     """Who answers. Scoring and generating share one method because they share the pass over the prompt."""
 
-    tokens_read: int
-    """Tokens computed so far, padding included."""
+    @property
+    def tokens_read(self) -> int:
+        """Tokens computed so far, padding included."""
 
     @property
     def fingerprint(self) -> str:
