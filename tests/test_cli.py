@@ -55,6 +55,7 @@ def test_every_public_name_exists_and_is_listed():
     [
         ["demo"],
         ["run"],
+        ["eval"],
         ["train"],
         ["report"],
         ["fetch"],

@@ -21,10 +21,14 @@ from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix
 from paft.evaluation.variance import (
     DRAWS,
     SEED,
+    Cochran,
     Over,
+    cochran_q,
     decompose,
+    pair_components,
     plausible_accuracies,
     s2_prompt_interval,
+    satterthwaite,
     spread_corrected,
     squared_error,
 )
@@ -63,9 +67,8 @@ def mean_estimate(
     bounds: the interval is cut to the possible values. When every cell is at the same bound, the interval is the exact
     binomial one for as many equal outcomes as there are examples (clusters; prompts, when only they are drawn).
     """
-    k, n = values_KN.shape
-    value = float(values_KN.mean())
     squared, freedom = squared_error(values_KN, over, clusters_N)
+    (k, n), value = values_KN.shape, float(values_KN.mean())
     if squared > 0:
         half = float(distributions.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(squared)
     else:
@@ -98,6 +101,77 @@ def prompt_sd(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
     root = [math.sqrt(max(0.0, x)) for x in (d.s2_prompt, low2, high2)]
     return Estimate(
         "prompt_sd", root[0], root[1], root[2], level, "debiased: variance component, F interval, new prompts", k, n
+    )
+
+
+def prompt_sd_of_pairs(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
+    """`prompt_sd` of a table with cells missing, from the pairs of prompts that share examples (`pair_components`).
+
+    The interval is that of `prompt_sd`, with the average number of shared examples; it is cautious, for it takes all
+    pairs to share their noise. Needs scores missing at random: which cells were bought must not depend on what was found
+    in others. Raises ShapeError when no prompts share 2 examples.
+    """
+    pairs = pair_components(values_KN)
+    freedom = pairs.freedom, max(1.0, (len(values_KN) - 1) * (pairs.shared - 1))
+    quantiles = distributions.f.ppf([0.5 + level / 2, 0.5 - level / 2], *freedom)
+    low2, high2 = (pairs.observed / quantiles - pairs.noise).tolist()
+    high2 = min(high2, max(0.25, pairs.s2_prompt))
+    value, low, high = (math.sqrt(max(0.0, x)) for x in (pairs.s2_prompt, low2, high2))
+    method = (
+        f"debiased: {pairs.pairs} pairs of prompts, {pairs.shared:.0f} shared examples each, F interval, new prompts"
+    )
+    return Estimate("prompt_sd", value, low, high, level, method, *values_KN.shape)
+
+
+@dataclass(frozen=True)
+class Components:
+    """Where the variance of the scores comes from; print it for the whole picture.
+
+    s2_prompt is not cut at 0, so that it may be averaged over tables. raw_sd^2 = s2_prompt + noise_floor^2. shares: of
+    prompt, item and residual in the variance of a cell. equality: Cochran's test that all prompts are equally good.
+    """
+
+    s2_prompt: Estimate
+    prompt_sd: Estimate
+    raw_sd: float
+    noise_floor: float
+    s2_item: float
+    s2_residual: float
+    shares: dict[str, float]
+    equality: Cochran
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        nested = {name: getattr(self, name).to_dict() for name in ("s2_prompt", "prompt_sd")}
+        return {**asdict(self), **nested}
+
+    def __str__(self) -> str:
+        sd, s2 = self.prompt_sd, self.s2_prompt
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in self.shares.items())
+        return (
+            f"{sd.prompts} prompts x {sd.examples} examples\n"
+            f"sd over prompts: {sd.value:.4f} [{sd.low:.4f}, {sd.high:.4f}]; raw {self.raw_sd:.4f}, "
+            f"of item noise alone {self.noise_floor:.4f}\n"
+            f"variance over prompts: {s2.value:.3g} [{s2.low:.3g}, {s2.high:.3g}]\n"
+            f"variance of a cell: {shares}\n"
+            f"all prompts equal: Q {self.equality.q:.2f}, {self.equality.freedom} df, p {self.equality.p:.3g}"
+        )
+
+
+def variance_components(values_KN: np.ndarray, level: float = 0.95) -> Components:
+    """Variance decomposition of a complete table (Searle, Casella and McCulloch, ch. 4), with its F interval."""
+    d = decompose(values_KN)
+    low, high = s2_prompt_interval(values_KN, level)
+    method = "variance component, not cut at 0; F interval, new prompts"
+    return Components(
+        Estimate("s2_prompt", d.s2_prompt, low, high, level, method, d.prompts, d.examples),
+        prompt_sd(values_KN, level),
+        raw_sd(values_KN),
+        d.noise_floor,
+        d.s2_item,
+        d.s2_residual,
+        d.shares,
+        cochran_q(values_KN),
     )
 
 
@@ -179,7 +253,8 @@ def cvar_over_prompts(
 ) -> Estimate:
     """Mean accuracy over the worst share alpha of new prompts, on new examples: `metrics.cvar` of spread-corrected ones.
 
-    Steadier than the worst prompt, and does not fall as prompts are added. Interval as of `quantile_over_prompts`. With
+    Steadier than the worst prompt, and does not fall as prompts are added. Interval as of `quantile_over_prompts`, wider
+    for a tail of few prompts; below 30 prompts it rests on the normal shape and does not foresee broken prompts. With
     fewer than 1 / alpha prompts the value is the minimum, which stands for the tail but does not reach its mean.
     """
     value = metrics.cvar(spread_corrected(values_KN), alpha)
@@ -189,6 +264,7 @@ def cvar_over_prompts(
         value,
         lambda accuracy_RK: metrics.lowest_mean(accuracy_RK, alpha),
         alpha * (np.arange(50) + 0.5) / 50,
+        tail=alpha,
     )
     return Estimate(
         name or f"cvar{round(100 * alpha)}",
@@ -211,10 +287,14 @@ def _over_new_prompts(
     value: float,
     reduce: Callable[[np.ndarray], np.ndarray],
     quantiles_Q: np.ndarray,
+    tail: float | None = None,
 ) -> tuple[float, float]:
     """Interval of a feature of the distribution of accuracy over new prompts, on new examples.
 
     reduce: accuracies (draws x prompts) to the feature. quantiles_Q: whose mean, in a normal distribution, is the feature.
+    tail: share of prompts that the feature is the mean of. The tail of a resample lies inside that of the sample, and
+    this one inside the population's by about as much: draws are moved back by both steps. Few prompts in the tail leave
+    its own spread open: draws are widened by the ratio of t to normal quantiles.
     """
     d = decompose(values_KN)
     k, n = d.prompts, d.examples
@@ -228,6 +308,10 @@ def _over_new_prompts(
     else:
         chosen_RK = generator.integers(k, size=accuracy_RK.shape)
         feature_R = reduce(np.take_along_axis(accuracy_RK, chosen_RK, 1))
+        if tail is not None:
+            centre, freedom = feature_R.mean(), max(1, math.ceil(tail * k - 1e-9) - 1)
+            wider = distributions.t.ppf(0.5 + level / 2, freedom) / distributions.norm.ppf(0.5 + level / 2)
+            feature_R = 2 * reduce(accuracy_RK).mean() - centre + wider * (feature_R - centre)
     shift_R = math.sqrt(max(0.0, d.ms_item - d.ms_residual) / (k * n)) * generator.standard_normal(DRAWS)
     return _percentiles(np.clip(feature_R + shift_R, 0, 1), level, value)
 
@@ -382,19 +466,26 @@ def _jackknifed(
     least: float = 0.0,
     scale: float = 1.0,
 ) -> Estimate:
-    """Normal interval for new prompts and new examples from the values without each prompt and without each example.
+    """A t interval for new prompts and new examples from the values without each prompt and without each example.
+
+    It is centred on the value freed of its bias by the jackknife, which is none for means over pairs, and holds the value.
 
     The variances of both are added, which counts what they share twice: a little wide. Where prompts cannot be left out
     (None) it is of new examples only. When nothing varies, it is that of N examples alike, times scale.
     """
     k, n = shape
-    variance = (n - 1) * float(without_N.var())
-    if without_K is not None:
-        variance += (k - 1) * float(without_K.var())
-    half = float(distributions.norm.ppf(0.5 + level / 2)) * math.sqrt(variance)
+    parts, centre = [], value
+    for without in (without_N, without_K):
+        if without is not None:
+            freedom = len(without) - 1
+            parts.append((freedom * float(without.var()), freedom))
+            centre += freedom * (value - float(without.mean()))
+    variance = sum(part for part, _ in parts)
     if variance < 1e-24:  # rounding
         half = scale * _alike(n, level)
-    low, high = np.clip([value - half, value + half], least, 1).tolist()
+    else:
+        half = float(distributions.t.ppf(0.5 + level / 2, satterthwaite(variance, parts))) * math.sqrt(variance)
+    low, high = np.clip([min(value, centre - half), max(value, centre + half)], least, 1).tolist()
     method = (
         "jackknife, new examples, these prompts" if without_K is None else "jackknife, new prompts and new examples"
     )
@@ -516,7 +607,7 @@ def all_estimates(matrix: ScoreMatrix, level: float, thresholds: list[float]) ->
         kappa(matrix, level),
         prompt_sensitivity(values, level),
         instance_worst(values, level),
-        *([worst_of(values, 5, level)] if len(values) >= 5 else []),
+        *([worst_of(values, 5, level)] if len(values) > 5 else []),  # of 5 it is instance_worst
         mean_estimate((matrix.answers_KN == INVALID).astype(float), level, "invalid"),
     ]
     return {estimate.name: estimate for estimate in found}

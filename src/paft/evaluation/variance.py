@@ -53,6 +53,18 @@ class Decomposition:
         return self.ms_residual
 
     @property
+    def noise_floor(self) -> float:
+        """Standard deviation over prompts that item noise alone would show: sqrt(MS_e / N)."""
+        return math.sqrt(self.ms_residual / self.examples)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of prompt, item and residual in the variance of a cell, negative components as 0; all 0 in a table of one value."""
+        parts = {"prompt": max(0.0, self.s2_prompt), "item": max(0.0, self.s2_item), "residual": self.s2_residual}
+        total = sum(parts.values())
+        return {name: part / total if total > 0 else 0.0 for name, part in parts.items()}
+
+    @property
     def shrinkage(self) -> float:
         """Share of the spread of observed accuracies that is real: s2_prompt / (s2_prompt + noise), in [0, 1]."""
         real = max(0.0, self.s2_prompt)
@@ -187,3 +199,141 @@ def plausible_accuracies(
         + np.sqrt(keep_RK * noise_K) * generator.standard_normal((DRAWS, k))
     )
     return expit(drawn_RK), centre_R1, np.sqrt(real_R1)
+
+
+@dataclass(frozen=True)
+class Cochran:
+    """Test that all prompts have one accuracy: statistic, degrees of freedom, p value."""
+
+    q: float
+    freedom: int
+    p: float
+
+
+def cochran_q(values_KN: np.ndarray) -> Cochran:
+    """Cochran's Q (Biometrika 37, 1950) of a complete table, chi-square with K - 1 degrees of freedom.
+
+    Written as SS_p over the mean variance within examples, which for right and wrong is Cochran's formula and serves
+    fractional scores too. Where prompts differ on no example, q is 0 and p 1.
+    """
+    d = decompose(values_KN)
+    k, n = d.prompts, d.examples
+    between = (k - 1) * d.ms_prompt
+    within = (between + (k - 1) * (n - 1) * d.ms_residual) / (n * (k - 1))
+    q = between / within if within > 0 else 0.0
+    return Cochran(q, k - 1, float(distributions.chi2.sf(q, k - 1)))
+
+
+@dataclass(frozen=True)
+class PairComponents:
+    """Variance components from pairs of prompts that share examples, for tables with cells missing.
+
+    observed: variance of accuracies as seen, noise included; noise: its part that is item noise. pairs: how many share
+    2 examples or more; shared: how many examples on average.
+    """
+
+    s2_prompt: float
+    s2_residual: float
+    noise: float
+    pairs: int
+    shared: float
+    freedom: float
+
+    @property
+    def observed(self) -> float:
+        """Real variance and noise together: half the mean squared difference of two prompts."""
+        return self.s2_prompt + self.noise
+
+
+def pair_components(values_KN: np.ndarray) -> PairComponents:
+    """Half the weighted mean over prompt pairs of (difference^2 - its item noise), by n shared examples.
+
+    On a complete table this is `decompose`, exactly. freedom: 2 observed^2 / its variance by the jackknife over
+    prompts, at most K - 1; K - 1 for fewer than 10 prompts. Raises ShapeError when no two prompts share 2 examples.
+    """
+    if values_KN.ndim != 2:
+        raise ShapeError(f"table of shape {values_KN.shape}; expected prompts x examples")
+    scored_KN = (~np.isnan(values_KN)).astype(float)
+    filled_KN = np.nan_to_num(values_KN)
+    shared_KK = scored_KN @ scored_KN.T
+    half_KK = filled_KN @ scored_KN.T
+    squares_KK = (filled_KN**2) @ scored_KN.T
+    shared_KK[shared_KK < 2] = 0
+    np.fill_diagonal(shared_KK, 0)
+    total = shared_KK.sum()
+    if total == 0:
+        raise ShapeError(
+            f"table of shape {values_KN.shape}: no two prompts share 2 scored examples; score some examples under several"
+        )
+    n_KK = np.where(shared_KK > 0, shared_KK, np.nan)
+    d_KK = (half_KK - half_KK.T) / n_KK
+    v_KK = (squares_KK + squares_KK.T - 2 * filled_KN @ filled_KN.T - n_KK * d_KK**2) / (n_KK - 1)
+    observed_K, noise = np.nansum(n_KK * d_KK**2, axis=1), float(np.nansum(v_KK) / total / 2)
+    observed = float(observed_K.sum() / total / 2)
+    pairs = int((shared_KK > 0).sum()) // 2
+    freedom = _pair_freedom(observed_K, shared_KK.sum(1))
+    return PairComponents(
+        observed - noise, float(np.nansum(n_KK * v_KK) / total / 2), noise, pairs, float(total / pairs / 2), freedom
+    )
+
+
+def _pair_freedom(observed_K: np.ndarray, weight_K: np.ndarray) -> float:
+    num_prompts = len(observed_K)
+    if num_prompts < 10 or not observed_K.any():
+        return num_prompts - 1.0
+    left_K = weight_K.sum() - 2 * weight_K
+    if left_K.min() <= 0:
+        return 1.0
+    without_K = (observed_K.sum() - 2 * observed_K) / left_K
+    relative = (num_prompts - 1) * float(without_K.var()) / float(observed_K.sum() / weight_K.sum()) ** 2
+    return float(np.clip(2 / relative, 1, num_prompts - 1)) if relative > 0 else num_prompts - 1.0
+
+
+@dataclass(frozen=True)
+class WorstBracket:
+    """Four readings of the accuracy of the worst of K prompts, in the order of their bias on new examples.
+
+    raw: the lowest observed, biased low. corrected: of `spread_corrected`, nearly right. posterior_mean: of accuracies
+    drawn to the mean by all their noise; high. split_half: of the prompt that is worst on one half of the examples, on
+    the other half; high. The truth lies between raw and split_half, in expectation.
+    """
+
+    raw: float
+    corrected: float
+    posterior_mean: float
+    split_half: float
+
+
+def worst_bracket(values_KN: np.ndarray, splits: int = 100) -> WorstBracket:
+    """The worst prompt read in four ways. split_half: both directions of `splits` fixed random halves.
+
+    Each half is taken relative to its own mean, so that halves of unlike difficulty do not add noise. Needs 4 examples.
+    """
+    d = decompose(values_KN)
+    if d.examples < 4:
+        raise ShapeError(f"{d.examples} examples; expected 4 or more, to split into halves")
+    accuracy_K = values_KN.mean(1)
+    order_RN = np.random.default_rng(SEED).permuted(np.tile(np.arange(d.examples), (splits, 1)), axis=1)
+    first_RN = order_RN < d.examples // 2
+    halves = [half_RN @ values_KN.T / half_RN.sum(1, keepdims=True) for half_RN in (first_RN, ~first_RN)]
+    one_RK, other_RK = (half_RK - half_RK.mean(1, keepdims=True) for half_RK in halves)
+    picked = [
+        np.take_along_axis(score_RK, pick_RK.argmin(1)[:, None], 1).mean()
+        for pick_RK, score_RK in ((one_RK, other_RK), (other_RK, one_RK))
+    ]
+    lowest = float(accuracy_K.min())
+    return WorstBracket(
+        lowest,
+        float(spread_corrected(values_KN).min()),
+        d.mean + d.shrinkage * (lowest - d.mean),
+        d.mean + float(np.mean(picked)),
+    )
+
+
+def untried_share(num_prompts: int, level: float = 0.95) -> float:
+    """Largest share of prompts not tried that may be worse than the truly worst of these, drawn at random (Wilks 1941).
+
+    >>> round(untried_share(50), 3), round(untried_share(10), 3)
+    (0.058, 0.259)
+    """
+    return float(1 - (1 - level) ** (1 / num_prompts))

@@ -1,0 +1,163 @@
+"""Several tables at once: every pair of models, seen against unseen prompts, several training seeds.
+
+Two models are compared by `paft.evaluation.stats.compare`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats as distributions
+
+from paft.errors import ShapeError
+from paft.evaluation.stats import Comparison, Estimate, compare, mean_estimate, prompt_sd
+from paft.evaluation.variance import decompose, satterthwaite, squared_error
+
+
+@dataclass(frozen=True)
+class Pairwise:
+    """One pair of several models, with the two-sided p value of the difference of means, and that after Holm."""
+
+    a: str
+    b: str
+    comparison: Comparison
+    p: float
+    p_holm: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"a": self.a, "b": self.b, **self.comparison.to_dict(), "p": self.p, "p_holm": self.p_holm}
+
+
+def pairwise(tables: Mapping[str, np.ndarray], level: float = 0.95) -> list[Pairwise]:
+    """Every model against every one before it, on the same prompts and examples.
+
+    p: two-way t test of the paired differences (new prompts, new examples), as the interval of `compare`. p_holm: the
+    same, kept for all pairs together (`holm`); intervals are each at `level`, for one pair.
+    Raises ShapeError when the tables do not match.
+    """
+    pairs = [(later, earlier) for earlier, later in itertools.combinations(tables, 2)]
+    comparisons = [compare(tables[a], tables[b], level) for a, b in pairs]
+    p_values = [mean_p(tables[a] - tables[b]) for a, b in pairs]
+    return [
+        Pairwise(a, b, comparison, p, adjusted)
+        for (a, b), comparison, p, adjusted in zip(pairs, comparisons, p_values, holm(p_values), strict=True)
+    ]
+
+
+def mean_p(difference_KN: np.ndarray) -> float:
+    """Two-sided p value that the mean over new prompts and new examples is 0; 1 for differences of 0 throughout."""
+    squared, freedom = squared_error(difference_KN)
+    mean = abs(float(difference_KN.mean()))
+    if squared == 0:
+        return float(mean == 0)
+    return float(2 * distributions.t.sf(mean / math.sqrt(squared), freedom))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values adjusted so that any false rejection at all has at most the chance of the bar.
+
+    Holm, Scandinavian Journal of Statistics 6, 1979.
+
+    >>> [round(p, 6) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    stepped = np.maximum.accumulate(np.sort(p_values) * np.arange(len(p_values), 0, -1))
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1, stepped)
+    return adjusted.tolist()
+
+
+def gap(seen_KN: np.ndarray, unseen_KN: np.ndarray, level: float = 0.95) -> Estimate:
+    """Mean over prompts of training minus mean over new ones, on the same examples: t interval, all three drawn anew.
+
+    Squared error: var(contrast of an example) / N + var(accuracies of each set) / K of that set, less the residual that
+    both count, and not below either part. Raises ShapeError when the examples do not match.
+    """
+    if seen_KN.shape[1:] != unseen_KN.shape[1:]:
+        raise ShapeError(
+            f"tables of shapes {seen_KN.shape} and {unseen_KN.shape}; expected the same examples, score both on them"
+        )
+    tables = seen_KN, unseen_KN
+    found = [decompose(table_KN) for table_KN in tables]
+    n = seen_KN.shape[1]
+    freedoms = [d.prompts - 1 for d in found]
+    contrast_N = seen_KN.mean(0) - unseen_KN.mean(0)
+    item = float(contrast_N.var(ddof=1)) / n
+    prompts = [d.ms_prompt / n / d.prompts for d in found]
+    ms_residual = sum(d.ms_residual * f for d, f in zip(found, freedoms, strict=True)) / sum(freedoms)
+    residual = ms_residual / n * sum(1 / d.prompts for d in found)
+    squared = max(item + sum(prompts) - residual, item, sum(prompts))
+    parts = (item, n - 1), *zip(prompts, freedoms, strict=True), (residual, sum(freedoms) * (n - 1))
+    half = float(distributions.t.ppf(0.5 + level / 2, satterthwaite(squared, parts))) * math.sqrt(squared)
+    value = found[0].mean - found[1].mean
+    method = f"two-way t of {found[0].prompts} seen and {found[1].prompts} unseen prompts, new prompts and new examples"
+    low, high = max(-1.0, value - half), min(1.0, value + half)
+    return Estimate("seen-unseen gap", value, low, high, level, method, found[0].prompts + found[1].prompts, n)
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """Several trainings of one model that differ by their seed. The spreads are of prompts and of seeds, each by itself.
+
+    seed_sd: of the means of the seeds, whatever made them differ.
+    """
+
+    mean: Estimate
+    prompt_sd: Estimate
+    seed_sd: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "mean": self.mean.to_dict(),
+            "prompt_sd": self.prompt_sd.to_dict(),
+            "seed_sd": self.seed_sd.to_dict(),
+        }
+
+
+def over_seeds(tables: Sequence[np.ndarray], level: float = 0.95) -> OverSeeds:
+    """Mean over new prompts, new examples and new seeds, from a complete table of the same cells per seed.
+
+    The table averaged over seeds is decomposed and var(mean of a seed) / S added, which counts noise of single cells
+    twice: a little wide. seed_sd: chi-square interval. Raises ShapeError for one seed or tables that do not match.
+    """
+    shapes = sorted({table.shape for table in tables})
+    if len(tables) < 2 or len(shapes) > 1:
+        raise ShapeError(f"{len(tables)} seeds of shapes {shapes}; expected 2 seeds or more, scored on the same cells")
+    averaged_KN = np.mean(tables, axis=0)
+    squared, freedom = squared_error(averaged_KN)
+    mean_S = np.array([table.mean() for table in tables])
+    seeds, seed_variance = len(tables), float(mean_S.var(ddof=1))
+    total = squared + seed_variance / seeds
+    if total > 0:
+        freedom = satterthwaite(total, [(squared, freedom), (seed_variance / seeds, seeds - 1)])
+        half = float(distributions.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(total)
+        value = float(mean_S.mean())
+        low, high = max(0.0, value - half), min(1.0, value + half)
+    else:
+        alike = mean_estimate(averaged_KN, level)
+        value, low, high = alike.value, alike.low, alike.high
+    k, n = averaged_KN.shape
+    sd = math.sqrt(seed_variance)
+    ends = np.sqrt(seed_variance * (seeds - 1) / distributions.chi2.ppf([0.5 + level / 2, 0.5 - level / 2], seeds - 1))
+    return OverSeeds(
+        Estimate("mean", value, low, high, level, f"two-way t, new prompts, new examples, {seeds} new seeds", k, n),
+        prompt_sd(averaged_KN, level),
+        Estimate(
+            "seed_sd",
+            sd,
+            float(ends[0]),
+            min(float(ends[1]), max(0.5 * math.sqrt(2), sd)),
+            level,
+            f"raw, chi-square interval, {seeds} new seeds, these prompts and examples",
+            k,
+            n,
+        ),
+    )
