@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -108,6 +109,63 @@ def train(
     for name, arm in settings.arms.items():
         if arm.train is not None:
             typer.echo(folder / name)
+
+
+@app.command("eval")
+def evaluate(
+    task: Annotated[str, typer.Option(help="Task: a built-in name (`paft tasks`) or a file.")],
+    model: Annotated[list[str] | None, typer.Option(help="Model: hub id, directory or wheel; repeat to compare.")] = None,
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="PEFT adapter on top of the first model; repeat to compare.")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(help="Prompt set: a shipped one or a file; default the task's.")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/eval-<task>.")] = None,
+    show_config: Annotated[bool, typer.Option("--show-config", help="Print the full settings and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score one or more models over all test prompts of a task, compare them cell by cell, report. Nothing is trained.
+
+    Cells that the run directory holds are not asked again: more prompts, more examples, another model or another scorer cost
+    only what is new.
+
+    Example: paft eval --task piqa --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter runs/piqa/paft/adapter evaluate.examples=200
+    """
+    settings = load_run_config(None, overrides or [], _eval_settings(task, model or [], adapter or [], prompts))
+    _go(settings, out or Path("runs") / settings.name, show_config, as_json)
+
+
+def _eval_settings(task: str, models: list[str], adapters: list[Path], prompts: str | None) -> dict[str, Any]:
+    """Settings of a run that trains nothing: an arm for every model, and one for every adapter."""
+    if not models:
+        if not adapters:
+            raise ConfigError("nothing to score; name a model with --model, or an adapter with --adapter")
+        models = [_base_of(adapters[0])]
+    arms: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, title: str, **origin: str) -> None:
+        plain = re.sub(r"\W+", "_", name).strip("_") or "model"
+        plain = plain if plain.isidentifier() else f"m_{plain}"
+        arms[plain if plain not in arms else f"{plain}_{len(arms) + 1}"] = {"title": title, **origin}
+
+    for position, each in enumerate(models):
+        add(each.rstrip("/").rpartition("/")[2], each, **({"model": each} if position else {}))
+    for folder in adapters:
+        named = folder.parent.name if folder.name == "adapter" else folder.name
+        add(named, f"{named} ({folder})", adapter=str(folder))
+    name = f"eval-{Path(task).stem}"
+    return {"name": name, "task": task, "prompts": prompts, "model": models[0], "arms": arms}
+
+
+def _base_of(adapter: Path) -> str:
+    """The model that an adapter was trained on, as it says itself."""
+    try:
+        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not base:
+        raise ConfigError(f"adapter {adapter}: does not say which model it belongs to; name it with --model")
+    return str(base)
 
 
 @app.command()

@@ -126,10 +126,21 @@ class DataConfig(Strict):
 
 
 class ArmConfig(Strict):
-    """One model to compare: the base model when `train` is null, else the settings that differ from the common ones."""
+    """One model to compare: the run's model as it is, tuned here (`train`), or another one or an adapter that exists."""
 
     title: str | None = None
     train: dict[str, Any] | None = None
+    """Settings that differ from the common ones; null: not tuned here."""
+    model: str | None = None
+    """Another model in place of the run's: hub id, directory or wheel."""
+    adapter: str | None = None
+    """Directory of a trained PEFT adapter to put on the model."""
+
+    @model_validator(mode="after")
+    def _check_origin(self) -> ArmConfig:
+        if self.train is not None and (self.model or self.adapter):
+            raise ValueError("an arm is tuned here (train) or loaded as it is (model, adapter), not both")
+        return self
 
 
 class RunConfig(Strict):

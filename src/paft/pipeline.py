@@ -147,10 +147,11 @@ def run(
 def _run_arms(config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, wanted: set[str]) -> dict[str, Any]:
     from paft.lm.hf import HFModel, load_model  # torch starts here, not with `paft --help`
 
+    def load(name: str) -> HFModel:
+        return load_model(name, source=config.source, dtype=config.dtype, style=config.style, say=watch.say)
+
     with watch.stage("load model"):
-        model: HFModel = load_model(
-            config.model, source=config.source, dtype=config.dtype, style=config.style, say=watch.say
-        )
+        model = load(config.model)
     identity = model.fingerprint
     arms: dict[str, Any] = {}
     evaluations: dict[str, Evaluation] = {}
@@ -162,19 +163,22 @@ def _run_arms(config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, w
             arm_dir = folder.arm(name)
             if settings is not None:
                 learner = _train_arm(name, settings, config, m, model, identity, arm_dir, watch)
+            if arm.model is not None:
+                learner = load(arm.model)
+            if arm.adapter is not None:
+                learner = learner.with_adapter(Path(arm.adapter))
             if "score" in wanted:
                 with watch.stage(f"score {name}") as tick:
                     started = time.perf_counter()
                     evaluations[name] = evaluation.evaluate(learner, test_grid, config.evaluate, store, tick)
                     seconds = time.perf_counter() - started
                 arms[name] = _arm_result(arm.title or name, settings, arm_dir, evaluations[name], seconds)
-            if settings is not None:
-                # the base model again: an adapter comes off, fully trained weights are loaded anew
-                if settings.lora is not None:
-                    model = learner.without_adapter()
-                else:
-                    del learner, model
-                    model = load_model(config.model, source=config.source, dtype=config.dtype, style=config.style)
+            # the run's model again: an adapter comes off, fully trained weights are loaded anew
+            if arm.model is None and (arm.adapter is not None or (settings is not None and settings.lora is not None)):
+                model = learner.without_adapter()
+            elif settings is not None:
+                del learner, model
+                model = load(config.model)
     if "score" in wanted:
         _write_cells(folder, evaluations)
     return {
