@@ -56,6 +56,8 @@ def test_every_public_name_exists_and_is_listed():
         ["demo"],
         ["run"],
         ["eval"],
+        ["gate"],
+        ["compare"],
         ["train"],
         ["report"],
         ["fetch"],
@@ -214,3 +216,45 @@ def test_results_as_json(config, tmp_path):
     done = call("run", str(config), "arms={base: {}}", "--json", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["arms"]["base"]["cells_asked"] == 24
+
+
+def test_models_are_scored_compared_and_gated_without_training(config, tmp_path):
+    folder = config.parent
+    common = ["--task", str(folder / "data" / "task.yaml"), "--prompts", str(folder / "prompts.yaml")]
+    model = str(folder / "model")
+    settings = ["evaluate.split=test", "evaluate.thresholds=[0.5]", "data.dev_split=validation"]
+    done = call("eval", *common, "--model", model, *settings, "--out", str(tmp_path / "a"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a" / "report.html").exists()
+    both = call(
+        "eval", *common, "--model", model, "--model", f"{model}/.", *settings, "--out", str(tmp_path / "b"), "--json"
+    )
+    assert both.returncode == 0, both.stderr
+    assert len(json.loads(both.stdout)["arms"]) == 2
+
+    pair = call("compare", str(tmp_path / "a"), f"{tmp_path / 'b'}:model")
+    assert pair.returncode == 0, pair.stderr
+    assert "0 of 3 prompts" in pair.stdout
+    alone = call("compare", str(tmp_path / "a"))
+    assert (alone.returncode, "one model only" in alone.stderr) == (2, True)
+
+    policy, codes = tmp_path / "policy.yaml", []
+    for bar in (0.0, 1.0):
+        policy.write_text(f"criteria:\n- {{measure: mean, at_least: {bar}}}\n", encoding="utf-8")
+        judged = call("gate", str(tmp_path / "a"), "--policy", str(policy), "--junit", str(tmp_path / "gate.xml"))
+        codes.append((judged.returncode, judged.stdout.split(":")[0]))
+        assert (tmp_path / "gate.xml").exists()
+    assert codes == [(0, "GO"), (1, "NO-GO")]
+    policy.write_text("criteria:\n- {measure: drop, against: nowhere, at_most: 0.1}\n", encoding="utf-8")
+    lost = call("gate", str(tmp_path / "a"), "--policy", str(policy))
+    assert (lost.returncode, len(lost.stderr.splitlines())) == (2, 1)
+
+
+def test_a_gate_buys_cells_and_pays_for_none_twice(config, tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("first: 3\ncriteria:\n- {measure: mean, at_least: 0.0}\n", encoding="utf-8")
+    command = ["gate", str(config), "--arm", "base", "--policy", str(policy), "--json", "--out", str(tmp_path / "run")]
+    first, again = call(*command), call(*command)
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr
+    assert json.loads(first.stdout) == json.loads(again.stdout)
+    assert json.loads(first.stdout)["examples"] == 3

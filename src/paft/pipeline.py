@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from paft import evaluation
-from paft.config import RunConfig, SFTConfig, dump_yaml
-from paft.errors import ConfigError, DataError
-from paft.evaluation.evaluate import Evaluation, cell_table
+from paft.config import PolicyConfig, RunConfig, SFTConfig, dump_yaml, load_run_config
+from paft.errors import ConfigError, DataError, few, nearest
+from paft.evaluation.comparisons import Pairwise, pairwise
+from paft.evaluation.evaluate import Asker, Evaluation, cell_table
+from paft.evaluation.gate import Verdict, hunt, judge
+from paft.evaluation.matrix import UNSCORED, ScoreMatrix
 from paft.evaluation.stats import compare
 from paft.grid import Cell, Grid
 from paft.lm.types import LM
@@ -33,7 +39,14 @@ from paft.tasks import Example, Split, Task, load_task
 from paft.tasks.types import content_id
 from paft.training.schedule import subset, updates_per_epoch
 
-TEST_SUBSET, DEV_SUBSET = 101, 102  # streams of the keyed subsets, apart from the seed that training uses
+TEST_SUBSET, DEV_SUBSET, GATE_ORDER = (
+    101,
+    102,
+    103,
+)  # streams of the keyed subsets, apart from the seed that training uses
+
+if TYPE_CHECKING:
+    from paft.lm.hf import HFModel
 
 PASSES_TRAIN, PASSES_SCORE = 3.3, 0.9
 """Forward passes over a cell's tokens that training and scoring cost; only the time left depends on them."""
@@ -71,6 +84,8 @@ class Materials:
     test: tuple[Example, ...]
     rejected: tuple[str, ...]
     origins: tuple[str, ...]
+    grid: Grid
+    """What is scored."""
 
 
 def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
@@ -86,10 +101,10 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
     trains = any(arm.train is not None for arm in config.arms.values())
     splits: dict[str, Split] = {config.evaluate.split: task.split(config.evaluate.split)}
     test = _take(splits[config.evaluate.split].examples, config.evaluate.examples, TEST_SUBSET)
-    asked = len(prompts.split(config.evaluate.prompt_split)[: config.evaluate.prompts])
-    if asked < 2 or len(test) < 2:
+    asked = prompts.split(config.evaluate.prompt_split)[: config.evaluate.prompts]
+    if len(asked) < 2 or len(test) < 2:
         raise ConfigError(
-            f"evaluate: {asked} test prompts x {len(test)} examples; intervals over prompts and examples need at least 2 x 2"
+            f"evaluate: {len(asked)} test prompts x {len(test)} examples; intervals over prompts and examples need at least 2 x 2"
         )
     train: tuple[Example, ...] = ()
     dev: tuple[Example, ...] = ()
@@ -119,7 +134,7 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
     if len(rejected) > 5:
         say(f"... and {len(rejected) - 5} more rows not readable")
     origins = tuple(dict.fromkeys(split.origin for split in splits.values()))
-    return Materials(task, prompts, train, dev, test, rejected, origins)
+    return Materials(task, prompts, train, dev, test, rejected, origins, Grid(asked, test))
 
 
 def _take(examples: Sequence[Example], size: int | None, seed: int) -> tuple[Example, ...]:
@@ -145,40 +160,16 @@ def run(
 
 
 def _run_arms(config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, wanted: set[str]) -> dict[str, Any]:
-    from paft.lm.hf import HFModel, load_model  # torch starts here, not with `paft --help`
-
-    def load(name: str) -> HFModel:
-        return load_model(name, source=config.source, dtype=config.dtype, style=config.style, say=watch.say)
-
-    with watch.stage("load model"):
-        model = load(config.model)
-    identity = model.fingerprint
     arms: dict[str, Any] = {}
     evaluations: dict[str, Evaluation] = {}
-    test_grid = Grid(m.prompts.split(config.evaluate.prompt_split)[: config.evaluate.prompts], m.test)
     with CellStore(folder.cells) as store:
-        for name, arm in config.arms.items():
-            settings = config.training_of(name)
-            learner = model
-            arm_dir = folder.arm(name)
-            if settings is not None:
-                learner = _train_arm(name, settings, config, m, model, identity, arm_dir, watch)
-            if arm.model is not None:
-                learner = load(arm.model)
-            if arm.adapter is not None:
-                learner = learner.with_adapter(Path(arm.adapter))
+        for name, learner in _learners(config, m, folder, watch, list(config.arms)):
             if "score" in wanted:
                 with watch.stage(f"score {name}") as tick:
                     started = time.perf_counter()
-                    evaluations[name] = evaluation.evaluate(learner, test_grid, config.evaluate, store, tick)
+                    evaluations[name] = evaluation.evaluate(learner, m.grid, config.evaluate, store, tick)
                     seconds = time.perf_counter() - started
-                arms[name] = _arm_result(arm.title or name, settings, arm_dir, evaluations[name], seconds)
-            # the run's model again: an adapter comes off, fully trained weights are loaded anew
-            if arm.model is None and (arm.adapter is not None or (settings is not None and settings.lora is not None)):
-                model = learner.without_adapter()
-            elif settings is not None:
-                del learner, model
-                model = load(config.model)
+                arms[name] = _arm_result(config, name, folder.arm(name), evaluations[name], seconds)
     if "score" in wanted:
         _write_cells(folder, evaluations)
     return {
@@ -201,12 +192,40 @@ def _run_arms(config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, w
             "train": len(m.prompts.train),
             "dev": len(m.prompts.dev),
             "similarity_to_train": m.prompts.similarity("train", "test"),
-            "test": [_shown(template, m.test[0]) for template in test_grid.templates],
+            "test": [_shown(template, m.test[0]) for template in m.grid.templates],
             "single": _single_prompt(config, m),
         },
         "arms": arms,
         "comparisons": _comparisons(evaluations),
     }
+
+
+def _learners(
+    config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, names: Sequence[str]
+) -> Iterator[tuple[str, HFModel]]:
+    """The models of some arms, one after the other: each is only good until the next is asked for."""
+    from paft.lm.hf import load_model  # torch starts here, not with `paft --help`
+
+    def load(name: str) -> HFModel:
+        return load_model(name, source=config.source, dtype=config.dtype, style=config.style, say=watch.say)
+
+    with watch.stage("load model"):
+        model = load(config.model)
+    identity = model.fingerprint
+    for name in names:
+        arm, settings = config.arms[name], config.training_of(name)
+        learner = load(arm.model) if arm.model is not None else model
+        if settings is not None:
+            learner = _train_arm(name, settings, config, m, model, identity, folder.arm(name), watch)
+        if arm.adapter is not None:
+            learner = learner.with_adapter(Path(arm.adapter))
+        yield name, learner
+        # the run's model again: an adapter comes off, fully trained weights are loaded anew
+        if arm.model is None and (arm.adapter is not None or (settings is not None and settings.lora is not None)):
+            model = learner.without_adapter()
+        elif settings is not None:
+            del learner, model
+            model = load(config.model)
 
 
 def _train_arm(
@@ -253,10 +272,8 @@ def _train_arm(
         return load_model(str(out.model), dtype=config.dtype, style=config.style)
 
 
-def _arm_result(
-    title: str, settings: SFTConfig | None, out: ArmDir, done: Evaluation, seconds: float
-) -> dict[str, Any]:
-    train = None
+def _arm_result(config: RunConfig, name: str, out: ArmDir, done: Evaluation, seconds: float) -> dict[str, Any]:
+    arm, settings, train = config.arms[name], config.training_of(name), None
     if settings is not None:
         report = json.loads(out.train.read_text(encoding="utf-8"))["report"]
         steps = read_jsonl(out.steps)
@@ -267,7 +284,7 @@ def _arm_result(
             "dev": read_jsonl(out.dev),
         }
     return {
-        "title": title,
+        "title": arm.title or name,
         "fingerprint": done.fingerprint,
         "train": train,
         "scores": {scorer: done.summary(scorer) for scorer in done.scores},
@@ -275,6 +292,151 @@ def _arm_result(
         "cells_asked": done.asked,
         "seams": sum(answered.seam for row in done.answers_KN for answered in row),
     }
+
+
+def gate(
+    target: Path, policy: PolicyConfig, watch: Watcher, *, arm: str | None = None, out: Path | None = None
+) -> Verdict:
+    """The verdict of a policy on one arm (default: the last) of a finished run directory, or of the settings file of a run.
+
+    A finished run is judged on its cells. With settings, cells are bought until the verdict is clear, and kept in the run
+    directory, so that nothing is paid for twice.
+    """
+    if target.is_dir():
+        tables = load_tables(target)
+        name = _arm_of(list(tables), arm)
+        scorer: str = policy.scorer or next(iter(tables[name]))
+        matrix = _table_of(tables[name], scorer, f"{target}:{name}")
+        return judge(matrix, policy, _baselines(policy, matrix, scorer))
+    config = load_run_config(target)
+    name = _arm_of(list(config.arms), arm)
+    scorer = policy.scorer or ("generation" if "generation" in config.evaluate.scorers else "likelihood")
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"scorers": [scorer]})})
+    m = prepare(config, watch.say)
+    num_prompts, num_examples = m.grid.shape
+    watch.plan([Stage("load model", 0.1), Stage(f"judge {name}", 1.0)])
+    with RunDir(out or Path("runs") / config.name).locked() as folder, CellStore(folder.cells) as store:
+        _, learner = next(_learners(config, m, folder, watch, [name]))
+        with watch.stage(f"judge {name}") as tick:
+            asker = Asker(learner, m.grid, config.evaluate, store, tick)
+            order = subset(num_examples, num_examples, GATE_ORDER)
+            bought: list[int] = []
+
+            def ask(examples: Sequence[int]) -> ScoreMatrix:
+                asker.ask((k, i) for i in examples for k in range(num_prompts))
+                bought.extend(examples)
+                return asker.matrix(scorer, bought)
+
+            known = _baselines(policy, asker.matrix(scorer, order), scorer)
+            return hunt(policy, num_examples, ask, order, known, asker.longest)
+
+
+def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
+    """Tables of all arms of a finished run by scorer. Raises DataError when the directory holds none."""
+    import pyarrow.parquet
+
+    file = RunDir(run).scores
+    try:
+        rows = pyarrow.parquet.read_table(file).to_pydict()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({str(error).splitlines()[0][:100]}); give a finished run directory"
+        ) from None
+    found: dict[str, dict[str, ScoreMatrix]] = {}
+    for arm in dict.fromkeys(rows["arm"]):
+        at = [n for n, each in enumerate(rows["arm"]) if each == arm]
+        prompts, examples = (list(dict.fromkeys(rows[key][n] for n in at)) for key in ("prompt", "example"))
+        shape = len(prompts), len(examples)
+        k = np.array([prompts.index(rows["prompt"][n]) for n in at])
+        place = {example: i for i, example in enumerate(examples)}
+        i = np.array([place[rows["example"][n]] for n in at])
+
+        def table(column: str, empty: Any, arm_rows: list[int] = at, k: Any = k, i: Any = i, shape: Any = shape) -> Any:
+            values = np.full(shape, empty)
+            values[k, i] = [empty if rows[column][n] is None else rows[column][n] for n in arm_rows]
+            return values
+
+        stops = table("stop", "").astype(str) == "eos"
+        found[arm] = {
+            scorer: ScoreMatrix(
+                tuple(prompts),
+                tuple(examples),
+                table(f"{scorer}_score", np.nan),
+                table(f"{scorer}_answer", UNSCORED),
+                table("completion_tokens", 0),
+                stops,
+            )
+            for scorer in ("generation", "likelihood")
+            if f"{scorer}_score" in rows
+        }
+    return found
+
+
+def _arm_of(names: Sequence[str], wanted: str | None) -> str:
+    if wanted is not None and wanted not in names:
+        raise ConfigError(f"arm {wanted!r}: unknown{nearest(wanted, names)}; the run has {few(names)}")
+    return wanted or names[-1]
+
+
+def _table_of(tables: Mapping[str, ScoreMatrix], scorer: str | None, where: str) -> ScoreMatrix:
+    if scorer is not None and scorer not in tables:
+        raise ConfigError(f"{where}: no scorer {scorer!r}; it was scored by {few(tables)}")
+    return tables[scorer or next(iter(tables))]
+
+
+def _baselines(policy: PolicyConfig, matrix: ScoreMatrix, scorer: str) -> dict[str, np.ndarray]:
+    """Scores of the baselines that the policy names, on the cells of a table."""
+    found = {}
+    for name in {criterion.against for criterion in policy.criteria if criterion.against is not None}:
+        folder, _, arm = name.partition(":")
+        tables = load_tables(Path(folder))
+        other = _table_of(tables[_arm_of(list(tables), arm or None)], scorer, name)
+        found[name] = aligned(other, matrix, name)
+    return found
+
+
+def aligned(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> np.ndarray:
+    """Scores of one table on the prompts and examples of another, in their order. DataError when some are missing."""
+    rows, columns = ({each: n for n, each in enumerate(ids)} for ids in (other.prompt_ids, other.example_ids))
+    lacking = (
+        [each for each in matrix.prompt_ids if each not in rows],
+        [each for each in matrix.example_ids if each not in columns],
+    )
+    if any(lacking):
+        raise DataError(
+            f"{where}: lacks {len(lacking[0])} of {len(matrix.prompt_ids)} prompts and {len(lacking[1])} of "
+            f"{len(matrix.example_ids)} examples; score it on the same ones"
+        )
+    at = np.ix_([rows[each] for each in matrix.prompt_ids], [columns[each] for each in matrix.example_ids])
+    values: np.ndarray = other.values_KN[at]
+    return values
+
+
+def compare_runs(runs: Sequence[str], scorer: str | None = None) -> list[Pairwise]:
+    """Every pair of the models that are named RUN (all arms) or RUN:ARM, on the cells that all of them share.
+
+    Raises DataError when they share fewer than 2 prompts and 2 examples, or there are fewer than two models.
+    """
+    tables: dict[str, ScoreMatrix] = {}
+    for each in runs:
+        folder, _, arm = each.partition(":")
+        held = load_tables(Path(folder))
+        for name in [_arm_of(list(held), arm)] if arm else held:
+            title = f"{folder}:{name}" if len(runs) > 1 else name
+            tables[title] = _table_of(held[name], scorer, f"{folder}:{name}")
+    if len(tables) < 2:
+        raise DataError(f"{' '.join(runs)}: one model only; name another run or arm to compare it with")
+    first, *others = tables.values()
+    prompts, examples = (
+        tuple(each for each in getattr(first, ids) if all(each in getattr(other, ids) for other in others))
+        for ids in ("prompt_ids", "example_ids")
+    )
+    if min(len(prompts), len(examples)) < 2:
+        raise DataError(
+            f"{' '.join(tables)}: {len(prompts)} prompts and {len(examples)} examples in common; a paired comparison needs 2 and 2"
+        )
+    shared = ScoreMatrix(prompts, examples, *(np.zeros((len(prompts), len(examples))) for _ in range(4)))
+    return pairwise({title: aligned(table, shared, title) for title, table in tables.items()})
 
 
 def _comparisons(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
@@ -349,8 +511,7 @@ def _plan(config: RunConfig, m: Materials, folder: RunDir, wanted: set[str]) -> 
         # 100 characters stand for what a chat template adds
         return 100 + sum(len(turn.text) for cell in cells for turn in grid.chat(cell)) / len(cells)
 
-    test = m.prompts.split(config.evaluate.prompt_split)[: config.evaluate.prompts]
-    score = len(test) * len(m.test) * length(test, m.test) * PASSES_SCORE
+    score = math.prod(m.grid.shape) * length(m.grid.templates, m.test) * PASSES_SCORE
     stages = [Stage("load model", 0.02 * score)]
     for name in config.arms:
         settings = config.training_of(name)

@@ -85,6 +85,18 @@ class Asker:
         if self.store is not None:
             self.store.flush()
 
+    @property
+    def longest(self) -> int:
+        """Most tokens of a free answer."""
+        return max(self._limit_K)
+
+    def matrix(self, scorer: Scorer, examples: Sequence[int] | None = None) -> ScoreMatrix:
+        """The table of what has been answered so far, over some examples in their order (default: all)."""
+        chosen = range(self.grid.shape[1]) if examples is None else examples
+        grid = Grid(self.grid.templates, [self.grid.examples[i] for i in chosen])
+        rows = [[row[i] for i in chosen] for row in self.answers_KN]
+        return score_matrix(grid, rows, scorer, self.config.normalization)
+
     def _ask(self, cells: Sequence[tuple[int, int]]) -> None:
         parts = [self._parts(*cell) for cell in cells]
         keys = [key for part in parts for key in part]
@@ -163,7 +175,7 @@ def answer_limit(lm: LM, grid: Grid, prompt: int) -> int:
 
 def score_matrix(
     grid: Grid,
-    rows: Sequence[Sequence[Answered]],
+    rows: Sequence[Sequence[Answered | None]],
     scorer: Scorer,
     normalization: Literal["sum", "token", "byte"] = "sum",
 ) -> ScoreMatrix:
@@ -178,6 +190,8 @@ def score_matrix(
     for k, template in enumerate(grid.templates):
         for i, example in enumerate(grid.examples):
             answered = rows[k][i]
+            if answered is None:
+                continue
             if scorer == "likelihood":
                 scores = normalized(answered, normalization)
                 answers_KN[k, i], values_KN[k, i] = restricted_choice(scores, example.answer, example.id)

@@ -181,7 +181,7 @@ def raw_sd(values_KN: np.ndarray) -> float:
     return math.sqrt(d.ms_prompt / d.examples)
 
 
-def _binomial_bounds(values_KN: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def binomial_bounds(values_KN: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """One-sided Clopper-Pearson lower and upper bounds of each prompt's accuracy, each at level alpha.
 
     Fractional scores of ties are summed, and the sum rounded down (lower) or up (upper).
@@ -204,8 +204,8 @@ def worst_prompt(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
     """
     corrected_K = spread_corrected(values_KN)
     alpha = 1 - level
-    low_K, _ = _binomial_bounds(values_KN, alpha / 2)
-    _, high_K = _binomial_bounds(values_KN, alpha / (2 * len(values_KN)))
+    low_K, _ = binomial_bounds(values_KN, alpha / 2)
+    _, high_K = binomial_bounds(values_KN, alpha / (2 * len(values_KN)))
     value = float(np.clip(corrected_K.min(), low_K.min(), high_K.min()))
     return Estimate(
         "worst",
@@ -412,7 +412,7 @@ def instance_worst(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
     """
     decompose(values_KN)
     per_item_N = metrics.instance_worst(values_KN).values_N
-    low_1, high_1 = _binomial_bounds(per_item_N[None], 0.5 - level / 2)
+    low_1, high_1 = binomial_bounds(per_item_N[None], 0.5 - level / 2)
     return Estimate(
         "instance_worst",
         float(per_item_N.mean()),

@@ -1,0 +1,78 @@
+"""A gate's verdict and a table of pairs, for terminals, and for machines that read JUnit XML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+from paft.evaluation.comparisons import Pairwise
+from paft.evaluation.gate import Checked, Verdict
+from paft.evaluation.stats import Estimate
+from paft.reports.wording import clean, signed
+
+SIGNS = {"pass": "met", "fail": "missed", "undecided": "open"}
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """The verdict, its reason, and a line per demand."""
+    looks = f", {verdict.looks} looks" if verdict.looks > 1 else ""
+    lines = [
+        f"{verdict.word}: {clean(verdict.reason)}",
+        f"{verdict.prompts} prompts x {verdict.examples} examples{looks}; chance of a wrong verdict at most {verdict.alpha:g}",
+    ]
+    width = max(len(each.title) for each in verdict.criteria)
+    for each in verdict.criteria:
+        tier = "" if each.tier == "critical" else "  (advisory)"
+        lines.append(f"  {SIGNS[each.outcome]:<6}  {clean(each.title):<{width}}  {_figures(each)}{tier}")
+    return "\n".join(lines)
+
+
+def _figures(each: Checked) -> str:
+    low, high = ("?" if bound is None else f"{bound:.3f}" for bound in (each.low, each.high))
+    return f"{each.value:.3f} ({low} to {high})"
+
+
+def junit_xml(verdict: Verdict, name: str) -> str:
+    """The demands as test cases: a missed one is a failure, one that stayed open is an error, an advisory one is skipped
+    with its outcome as message."""
+    critical = [each for each in verdict.criteria if each.tier == "critical"]
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"paft gate {clean(name)}",
+        tests=str(len(verdict.criteria)),
+        failures=str(sum(each.outcome == "fail" for each in critical)),
+        errors=str(sum(each.outcome == "undecided" for each in critical)),
+        skipped=str(len(verdict.criteria) - len(critical)),
+    )
+    for each in verdict.criteria:
+        case = ElementTree.SubElement(suite, "testcase", classname="paft.gate", name=clean(each.title))
+        message = f"{SIGNS[each.outcome]}: {_figures(each)}; {each.method}"
+        if each.tier == "advisory":
+            ElementTree.SubElement(case, "skipped", message=f"advisory, {message}")
+        elif each.outcome != "pass":
+            ElementTree.SubElement(case, "failure" if each.outcome == "fail" else "error", message=message)
+        ElementTree.SubElement(case, "system-out").text = message
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def pairs_table(pairs: Sequence[Pairwise]) -> str:
+    """Markdown: differences a - b in points with intervals, and the p value of the mean kept for all pairs together."""
+    head = ("a", "b", "mean", "SD over prompts", "worst prompt", "a ahead on", "p (Holm)")
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * 5]
+    for pair in pairs:
+        c = pair.comparison
+        figures = [_difference(part) for part in (c.mean, c.prompt_sd, c.worst)]
+        ahead = f"{round(c.ahead * c.mean.prompts)} of {c.mean.prompts} prompts"
+        lines.append("| " + " | ".join([clean(pair.a), clean(pair.b), *figures, ahead, f"{pair.p_holm:.2g}"]) + " |")
+    mean = pairs[0].comparison.mean
+    lines += [
+        "",
+        f"Differences a - b in points on {mean.prompts} prompts x {mean.examples} examples that all models were scored on; in "
+        f"brackets {100 * mean.level:g} % intervals, each for one pair.",
+    ]
+    return "\n".join(lines)
+
+
+def _difference(part: Estimate) -> str:
+    return f"{signed(part.value)} ({signed(part.low)} to {signed(part.high)})".replace("\u00a0", " ")
