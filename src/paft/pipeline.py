@@ -290,6 +290,8 @@ def _arm_result(config: RunConfig, name: str, out: ArmDir, done: Evaluation, sec
         "scores": {scorer: done.summary(scorer) for scorer in done.scores},
         "score_seconds": seconds,
         "cells_asked": done.asked,
+        "tokens_read": done.tokens_read,
+        "tokens_alone": done.tokens_alone,
         "seams": sum(answered.seam for row in done.answers_KN for answered in row),
     }
 

@@ -26,7 +26,8 @@ Tick = Callable[[int, int, str], None]
 class Evaluation:
     """One model over one grid: a table per scorer, the raw answers, and what it cost.
 
-    answers_KN: nested tuples, prompt by prompt. asked: cells computed now; the others were in the store.
+    answers_KN: nested tuples, prompt by prompt. asked: cells computed now; the others were in the store. tokens_read: what that
+    took, padding included; tokens_alone: what it would have taken with every option and free answer in a pass of its own.
     """
 
     grid: Grid
@@ -36,6 +37,8 @@ class Evaluation:
     level: float
     thresholds: tuple[float, ...]
     asked: int
+    tokens_read: int = 0
+    tokens_alone: int = 0
 
     def estimates(self, scorer: Scorer) -> dict[str, Estimate]:
         """All estimates by one scorer, by name."""
@@ -68,7 +71,8 @@ class Asker:
         self.fingerprint = lm.fingerprint
         num_prompts, num_examples = grid.shape
         self.answers_KN: list[list[Answered | None]] = [[None] * num_examples for _ in range(num_prompts)]
-        self.asked = self.finished = 0
+        self.asked = self.finished = self.tokens_alone = 0
+        self._read_before = lm.tokens_read
         self.total = num_prompts * num_examples
         """Cells that progress is told of; the budget may lower it."""
         generate = "generation" in config.scorers
@@ -84,6 +88,11 @@ class Asker:
             self._ask(wanted[start : start + CHUNK])
         if self.store is not None:
             self.store.flush()
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens computed for what was asked."""
+        return self.lm.tokens_read - self._read_before
 
     @property
     def longest(self) -> int:
@@ -120,6 +129,10 @@ class Asker:
                     if self.store is not None:
                         self.store.put(key, found)
             self.asked += 1
+            lengths = [answer.prompt_tokens + tokens for tokens in answer.tokens_C]
+            if answer.completion is not None:
+                lengths.append(answer.prompt_tokens + answer.completion.tokens)
+            self.tokens_alone += sum(lengths)
             self._finish(cells[place], known[place].values())
 
         self.tick(self.finished, self.total, "")
@@ -161,7 +174,10 @@ def evaluate(
     scores: dict[Scorer, ScoreMatrix] = {}
     for scorer in config.scorers:
         scores[scorer] = score_matrix(grid, rows, scorer, config.normalization)
-    return Evaluation(grid, asker.fingerprint, scores, rows, config.level, tuple(config.thresholds), asker.asked)
+    settings = config.level, tuple(config.thresholds)
+    return Evaluation(
+        grid, asker.fingerprint, scores, rows, *settings, asker.asked, asker.tokens_read, asker.tokens_alone
+    )
 
 
 def answer_limit(lm: LM, grid: Grid, prompt: int) -> int:

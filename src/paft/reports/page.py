@@ -319,6 +319,11 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
     models = [("Model", config["model"]), ("Seed", str(config["seed"]))]
     for arm in result["arms"].values():
         asked = f"{arm['fingerprint']}; {wording.thousands(arm['cells_asked'])} cells asked in {wording.duration(arm['score_seconds'])}"
+        if arm.get("tokens_read"):
+            asked += (
+                f"; {wording.thousands(arm['tokens_read'])} tokens computed, {wording.thousands(arm['tokens_alone'])} had every option "
+                "and every free answer been read by itself"
+            )
         if arm["seams"]:
             asked += f"; in {wording.thousands(arm['seams'])} cells a token spans the end of the prompt and the start of the answer"
         models.append((arm["title"], asked))
