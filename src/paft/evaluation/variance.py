@@ -157,7 +157,8 @@ def prompt_freedom(values_KN: np.ndarray) -> float:
     without_N = (((total_K[:, None] - effect_KN) / (n - 1)) ** 2).sum(0) / (k - 1)
     by_prompts, by_examples = ((len(x) - 1) * x.var() / (d.ms_prompt / n) ** 2 for x in (without_K, without_N))
     both = 2 / (k - 1) * (1 - d.shrinkage**2)
-    return float(np.clip(2 / (by_prompts + max(0.0, by_examples - both)), 1, k - 1))
+    varies = max(by_prompts + max(0.0, by_examples - both), 2 / (k - 1))
+    return float(max(1.0, 2 / varies))
 
 
 def spread_corrected(values_KN: np.ndarray) -> np.ndarray:
