@@ -325,12 +325,16 @@ class CellStore:
 
     SCORER = 2
     """Version of the scoring code: a change that alters answers raises it, and old cells are left alone."""
+    WAIT = 30.0
+    """Seconds to wait for another process that is writing."""
+    EVERY = 1.0
+    """Seconds after which the next answer is written, with all that have gathered."""
 
     def __init__(self, path: Path):
         self.path = path
         with disk_errors(path), self._reading():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=self.WAIT, isolation_level=None)
             try:
                 self._open()
             except BaseException:
@@ -340,13 +344,14 @@ class CellStore:
         self._since = time.monotonic()
 
     def _open(self) -> None:
-        for attempt in range(100):
+        until = time.monotonic() + self.WAIT
+        while True:
             try:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 break
             except sqlite3.OperationalError as error:
-                # the switch to WAL does not wait for another process that is making it: the time limit above is not asked
-                if "locked" not in str(error) or attempt == 99:
+                # SQLite itself waits for most locks, but not for another process that is switching to WAL
+                if "locked" not in str(error) or time.monotonic() > until:
                     raise
                 time.sleep(0.05)
         self._db.execute("PRAGMA synchronous=NORMAL")
@@ -369,7 +374,7 @@ class CellStore:
                 ) from None
             if "readonly" in str(error) or "unable to open" in str(error):
                 raise StoreError(f"{self.path}: not writable ({error}); choose another directory with --out") from None
-            if isinstance(error, sqlite3.OperationalError) and "disk i/o" in str(error).lower().lower():
+            if isinstance(error, sqlite3.OperationalError) and "disk i/o" in str(error).lower():
                 raise StoreError(
                     f"{self.path}: the disk does not write ({error}); free some space or choose another --out"
                 ) from None
@@ -400,9 +405,9 @@ class CellStore:
             raise StoreError(f"{self.path}: not a sound cell store ({error!r}); delete it to score anew") from None
 
     def put(self, key: CellKey, answer: Answered) -> None:
-        """Keep an answer; written at the latest one second after, or by `flush`."""
+        """Keep an answer; written with the first one that comes a second after the last writing, or by `flush`."""
         self._pending.append((key, answer))
-        if time.monotonic() - self._since > 1:
+        if time.monotonic() - self._since > self.EVERY:
             self.flush()
 
     def flush(self) -> None:
