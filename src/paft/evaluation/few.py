@@ -1,0 +1,136 @@
+"""Figures of a table of which only some cells were scored, without a model: from the design of the sample alone.
+
+Names that begin with table_ are about exactly these prompts and these examples, as if every cell had been scored.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats as distributions
+
+from paft.errors import ShapeError
+from paft.evaluation.stats import Estimate
+from paft.evaluation.variance import pair_components
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A balanced random part of the cells of a table: variance components, and how unevenly they were visited.
+
+    uneven_prompts, uneven_items: sum of squared shares of the cells, sum (n_k / B)^2; 1/K and 1/N when even.
+    """
+
+    shape: tuple[int, int]
+    count: int
+    s2_prompt: float
+    s2_item: float
+    s2_residual: float
+    uneven_prompts: float
+    uneven_items: float
+    freedom: float
+    """Of s2_residual."""
+
+    @property
+    def squared_error(self) -> float:
+        """Of the mean of the cells, as that of the whole table: effects of prompts and examples cancel as far as they were
+        visited equally often, the residual goes with 1/B - 1/(KN) (Cochran, Sampling Techniques, ch. 2)."""
+        num_prompts, num_examples = self.shape
+        return (
+            self.s2_residual * (1 / self.count - 1 / (num_prompts * num_examples))
+            + self.s2_item * (self.uneven_items - 1 / num_examples)
+            + self.s2_prompt * (self.uneven_prompts - 1 / num_prompts)
+        )
+
+    @property
+    def squared_error_anew(self) -> float:
+        """Of the mean of the cells, as that over new prompts and new examples; of a complete table it is that of
+        `squared_error(values_KN, "both")`, components cut at 0."""
+        return self.s2_residual / self.count + self.s2_item * self.uneven_items + self.s2_prompt * self.uneven_prompts
+
+
+def sampled(values_KN: np.ndarray) -> Sampled:
+    """Components from pairs of prompts that share examples (`pair_components`), the examples' from what is left.
+
+    Where no two prompts share 2 examples, the examples' differences cannot be told from the residual: s2_residual holds both.
+    """
+    seen_KN = ~np.isnan(values_KN)
+    count, total = int(seen_KN.sum()), float(np.nanvar(values_KN))
+    try:
+        pairs = pair_components(values_KN)
+        prompt, residual = max(0.0, pairs.s2_prompt), pairs.s2_residual
+        freedom = count - sum(values_KN.shape)
+    except ShapeError:
+        within = np.nansum((values_KN - np.nanmean(values_KN, axis=1, keepdims=True)) ** 2)
+        freedom = count - len(values_KN)
+        prompt, residual = total, float(within) / max(1, freedom)
+    by_prompt, by_item = (float(((visits / count) ** 2).sum()) for visits in (seen_KN.sum(1), seen_KN.sum(0)))
+    item = max(0.0, total - residual - prompt)
+    return Sampled(values_KN.shape, count, prompt, item, residual, by_prompt, by_item, max(1, freedom))
+
+
+def mean_of_few(
+    values_KN: np.ndarray,
+    level: float = 0.95,
+    over: Literal["table", "both"] = "table",
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Estimate:
+    """Mean from a balanced random part of the cells (`BalancedOrder`): `table_mean` over exactly these prompts and examples,
+    or `mean` over new ones of both.
+
+    When all cells are alike at a bound, the interval is the exact one for as many outcomes as examples were seen.
+    """
+    seen_KN, (num_prompts, num_examples) = ~np.isnan(values_KN), values_KN.shape
+    found = sampled(values_KN)
+    value, whole = float(values_KN[seen_KN].mean()), found.count == values_KN.size
+    if over == "table":
+        name, whom = "table_mean", "these prompts, these examples"
+        squared, freedom = found.squared_error, found.freedom
+        unseen = 1 - found.count / values_KN.size
+    else:
+        name, whom, unseen = "mean", "new prompts and new examples", 1.0
+        squared, freedom = found.squared_error_anew, min(num_prompts, int(seen_KN.any(0).sum())) - 1
+    if (values_KN[seen_KN] == value).all():
+        alike = 1 - (0.5 - level / 2) ** (1 / int(seen_KN.any(0).sum()))
+        half = (bounds[1] - bounds[0]) * alike * unseen
+    else:
+        half = float(distributions.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(squared) if unseen else 0.0
+    method = f"all {found.count} cells" if whole else f"{found.count} of {values_KN.size} cells, balanced"
+    low, high = max(bounds[0], value - half), min(bounds[1], value + half)
+    return Estimate(name, value, low, high, level, f"{method}; {whom}", num_prompts, num_examples)
+
+
+def drawn_bounds(total: float, count: int, population: int, alpha: float) -> tuple[float, float]:
+    """One-sided bounds, each at level alpha, of the accuracy on exactly these `population` examples, of which `count`, drawn
+    at random without replacement, scored `total`: exact (hypergeometric); fractions of ties are rounded outwards.
+
+    >>> drawn_bounds(10, 10, 20, 0.025), drawn_bounds(7, 10, 10, 0.025)
+    ((0.75, 1.0), (0.7, 0.7))
+    """
+    down, up = math.floor(total + 1e-9), math.ceil(total - 1e-9)
+    if count == population:
+        return total / population, total / population
+    right_J = np.arange(population + 1)
+    least = right_J[distributions.hypergeom.sf(down - 1, population, right_J, count) > alpha]
+    most = right_J[distributions.hypergeom.cdf(up, population, right_J, count) > alpha]
+    return float(least[0]) / population, float(most[-1]) / population
+
+
+def worst_of_few(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
+    """Accuracy of the worst of these prompts on these examples, from a random sample of the cells of each prompt.
+
+    The smallest lower bound at alpha / 2 (an error needs the one worst prompt) and the smallest upper bound at alpha / (2K).
+    It asks nothing of the shape of the table. Value: the least observed accuracy, which errs low.
+    """
+    seen_KN, (num_prompts, num_examples) = ~np.isnan(values_KN), values_KN.shape
+    total_K, count_K = np.where(seen_KN, values_KN, 0).sum(1), seen_KN.sum(1)
+    alpha = (1 - level) / 2
+    pairs = list(zip(total_K.tolist(), count_K.tolist(), strict=True))
+    low = min(drawn_bounds(*pair, num_examples, alpha)[0] for pair in pairs)
+    high = min(drawn_bounds(*pair, num_examples, alpha / num_prompts)[1] for pair in pairs)
+    value = float(np.clip((total_K / count_K).min(), low, high))
+    method = "exact bounds from the cells bought, these prompts, these examples"
+    return Estimate("table_worst", value, low, high, level, method, num_prompts, num_examples)
