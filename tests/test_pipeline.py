@@ -84,6 +84,42 @@ def test_more_examples_pay_only_for_the_new_cells(world, tmp_path):
     assert more["arms"]["base"]["cells_asked"] == 3 * 3
 
 
+def test_a_budget_buys_a_part_and_the_rest_is_paid_for_later(world, tmp_path):
+    config, _, _ = world
+    part = run(
+        config, tmp_path, "evaluate.budget.kind=balanced", "evaluate.budget.cells=15", "arms={base: {}, single: {}}"
+    )
+    for arm in part["arms"].values():
+        assert arm["budget"]["cells"] == 15
+        assert arm["budget"]["of"] == 24
+        estimates = arm["scores"]["likelihood"]["estimates"]
+        assert {"mean", "table_mean", "table_worst", "prompt_sd", "table_share>=0.5"} <= set(estimates)
+        assert "worst" not in estimates
+    assert part["arms"]["base"]["cells_asked"] == 15
+    assert part["comparisons"][0]["worst"] is None
+    assert "15 of 24 cells were bought" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    table = pyarrow.parquet.read_table(tmp_path / "scores.parquet").to_pydict()
+    assert len(table["arm"]) == 2 * 15
+    (pair,) = pipeline.compare_runs([str(tmp_path)], "likelihood")
+    told = next(c for c in part["comparisons"] if c["scorer"] == "likelihood")
+    assert (pair.a, pair.b) == (told["a"], told["b"])
+    assert pair.comparison.mean.to_dict() == told["mean"]
+    whole = run(config, tmp_path, "arms={base: {}, single: {}}")
+    assert [arm["cells_asked"] for arm in whole["arms"].values()] == [
+        9,
+        0,
+    ]  # one model twice: the second finds all in the store
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "racing"])
+def test_budgets_that_look_end_in_a_report(world, tmp_path, kind, capsys):
+    config, _, _ = world
+    results = run(config, tmp_path, f"evaluate.budget.kind={kind}", "evaluate.budget.cells=20", "arms={base: {}}")
+    assert results["arms"]["base"]["budget"]["cells"] <= 20
+    assert results["arms"]["base"]["budget"]["missed"]
+    assert "not reached" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_same_seed_gives_the_same_figures_in_another_directory(world, tmp_path):
     config, _, results = world
     assert figures(run(config, tmp_path)) == figures(results)

@@ -94,6 +94,37 @@ class SFTConfig(Strict):
         return {"kind": "paft", **value} if isinstance(value, Mapping) else value
 
 
+class CellBudgetConfig(Strict):
+    """Which cells are bought of each model's table."""
+
+    kind: Literal["full", "balanced", "adaptive", "racing"] = "full"
+    """All; a balanced part; as many as `half_width` takes; those that decide which prompts are worst and best."""
+    cells: Annotated[int, Field(ge=1)] | None = None
+    """Most cells per model; None: four per example (balanced), all (adaptive, racing)."""
+    half_width: dict[
+        Literal["mean", "table_mean", "table_sd", "table_p10", "table_median", "table_worst", "table_best"],
+        Annotated[float, Field(gt=0, lt=1)],
+    ] = {}
+    """Of intervals, in accuracy. adaptive: default table_mean 0.01; racing: table_worst and table_best, default 0.03."""
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """Half-widths that end the buying."""
+        if self.half_width:
+            return {str(name): width for name, width in self.half_width.items()}
+        return {"table_mean": 0.01} if self.kind == "adaptive" else {"table_worst": 0.03, "table_best": 0.03}
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> CellBudgetConfig:
+        if self.half_width and self.kind not in ("adaptive", "racing"):
+            raise ValueError(f"half_width with kind {self.kind}: only adaptive and racing buy towards a width")
+        if self.kind == "racing" and set(self.half_width) - {"table_worst", "table_best"}:
+            raise ValueError("racing finds table_worst and table_best; for other widths choose kind: adaptive")
+        if self.cells is not None and self.kind == "full":
+            raise ValueError("cells with kind full: all are bought; choose balanced, adaptive or racing")
+        return self
+
+
 class EvalConfig(Strict):
     """What is measured, over which cells."""
 
@@ -112,6 +143,7 @@ class EvalConfig(Strict):
     """Tokens per forward pass; None chooses for this machine. Halved when memory runs out."""
     thresholds: list[Annotated[float, Field(gt=0, le=1)]] = [0.5, 0.7, 0.8, 0.9]
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    budget: CellBudgetConfig = CellBudgetConfig()
 
 
 class DataConfig(Strict):

@@ -26,10 +26,11 @@ from paft import evaluation
 from paft.config import PolicyConfig, RunConfig, SFTConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, few, nearest
 from paft.evaluation.comparisons import Pairwise, pairwise
-from paft.evaluation.evaluate import Asker, Evaluation, cell_table
+from paft.evaluation.evaluate import Asker, Evaluation, Scorer, cell_table
+from paft.evaluation.few import compare_few
 from paft.evaluation.gate import Verdict, hunt, judge
 from paft.evaluation.matrix import UNSCORED, ScoreMatrix
-from paft.evaluation.stats import compare
+from paft.evaluation.stats import Comparison, compare
 from paft.grid import Cell, Grid
 from paft.lm.types import LM
 from paft.prompts import PromptSet, Template
@@ -167,7 +168,7 @@ def _run_arms(config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, w
             if "score" in wanted:
                 with watch.stage(f"score {name}") as tick:
                     started = time.perf_counter()
-                    evaluations[name] = evaluation.evaluate(learner, m.grid, config.evaluate, store, tick)
+                    evaluations[name] = evaluation.evaluate(learner, m.grid, config.evaluate, store, tick, watch.say)
                     seconds = time.perf_counter() - started
                 arms[name] = _arm_result(config, name, folder.arm(name), evaluations[name], seconds)
     if "score" in wanted:
@@ -292,7 +293,8 @@ def _arm_result(config: RunConfig, name: str, out: ArmDir, done: Evaluation, sec
         "cells_asked": done.asked,
         "tokens_read": done.tokens_read,
         "tokens_alone": done.tokens_alone,
-        "seams": sum(answered.seam for row in done.answers_KN for answered in row),
+        "seams": sum(answered.seam for row in done.answers_KN for answered in row if answered is not None),
+        "budget": done.spent.to_dict(),
     }
 
 
@@ -334,7 +336,7 @@ def gate(
 
 
 def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
-    """Tables of all arms of a finished run by scorer. Raises DataError when the directory holds none."""
+    """Tables of all arms of a finished run by scorer, NaN where a budget did not buy. Raises DataError when the directory holds none."""
     import pyarrow.parquet
 
     file = RunDir(run).scores
@@ -345,8 +347,9 @@ def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
             f"{file}: cannot be read ({str(error).splitlines()[0][:100]}); give a finished run directory"
         ) from None
     found: dict[str, dict[str, ScoreMatrix]] = {}
+    sampled = rows.get("sampled", [True] * len(rows["arm"]))
     for arm in dict.fromkeys(rows["arm"]):
-        at = [n for n, each in enumerate(rows["arm"]) if each == arm]
+        at = [n for n, each in enumerate(rows["arm"]) if each == arm and sampled[n]]
         prompts, examples = (list(dict.fromkeys(rows[key][n] for n in at)) for key in ("prompt", "example"))
         shape = len(prompts), len(examples)
         k = np.array([prompts.index(rows["prompt"][n]) for n in at])
@@ -449,9 +452,19 @@ def _comparisons(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
         for earlier in range(later):
             a, b = evaluations[names[later]], evaluations[names[earlier]]
             for scorer in a.scores:
-                difference = compare(a.scores[scorer].values_KN, b.scores[scorer].values_KN, a.level)
+                difference = _difference(a, b, scorer)
                 found.append({"a": names[later], "b": names[earlier], "scorer": scorer, **difference.to_dict()})
     return found
+
+
+def _difference(a: Evaluation, b: Evaluation, scorer: Scorer) -> Comparison:
+    """On all cells, or on those that both budgets chose without looking at answers."""
+    a_KN, b_KN = a.scores[scorer].values_KN, b.scores[scorer].values_KN
+    if a.spent.whole and b.spent.whole:
+        return compare(a_KN, b_KN, a.level)
+    both_KN = a.spent.sampled_KN & b.spent.sampled_KN
+    a_KN, b_KN = (np.where(both_KN, values_KN, np.nan) for values_KN in (a_KN, b_KN))
+    return compare_few(a_KN, b_KN, max(a.spent.level, b.spent.level))
 
 
 def _single_prompt(config: RunConfig, m: Materials) -> dict[str, Any] | None:

@@ -67,7 +67,7 @@ def test_a_complete_table_gives_what_the_complete_formulas_give() -> None:
     assert found.s2_prompt == pytest.approx(components.s2_prompt)
     assert found.s2_residual == pytest.approx(components.s2_residual)
     assert found.squared_error == pytest.approx(0, abs=1e-12)
-    assert found.squared_error_anew == pytest.approx(squared_error(values_KN)[0], rel=0.02)
+    assert found.error_anew[0] == pytest.approx(squared_error(values_KN)[0], rel=0.02)
     anew, two_way = mean_of_few(values_KN, over="both"), mean_estimate(values_KN)
     assert anew.value == two_way.value
     assert anew.name == "mean"

@@ -14,6 +14,7 @@ import pytest
 
 from paft.config import RunConfig
 from paft.errors import DataError
+from paft.evaluation.budget import Spent
 from paft.evaluation.evaluate import Evaluation
 from paft.evaluation.matrix import INVALID, ScoreMatrix
 from paft.evaluation.stats import compare
@@ -64,6 +65,7 @@ def make(
             (),
             0.95,
             thresholds,
+            Spent("full", np.ones((prompts, examples), dtype=bool), prompts * examples, 0.95),
             prompts * examples,
         )
         for arm, mean in arms.items()
@@ -124,6 +126,7 @@ def make(
                 "score_seconds": 1.0,
                 "cells_asked": d.asked,
                 "seams": 0,
+                "budget": done[arm].spent.to_dict(),
             }
             for arm, d in done.items()
         },

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats as distributions
 
 from paft.errors import ShapeError
+from paft.evaluation.few import compare_few, sampled
 from paft.evaluation.stats import Comparison, Estimate, compare, mean_estimate, prompt_sd
 from paft.evaluation.variance import decompose, satterthwaite, squared_error
 
@@ -39,10 +40,13 @@ def pairwise(tables: Mapping[str, np.ndarray], level: float = 0.95) -> list[Pair
 
     p: two-way t test of the paired differences (new prompts, new examples), as the interval of `compare`. p_holm: the
     same, kept for all pairs together (`holm`); intervals are each at `level`, for one pair.
-    Raises ShapeError when the tables do not match.
+    Tables with holes (NaN) are compared on the cells that both hold (`compare_few`). Raises ShapeError when tables do not match.
     """
     pairs = [(later, earlier) for earlier, later in itertools.combinations(tables, 2)]
-    comparisons = [compare(tables[a], tables[b], level) for a, b in pairs]
+    comparisons = [
+        (compare_few if np.isnan(tables[a] + tables[b]).any() else compare)(tables[a], tables[b], level)
+        for a, b in pairs
+    ]
     p_values = [mean_p(tables[a] - tables[b]) for a, b in pairs]
     return [
         Pairwise(a, b, comparison, p, adjusted)
@@ -52,8 +56,11 @@ def pairwise(tables: Mapping[str, np.ndarray], level: float = 0.95) -> list[Pair
 
 def mean_p(difference_KN: np.ndarray) -> float:
     """Two-sided p value that the mean over new prompts and new examples is 0; 1 for differences of 0 throughout."""
-    squared, freedom = squared_error(difference_KN)
-    mean = abs(float(difference_KN.mean()))
+    if np.isnan(difference_KN).any():
+        squared, freedom = sampled(difference_KN).error_anew
+    else:
+        squared, freedom = squared_error(difference_KN)
+    mean = abs(float(np.nanmean(difference_KN)))
     if squared == 0:
         return float(mean == 0)
     return float(2 * distributions.t.sf(mean / math.sqrt(squared), freedom))

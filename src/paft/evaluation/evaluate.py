@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from paft.config import EvalConfig
+from paft.evaluation.budget import Spent, expected_accuracies, few_estimates, spend
 from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix, restricted_choice
 from paft.evaluation.stats import Estimate, all_estimates, raw_sd
 from paft.grid import Cell, Grid
@@ -26,33 +27,39 @@ Tick = Callable[[int, int, str], None]
 class Evaluation:
     """One model over one grid: a table per scorer, the raw answers, and what it cost.
 
-    answers_KN: nested tuples, prompt by prompt. asked: cells computed now; the others were in the store. tokens_read: what that
+    answers_KN: nested tuples, prompt by prompt; None where the budget did not reach. asked: cells computed now; the others were in the store. tokens_read: what that
     took, padding included; tokens_alone: what it would have taken with every option and free answer in a pass of its own.
     """
 
     grid: Grid
     fingerprint: str
     scores: dict[Scorer, ScoreMatrix]
-    answers_KN: tuple[tuple[Answered, ...], ...]
+    answers_KN: tuple[tuple[Answered | None, ...], ...]
     level: float
     thresholds: tuple[float, ...]
+    spent: Spent
     asked: int
     tokens_read: int = 0
     tokens_alone: int = 0
 
     def estimates(self, scorer: Scorer) -> dict[str, Estimate]:
         """All estimates by one scorer, by name."""
-        return all_estimates(self.scores[scorer], self.level, list(self.thresholds))
+        if self.spent.whole:
+            return all_estimates(self.scores[scorer], self.level, list(self.thresholds))
+        return few_estimates(self.scores[scorer], scorer, self.spent, self.thresholds)
 
     def summary(self, scorer: Scorer) -> dict[str, Any]:
-        """Plain values for the results file: per-prompt figures and estimates."""
-        matrix = self.scores[scorer]
+        """Plain values for the results file: per-prompt figures and estimates. Of a table not bought whole, accuracy_K is what
+        the model of `PromptEval` expects over all examples, and there is no raw_sd."""
+        matrix, whole = self.scores[scorer], self.spent.whole
+        scored_K = np.maximum(1, matrix.observed_KN.sum(1))
+        accuracy_K = matrix.accuracy_K if whole else expected_accuracies(matrix, self.spent)
         return {
-            "accuracy_K": matrix.accuracy_K.tolist(),
+            "accuracy_K": accuracy_K.tolist(),
             "invalid_K": matrix.invalid_K.tolist(),
-            "tokens_K": matrix.tokens_KN.mean(1).tolist(),
-            "ended_K": matrix.ended_KN.mean(1).tolist(),
-            "raw_sd": raw_sd(matrix.values_KN),
+            "tokens_K": (matrix.tokens_KN.sum(1) / scored_K).tolist(),
+            "ended_K": ((matrix.ended_KN & matrix.observed_KN).sum(1) / scored_K).tolist(),
+            "raw_sd": raw_sd(matrix.values_KN) if whole else None,
             "estimates": {name: estimate.to_dict() for name, estimate in self.estimates(scorer).items()},
         }
 
@@ -164,17 +171,25 @@ def _part_of(answer: Answered, question: Question) -> Answered:
 
 
 def evaluate(
-    lm: LM, grid: Grid, config: EvalConfig, store: CellStore | None = None, tick: Tick = lambda a, b, c: None
+    lm: LM,
+    grid: Grid,
+    config: EvalConfig,
+    store: CellStore | None = None,
+    tick: Tick = lambda a, b, c: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Ask every cell of the grid and score the answers. Cells in the store are not asked again."""
-    num_prompts, num_examples = grid.shape
+    """Ask the cells of the grid that the budget wants and score the answers. Cells in the store are not asked again."""
     asker = Asker(lm, grid, config, store, tick)
-    asker.ask((k, i) for i in range(num_examples) for k in range(num_prompts))
-    rows = tuple(tuple(answer for answer in row if answer is not None) for row in asker.answers_KN)
-    scores: dict[Scorer, ScoreMatrix] = {}
-    for scorer in config.scorers:
-        scores[scorer] = score_matrix(grid, rows, scorer, config.normalization)
-    settings = config.level, tuple(config.thresholds)
+
+    def ask(cells: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
+        asker.total = asker.finished + len(cells)
+        asker.ask(cells)
+        return {scorer: asker.matrix(scorer).values_KN for scorer in config.scorers}
+
+    spent = spend(config.budget, grid.shape, config.scorers, ask, config.level, say)
+    rows = tuple(tuple(row) for row in asker.answers_KN)
+    scores: dict[Scorer, ScoreMatrix] = {scorer: asker.matrix(scorer) for scorer in config.scorers}
+    settings = config.level, tuple(config.thresholds), spent
     return Evaluation(
         grid, asker.fingerprint, scores, rows, *settings, asker.asked, asker.tokens_read, asker.tokens_alone
     )
@@ -234,7 +249,10 @@ def normalized(answered: Answered, normalization: Literal["sum", "token", "byte"
 
 
 def cell_table(arm: str, evaluation: Evaluation) -> dict[str, list[Any]]:
-    """All cells of an evaluation as columns, one row per cell: for Parquet, pandas, R."""
+    """All answered cells of an evaluation as columns, one row per cell: for Parquet, pandas, R.
+
+    sampled: false for cells that were bought for what others of their prompt showed; figures over a table leave them out.
+    """
     grid = evaluation.grid
     plain = (
         "arm",
@@ -246,12 +264,15 @@ def cell_table(arm: str, evaluation: Evaluation) -> dict[str, list[Any]]:
         "completion",
         "completion_tokens",
         "stop",
+        "sampled",
     )
     judged = [f"{scorer}_{what}" for scorer in evaluation.scores for what in ("score", "answer")]
     table: dict[str, list[Any]] = {name: [] for name in (*plain, *judged)}
     for k, template in enumerate(grid.templates):
         for i, example in enumerate(grid.examples):
             answered = evaluation.answers_KN[k][i]
+            if answered is None:
+                continue
             completion = answered.completion
             values = (
                 arm,
@@ -263,6 +284,7 @@ def cell_table(arm: str, evaluation: Evaluation) -> dict[str, list[Any]]:
                 completion.text if completion else None,
                 completion.tokens if completion else None,
                 completion.stop if completion else None,
+                bool(evaluation.spent.sampled_KN[k, i]),
             )
             for name, value in zip(plain, values, strict=True):
                 table[name].append(value)

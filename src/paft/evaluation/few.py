@@ -6,15 +6,15 @@ Names that begin with table_ are about exactly these prompts and these examples,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from scipy import stats as distributions
 
 from paft.errors import ShapeError
-from paft.evaluation.stats import Estimate
-from paft.evaluation.variance import pair_components
+from paft.evaluation.stats import Comparison, Estimate, prompt_sd_of_pairs, sd_difference
+from paft.evaluation.variance import pair_components, satterthwaite
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Sampled:
     uneven_items: float
     freedom: float
     """Of s2_residual."""
+    items: int
+    """Examples that were seen."""
 
     @property
     def squared_error(self) -> float:
@@ -46,10 +48,14 @@ class Sampled:
         )
 
     @property
-    def squared_error_anew(self) -> float:
-        """Of the mean of the cells, as that over new prompts and new examples; of a complete table it is that of
-        `squared_error(values_KN, "both")`, components cut at 0."""
-        return self.s2_residual / self.count + self.s2_item * self.uneven_items + self.s2_prompt * self.uneven_prompts
+    def error_anew(self) -> tuple[float, float]:
+        """(squared error, degrees of freedom) of the mean of the cells as that over new prompts and new examples; of a complete
+        table it is `squared_error(values_KN, "both")`, components cut at 0."""
+        prompt, item = self.s2_prompt * self.uneven_prompts, self.s2_item * self.uneven_items
+        squared = prompt + item + self.s2_residual / self.count
+        # what is left of the residual has many degrees of freedom, and counts as known
+        parts = (prompt + self.s2_residual / self.count, self.shape[0] - 1), (item, self.items - 1)
+        return squared, satterthwaite(squared, parts)
 
 
 def sampled(values_KN: np.ndarray) -> Sampled:
@@ -69,7 +75,9 @@ def sampled(values_KN: np.ndarray) -> Sampled:
         prompt, residual = total, float(within) / max(1, freedom)
     by_prompt, by_item = (float(((visits / count) ** 2).sum()) for visits in (seen_KN.sum(1), seen_KN.sum(0)))
     item = max(0.0, total - residual - prompt)
-    return Sampled(values_KN.shape, count, prompt, item, residual, by_prompt, by_item, max(1, freedom))
+    return Sampled(
+        values_KN.shape, count, prompt, item, residual, by_prompt, by_item, max(1, freedom), int(seen_KN.any(0).sum())
+    )
 
 
 def mean_of_few(
@@ -92,7 +100,7 @@ def mean_of_few(
         unseen = 1 - found.count / values_KN.size
     else:
         name, whom, unseen = "mean", "new prompts and new examples", 1.0
-        squared, freedom = found.squared_error_anew, min(num_prompts, int(seen_KN.any(0).sum())) - 1
+        squared, freedom = found.error_anew
     if (values_KN[seen_KN] == value).all():
         alike = 1 - (0.5 - level / 2) ** (1 / int(seen_KN.any(0).sum()))
         half = (bounds[1] - bounds[0]) * alike * unseen
@@ -101,6 +109,25 @@ def mean_of_few(
     method = f"all {found.count} cells" if whole else f"{found.count} of {values_KN.size} cells, balanced"
     low, high = max(bounds[0], value - half), min(bounds[1], value + half)
     return Estimate(name, value, low, high, level, f"{method}; {whom}", num_prompts, num_examples)
+
+
+def compare_few(a_KN: np.ndarray, b_KN: np.ndarray, level: float = 0.95) -> Comparison:
+    """`compare` on the cells that both tables hold, a balanced random part of all.
+
+    The difference of the worst prompts is not given: a part of the cells does not tell which they are.
+    """
+    if a_KN.shape != b_KN.shape or (difference_KN := a_KN - b_KN)[~np.isnan(a_KN - b_KN)].size < 2:
+        raise ShapeError(
+            f"tables of shapes {a_KN.shape} and {b_KN.shape} share fewer than 2 cells; score both on the same"
+        )
+    mean = replace(mean_of_few(difference_KN, level, "both", (-1.0, 1.0)), name="mean difference")
+    try:
+        sd = sd_difference(prompt_sd_of_pairs(a_KN, level), prompt_sd_of_pairs(b_KN, level))
+    except ShapeError:
+        sd = None
+    counted_K = ~np.isnan(difference_KN).all(1)
+    ahead_K = np.nansum(difference_KN, axis=1)[counted_K] > 1e-9
+    return Comparison(mean, sd, None, float(ahead_K.mean()))
 
 
 def drawn_bounds(total: float, count: int, population: int, alpha: float) -> tuple[float, float]:

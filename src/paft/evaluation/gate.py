@@ -83,7 +83,10 @@ def judge(
     the table cannot answer.
     """
     if not matrix.observed_KN.all():
-        raise ShapeError(f"{int((~matrix.observed_KN).sum())} cells are not scored; a gate judges complete tables")
+        raise ShapeError(
+            f"{int((~matrix.observed_KN).sum())} cells are not scored; a gate judges complete tables: "
+            "score the run with evaluate.budget.kind=full, or give its settings file, and the gate buys what it needs"
+        )
     critical = sum(criterion.tier == "critical" for criterion in policy.criteria)
     alpha = policy.alpha / critical if policy.errors == "all" else policy.alpha
     evidence = _Evidence(matrix, looks > 1, last, answer_limit)

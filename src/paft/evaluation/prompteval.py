@@ -10,7 +10,7 @@ from the model. The mean over the table is not left to the model: a balanced sam
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,6 +199,15 @@ class PromptEval:
                 done += 1
         return accuracy_RK, noise_R
 
+    @property
+    def accuracy_K(self) -> np.ndarray:
+        """Expected accuracy of each prompt over all examples; their mean is that of the cells seen."""
+        value = mean_of_few(self.values_KN).value
+        if self.alike:
+            return np.full(len(self.values_KN), value)
+        accuracy_K = self.draws()[0].mean(0)
+        return np.clip(accuracy_K + value - accuracy_K.mean(), 0, 1)
+
     def better_than_constant(self) -> float:
         """Log loss of a tenth of the cells, held out, under a constant rate minus that under the model, nats per cell.
 
@@ -220,16 +229,16 @@ class PromptEval:
         constant = np.clip(kept_y_KN.sum() / kept_KN.sum(), 1e-3, 1 - 1e-3)
         return loss(constant) - loss(np.clip(expit(eta_KQ) @ chance_NQ.T, 1e-9, 1 - 1e-9)[held_KN > 0])
 
-    def estimates(self, level: float = 0.95) -> dict[str, Estimate]:
+    def estimates(self, level: float = 0.95, thresholds: Sequence[float] = ()) -> dict[str, Estimate]:
         """Of the table as it would be with every cell bought, by name: table_mean, table_sd, prompt_sd, table_p10,
-        table_median, table_worst.
+        table_median, table_worst; and for each threshold table_share>=..., the share of prompts that reach it.
 
         prompt_sd is that of new prompts, free of item noise; all others are about these prompts on these examples. The mean
         and the worst prompt are not the model's, which cannot vouch for either: `mean_of_few`, `worst_of_few`.
         """
         mean, worst = mean_of_few(self.values_KN, level), worst_of_few(self.values_KN, level)
         if self.alike:
-            return self._alike(level, mean, worst)
+            return self._alike(level, mean, worst, thresholds)
         shape = self.values_KN.shape
         about = f"item-response model, {self.bought:.1%} of the cells"
         accuracy_RK, noise_R = self.draws()
@@ -256,17 +265,22 @@ class PromptEval:
                 sd,
                 found("table_p10", np.quantile(accuracy_RK, 0.1, axis=1)),
                 found("table_median", np.quantile(accuracy_RK, 0.5, axis=1)),
+                *(found(f"table_share>={bar:g}", (accuracy_RK >= bar - 1e-12).mean(1)) for bar in thresholds),
                 Estimate(worst.name, value, worst.low, worst.high, level, worst.method, *shape),
             )
         }
 
-    def _alike(self, level: float, mean: Estimate, worst: Estimate) -> dict[str, Estimate]:
+    def _alike(self, level: float, mean: Estimate, worst: Estimate, thresholds: Sequence[float]) -> dict[str, Estimate]:
         """All cells alike: figures as they are, as far from the truth as their mean can be."""
         slack = mean.high - mean.low
         near = (mean.low, mean.high, level, mean.method, *self.values_KN.shape)
         spread = (0.0, slack, level, mean.method, *self.values_KN.shape)
         found = [mean, *(Estimate(name, mean.value, *near) for name in ("table_p10", "table_median")), worst]
         found += [Estimate(name, 0.0, *spread) for name in ("table_sd", "prompt_sd")]
+        for bar in thresholds:
+            share, low, high = (float(at >= bar) for at in (mean.value, mean.low, mean.high))
+            name = f"table_share>={bar:g}"
+            found.append(Estimate(name, share, low, high, level, mean.method, *self.values_KN.shape))
         return {each.name: each for each in found}
 
 

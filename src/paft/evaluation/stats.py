@@ -497,17 +497,18 @@ class Comparison:
     """Model A against model B on the same prompts and examples. Differences are A - B, in accuracy.
 
     ahead: share of prompts on which A is strictly better. ratio of variances is not printed: both may be near zero.
+    prompt_sd and worst are None where a part of the cells cannot tell.
     """
 
     mean: Estimate
-    prompt_sd: Estimate
-    worst: Estimate
+    prompt_sd: Estimate | None
+    worst: Estimate | None
     ahead: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         parts = {"mean": self.mean, "prompt_sd": self.prompt_sd, "worst": self.worst}
-        return {**{name: estimate.to_dict() for name, estimate in parts.items()}, "ahead": self.ahead}
+        return {**{name: part.to_dict() if part else None for name, part in parts.items()}, "ahead": self.ahead}
 
 
 def compare(a_KN: np.ndarray, b_KN: np.ndarray, level: float = 0.95) -> Comparison:
@@ -525,11 +526,6 @@ def compare(a_KN: np.ndarray, b_KN: np.ndarray, level: float = 0.95) -> Comparis
     difference = decompose(a_KN - b_KN)
     k, n = difference.prompts, difference.examples
 
-    sd_a, sd_b = prompt_sd(a_KN, level), prompt_sd(b_KN, level)
-    sd = sd_a.value - sd_b.value
-    sd_low = sd - math.hypot(sd_a.value - sd_a.low, sd_b.high - sd_b.value)
-    sd_high = sd + math.hypot(sd_a.high - sd_a.value, sd_b.value - sd_b.low)
-
     generator = np.random.default_rng(SEED)
     worst_a_R, worst_b_R = (plausible_accuracies(table_KN, generator)[0].min(1) for table_KN in (a_KN, b_KN))
     item_sd = math.sqrt(max(0.0, difference.ms_item - difference.ms_residual) / (k * n))
@@ -538,14 +534,21 @@ def compare(a_KN: np.ndarray, b_KN: np.ndarray, level: float = 0.95) -> Comparis
     low, high = _percentiles(worst_R, level, worst)
     return Comparison(
         mean_estimate(a_KN - b_KN, level, "mean difference", (-1.0, 1.0)),
-        Estimate(
-            "prompt_sd difference", sd, sd_low, sd_high, level, "debiased; MOVER of F intervals, new prompts", k, n
-        ),
+        sd_difference(prompt_sd(a_KN, level), prompt_sd(b_KN, level)),
         Estimate(
             "worst difference", worst, low, high, level, "spread-corrected; plausible accuracies, these prompts", k, n
         ),
         float((a_KN.mean(1) > b_KN.mean(1) + 1e-9).mean()),
     )
+
+
+def sd_difference(a: Estimate, b: Estimate) -> Estimate:
+    """Difference of two standard deviations over prompts, from their F intervals."""
+    sd = a.value - b.value
+    low = sd - math.hypot(a.value - a.low, b.high - b.value)
+    high = sd + math.hypot(a.high - a.value, b.value - b.low)
+    method = "debiased; MOVER of F intervals, new prompts"
+    return Estimate("prompt_sd difference", sd, low, high, a.level, method, a.prompts, a.examples)
 
 
 @dataclass(frozen=True)

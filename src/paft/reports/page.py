@@ -319,6 +319,8 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
     models = [("Model", config["model"]), ("Seed", str(config["seed"]))]
     for arm in result["arms"].values():
         asked = f"{arm['fingerprint']}; {wording.thousands(arm['cells_asked'])} cells asked in {wording.duration(arm['score_seconds'])}"
+        if arm["budget"]["cells"] < arm["budget"]["of"]:
+            asked += f"; budget {arm['budget']['kind']}: {wording.spent_note(arm)}"
         if arm.get("tokens_read"):
             asked += (
                 f"; {wording.thousands(arm['tokens_read'])} tokens computed, {wording.thousands(arm['tokens_alone'])} had every option "

@@ -9,6 +9,7 @@ from typing import Any
 
 from paft.reports.checks import check, complete
 from paft.reports.wording import (
+    MISSING,
     SCORERS,
     bar_title,
     bars,
@@ -18,6 +19,7 @@ from paft.reports.wording import (
     interval,
     main_scorer,
     number,
+    pick,
     provenance,
     scorers,
     signed,
@@ -48,27 +50,39 @@ def estimate_rows(arms: Sequence[Mapping[str, Any]], scorer: str) -> list[Row]:
     """Every estimate of one scorer, a row each, an arm per column."""
     scores = [arm["scores"][scorer] for arm in arms]
 
-    def estimated(title: str, key: str, unit: str = "%") -> Row:
-        return Row(title, unit, tuple(_figure(s["estimates"][key]) for s in scores))
+    def estimated(title: str, key: str, unit: str = "%", minor: bool = False) -> Row:
+        return Row(title, unit, tuple(_figure(s["estimates"].get(key)) for s in scores), minor)
 
     def average(title: str, key: str, unit: str, write: Callable[[float], str]) -> Row:
         return Row(title, unit, tuple(Figure(write(sum(s[key]) / len(s[key]))) for s in scores), minor=True)
 
+    here = "exactly these prompts and examples"
     rows = [
         estimated("Mean accuracy", "mean"),
+        estimated(f"Mean accuracy, {here}", "table_mean"),
         estimated("SD over prompts, item noise removed", "prompt_sd", "points"),
         Row(
             "Raw SD, item noise included",
             "points",
-            tuple(Figure(number(s["raw_sd"])) for s in scores),
+            tuple(Figure(MISSING if s["raw_sd"] is None else number(s["raw_sd"])) for s in scores),
             minor=True,
         ),
+        estimated(f"Raw SD, {here}", "table_sd", "points", minor=True),
         estimated("Worst prompt", "worst"),
+        estimated(f"Worst prompt, {here}", "table_worst"),
         estimated("Tenth percentile, P10", "p10"),
+        estimated(f"Tenth percentile, P10, {here}", "table_p10"),
+        estimated("Mean of the worst tenth, CVaR", "cvar10", minor=True),
         estimated("Median prompt", "median"),
+        estimated(f"Median prompt, {here}", "table_median"),
         estimated("Best prompt", "best"),
-        *(estimated(f"Share of prompts at {bar_title(key)}", key, "") for key in bars(scores[0]["estimates"])),
+        estimated(f"Best prompt, {here}", "table_best"),
+        *(estimated(f"Share of prompts at {bar_title(key)}", key, "%") for key in _shares(scores)),
         estimated("Consistency: same answer to two prompts", "consistency"),
+        estimated("Agreement beyond chance, Fleiss kappa (100 is full)", "kappa", "", minor=True),
+        estimated("Sensitivity: right under one of two prompts only, PSS", "pss", minor=True),
+        estimated("Right under all of 5 random prompts, W@5", "W@5", minor=True),
+        estimated("Right under every prompt", "instance_worst", minor=True),
     ]
     if scorer == "generation":
         rows += [
@@ -76,11 +90,19 @@ def estimate_rows(arms: Sequence[Mapping[str, Any]], scorer: str) -> list[Row]:
             average("Tokens per answer", "tokens_K", "", lambda value: f"{value:.1f}"),
             average("Answers ended by the model itself", "ended_K", "%", number),
         ]
-    return rows
+    return [row for row in rows if any(figure.value != MISSING for figure in row.figures)]
 
 
-def _figure(estimate: Mapping[str, Any]) -> Figure:
-    return Figure(number(estimate["value"]), interval(estimate), estimate["method"])
+def _figure(estimate: Mapping[str, Any] | None, difference: bool = False) -> Figure:
+    if estimate is None or estimate["value"] is None:
+        return Figure(MISSING)
+    value = (signed if difference else number)(estimate["value"])
+    return Figure(value, interval(estimate, difference), estimate["method"])
+
+
+def _shares(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of the shares of prompts that reach a threshold, of any arm."""
+    return list(dict.fromkeys(key for each in scores for key in bars(each["estimates"])))
 
 
 @dataclass(frozen=True)
@@ -102,10 +124,7 @@ def comparison_rows(result: Mapping[str, Any], scorer: str) -> list[Compared]:
     rows = []
     for comparison in reversed(result["comparisons"]):
         if comparison["scorer"] == scorer:
-            mean, sd, worst = (
-                Figure(signed(part["value"]), interval(part, True), part["method"])
-                for part in (comparison[key] for key in ("mean", "prompt_sd", "worst"))
-            )
+            mean, sd, worst = (_figure(comparison[key], True) for key in ("mean", "prompt_sd", "worst"))
             k = comparison["mean"]["prompts"]
             count = f"{round(comparison['ahead'] * k)} of {k}"
             rows.append(
@@ -127,15 +146,19 @@ def methods(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         "median": "median",
         "consistency": "consistency",
         "invalid": "unreadable answers",
+        "cvar10": "CVaR",
+        "pss": "sensitivity",
+        "instance_worst": "right under every prompt",
     }
     found: dict[str, list[str]] = {}
     for arm in result["arms"].values():
         for scores in arm["scores"].values():
             for key, estimate in scores["estimates"].items():
-                title = "share that reaches a threshold" if key.startswith("share>=") else titles.get(key, key)
+                plain = key.removeprefix("table_")
+                title = "share that reaches a threshold" if plain.startswith("share>=") else titles.get(plain, plain)
                 found.setdefault(estimate["method"], []).append(title)
     for comparison in result["comparisons"]:
-        for key in ("mean", "prompt_sd", "worst"):
+        for key in (key for key in ("mean", "prompt_sd", "worst") if comparison[key]):
             found.setdefault(comparison[key]["method"], []).append(f"difference of {titles[key]}")
     return [(", ".join(dict.fromkeys(figures)), method) for method, figures in found.items()]
 
@@ -158,7 +181,7 @@ def _markdown(result: Mapping[str, Any]) -> list[str]:
     lines = [_plain(" ".join([headline(result, main), *verdicts(result, main)])), ""]
     for scorer in scorers(result):
         arms = list(result["arms"].values())
-        shares = bars(arms[0]["scores"][scorer]["estimates"])
+        shares = _shares([arm["scores"][scorer] for arm in arms])
         free = scorer == "generation"
         columns = [
             "Mean",
@@ -172,7 +195,7 @@ def _markdown(result: Mapping[str, Any]) -> list[str]:
         lines.append("| " + " | ".join([SCORERS.get(scorer, _plain(scorer)).capitalize(), *columns]) + " |")
         lines.append("|" + " --- |" + " ---: |" * len(columns))
         for arm in arms:
-            cells = [_cell(arm["scores"][scorer]["estimates"][key]) for key in keys]
+            cells = [_cell(pick(arm["scores"][scorer]["estimates"], key)) for key in keys]
             lines.append("| " + " | ".join([_plain(arm["title"]), *cells]) + " |")
         lines.append("")
     level = next(iter(result["arms"].values()))["scores"][main]["estimates"]["mean"]["level"]
@@ -184,7 +207,9 @@ def _markdown(result: Mapping[str, Any]) -> list[str]:
     return [line.replace("\u00a0", " ") for line in lines]
 
 
-def _cell(estimate: Mapping[str, Any]) -> str:
+def _cell(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None or estimate["value"] is None:
+        return MISSING
     bounds = interval(estimate)
     return number(estimate["value"]) + (f" ({bounds})" if bounds else "")
 

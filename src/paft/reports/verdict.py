@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from paft.evaluation.comparisons import Pairwise
 from paft.evaluation.gate import Checked, Verdict
 from paft.evaluation.stats import Estimate
-from paft.reports.wording import clean, signed
+from paft.reports.wording import MISSING, clean, signed
 
 SIGNS = {"pass": "met", "fail": "missed", "undecided": "open"}
 
@@ -74,5 +74,7 @@ def pairs_table(pairs: Sequence[Pairwise]) -> str:
     return "\n".join(lines)
 
 
-def _difference(part: Estimate) -> str:
+def _difference(part: Estimate | None) -> str:
+    if part is None:
+        return MISSING
     return f"{signed(part.value)} ({signed(part.low)} to {signed(part.high)})".replace("\u00a0", " ")

@@ -24,6 +24,9 @@ WHY_BOTH = (
 MANY_EXAMPLES, MANY_PROMPTS = 300, 10
 """Below either of these the intervals, which rest on normal theory, are called approximate."""
 
+MISSING = "\u2013"
+"""In a table, a figure that was not computed."""
+
 Standing = Literal["ahead", "level", "behind", "unknown"]
 
 NBSP = "\u00a0"
@@ -147,16 +150,23 @@ def headline(result: Mapping[str, Any], scorer: str) -> str:
     """
     names = list(result["arms"])
     last = result["arms"][names[-1]]
-    mean, lowest = last["scores"][scorer]["estimates"]["mean"], min(last["scores"][scorer]["accuracy_K"])
+    mean, lowest = last["scores"][scorer]["estimates"]["mean"], _lowest(last["scores"][scorer])
     text = (
         f"Asked in {mean['prompts']} wordings it has not seen, {named(last)} answers {percent(mean['value'])} right on average"
-        f"{in_brackets(mean, lead=f'{level(mean)} interval ')} and {percent(lowest)} under the worst of them"
+        f"{in_brackets(mean, lead=f'{level(mean)} interval ')} and {lowest} under the worst of them"
     )
     if len(names) > 1:
         before = result["arms"][names[-2]]
-        mean, lowest = before["scores"][scorer]["estimates"]["mean"], min(before["scores"][scorer]["accuracy_K"])
-        text += f"; {named(before)}: {percent(mean['value'])}{in_brackets(mean)} and {percent(lowest)}"
+        mean, lowest = before["scores"][scorer]["estimates"]["mean"], _lowest(before["scores"][scorer])
+        text += f"; {named(before)}: {percent(mean['value'])}{in_brackets(mean)} and {lowest}"
     return text + "."
+
+
+def _lowest(scores: Mapping[str, Any]) -> str:
+    found = scores["estimates"].get("table_worst")
+    if found is None:
+        return percent(min(scores["accuracy_K"]))
+    return f"between {percent(found['low'])} and {percent(found['high'])}"
 
 
 def verdicts(result: Mapping[str, Any], scorer: str) -> list[str]:
@@ -185,6 +195,8 @@ def verdicts(result: Mapping[str, Any], scorer: str) -> list[str]:
     own, other = (
         result["arms"][comparison[side]]["scores"][scorer]["estimates"]["prompt_sd"]["value"] for side in ("a", "b")
     )
+    if sd is None or comparison["worst"] is None:
+        return [first]
     both = f"standard deviation over prompts {number(own)} points against {number(other)}, difference {signed(sd['value'])}{in_brackets(sd, True)}"
     match standing(sd, higher_is_better=False):
         case "ahead":
@@ -231,12 +243,25 @@ def noise_note(result: Mapping[str, Any], scorer: str) -> str:
     """How much of the raw spread is item noise, by the last arm's own figures."""
     last = list(result["arms"].values())[-1]
     scores = last["scores"][scorer]
+    if scores["raw_sd"] is None:
+        return (
+            f"Of {named(last)} {spent_note(last)}: an item-response model tells from them how every prompt would fare on all "
+            "examples. Figures about exactly these prompts and examples would be without error had every cell been bought."
+        )
     sd = scores["estimates"]["prompt_sd"]
     return (
         f"A raw standard deviation includes item noise: with {sd['examples']} examples it would not be zero even if every wording were "
         f"equally good. For {named(last)} it is {number(scores['raw_sd'])} points as observed and "
         f"{number(sd['value'])} with that noise removed."
     )
+
+
+def spent_note(arm: Mapping[str, Any]) -> str:
+    """How many cells were bought of an arm, of how many."""
+    budget = arm["budget"]
+    note = f"{thousands(budget['cells'])} of {thousands(budget['of'])} cells were bought"
+    missed = ", ".join(name.removeprefix("table_") for name in budget["missed"])
+    return note + (f"; not reached within the budget: {missed}" if missed else "")
 
 
 def provenance(result: Mapping[str, Any]) -> str:
@@ -251,12 +276,17 @@ def provenance(result: Mapping[str, Any]) -> str:
 
 def bars(estimates: Mapping[str, Any]) -> list[str]:
     """Keys of the shares of prompts that reach a threshold."""
-    return [key for key in estimates if key.startswith("share>=")]
+    return [key for key in estimates if key.removeprefix("table_").startswith("share>=")]
+
+
+def pick(estimates: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    """An estimate, or where only a part of the cells was bought the same about exactly these prompts and examples."""
+    return estimates.get(key) or estimates.get(f"table_{key}")
 
 
 def bar_title(key: str) -> str:
     """A threshold as a reader sees it: "≥ 60 %"."""
-    return f"\u2265{NBSP}{100 * float(key.removeprefix('share>=')):g}{NBSP}%"
+    return f"\u2265{NBSP}{100 * float(key.split('>=')[1]):g}{NBSP}%"
 
 
 def clean(text: str) -> str:
