@@ -126,6 +126,12 @@ def evaluate(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/eval-<task>.")] = None,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print the full settings and stop.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Part of the examples, as 1/4: score it into a file of its own; a later eval without merges."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score one or more models over all test prompts of a task, compare them cell by cell, report. Nothing is trained.
@@ -136,7 +142,22 @@ def evaluate(
     Example: paft eval --task piqa --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter runs/piqa/paft/adapter evaluate.examples=200
     """
     settings = load_run_config(None, overrides or [], _eval_settings(task, model or [], adapter or [], prompts))
-    _go(settings, out or Path("runs") / settings.name, show_config, as_json)
+    folder = out or Path("runs") / settings.name
+    if shard is None or show_config:
+        _go(settings, folder, show_config, as_json)
+        return
+    from paft import pipeline
+
+    with _watcher() as watch:
+        file = pipeline.score_shard(settings, folder, watch, *_shard(shard))
+    typer.echo(file)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal()):
+        raise ConfigError(f"--shard {text!r}: expected part/parts, for instance 1/4")
+    return int(number), int(of)
 
 
 def _eval_settings(task: str, models: list[str], adapters: list[Path], prompts: str | None) -> dict[str, Any]:
@@ -590,11 +611,18 @@ def _say(text: str) -> None:
 def _watcher() -> Iterator[Any]:
     from paft.watch import LineWatcher, LiveWatcher
 
-    if err.is_terminal and not os.environ.get("CI"):
+    if _follows():
+        yield LineWatcher(quiet=True)
+    elif err.is_terminal and not os.environ.get("CI"):
         with LiveWatcher(err) as watch:
             yield watch
     else:
         yield LineWatcher()
+
+
+def _follows() -> bool:
+    """Whether this is one of several launched processes, but not the one that speaks."""
+    return int(os.environ.get("RANK", "0")) > 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _go(config: RunConfig, out: Path, show_config: bool, as_json: bool) -> None:
@@ -606,6 +634,8 @@ def _go(config: RunConfig, out: Path, show_config: bool, as_json: bool) -> None:
 
     with _watcher() as watch:
         results = pipeline.run(config, out, watch)
+    if _follows():
+        return
     if as_json:
         typer.echo(json.dumps(results))
         return

@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 from paft import evaluation
 from paft.config import PolicyConfig, RunConfig, SFTConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, few, nearest
+from paft.evaluation.budget import planned_cells
 from paft.evaluation.comparisons import Pairwise, pairwise
 from paft.evaluation.evaluate import Asker, Evaluation, Scorer, cell_table
 from paft.evaluation.few import compare_few
@@ -32,6 +33,7 @@ from paft.evaluation.gate import Verdict, hunt, judge
 from paft.evaluation.matrix import UNSCORED, ScoreMatrix
 from paft.evaluation.stats import Comparison, compare
 from paft.grid import Cell, Grid
+from paft.lm.ranks import Ranks, launched
 from paft.lm.types import LM
 from paft.prompts import PromptSet, Template
 from paft.reports import write_report
@@ -145,33 +147,84 @@ def _take(examples: Sequence[Example], size: int | None, seed: int) -> tuple[Exa
 def run(
     config: RunConfig, out: Path, watch: Watcher, *, stages: Iterable[str] = ("train", "score", "report")
 ) -> dict[str, Any]:
-    """The whole run; returns what results.json holds. `stages` limits it to some of train, score, report."""
+    """The whole run; returns what results.json holds. `stages` limits it to some of train, score, report.
+
+    In a launch of several processes they share the scoring; the first alone writes.
+    """
     wanted = set(stages)
-    materials = prepare(config, watch.say)
-    with RunDir(out).locked() as folder:
-        _keep_settings(config, materials, folder)
-        watch.plan(_plan(config, materials, folder, wanted))
-        results = _run_arms(config, materials, folder, watch, wanted)
-        if "score" in wanted:
-            write_json(folder.results, results)
-        if "report" in wanted and "score" in wanted:
-            write_report([results], html=folder.report_html, markdown=folder.report_md)
-            watch.say(f"report: {folder.report_html}")
+    with launched() as ranks:
+        materials = prepare(config, watch.say)
+        folder = RunDir(out)
+        if ranks.size > 1:
+            _only_trained(config, folder)
+        if ranks.rank > 0:
+            return _run_arms(config, materials, folder, watch, wanted, ranks)
+        with folder.locked():
+            _keep_settings(config, materials, folder)
+            watch.plan(_plan(config, materials, folder, wanted))
+            results = _run_arms(config, materials, folder, watch, wanted, ranks)
+            if "score" in wanted:
+                write_json(folder.results, results)
+            if "report" in wanted and "score" in wanted:
+                write_report([results], html=folder.report_html, markdown=folder.report_md)
+                watch.say(f"report: {folder.report_html}")
     return results
 
 
-def _run_arms(config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, wanted: set[str]) -> dict[str, Any]:
+def score_shard(config: RunConfig, out: Path, watch: Watcher, number: int, of: int) -> Path:
+    """Score every `of`-th example under all prompts, from the `number`-th (1 to `of`), into a file of its own in the run
+    directory; a later `run` there takes over what such files hold. Nothing is trained. Returns the file."""
+    if not 1 <= number <= of:
+        raise ConfigError(f"shard {number}/{of}: expected a number from 1 to {of}, as in 1/{of}")
+    if config.evaluate.budget.kind in ("adaptive", "racing"):
+        raise ConfigError(
+            f"budget {config.evaluate.budget.kind} with a shard: what to buy next depends on all cells; choose full or balanced"
+        )
+    m = prepare(config, watch.say)
+    wanted = planned_cells(config.evaluate.budget, m.grid.shape)
+    cells = [cell for cell in wanted if cell[1] % of == number - 1]
+    folder = RunDir(out)
+    _only_trained(config, folder)
+    watch.plan([Stage("load model", 0.02), *(Stage(f"score {name}", 1.0) for name in config.arms)])
+    with folder.shard(number, of) as file, CellStore(file) as store:
+        for name, learner in _learners(config, m, folder, watch, list(config.arms)):
+            with watch.stage(f"score {name}") as tick:
+                asker = Asker(learner, m.grid, config.evaluate, store, tick)
+                asker.total = len(cells)
+                asker.ask(cells)
+    return file
+
+
+def _only_trained(config: RunConfig, folder: RunDir) -> None:
+    """Training is the work of one process."""
+    todo = [name for name in config.arms if config.training_of(name) is not None and not folder.arm(name).trained]
+    if todo:
+        raise ConfigError(
+            f"{few(todo)}: not trained in {folder.root}, and several processes share the scoring; "
+            "train with one first (paft train) into that directory"
+        )
+
+
+def _run_arms(
+    config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, wanted: set[str], ranks: Ranks
+) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     evaluations: dict[str, Evaluation] = {}
-    with CellStore(folder.cells) as store:
+    with CellStore(folder.cells) if ranks.rank == 0 else nullcontext() as store:
+        if store is not None:
+            for shard in folder.shards:
+                if taken := store.absorb(shard):
+                    watch.say(f"{shard}: {taken:,} answers taken over")
         for name, learner in _learners(config, m, folder, watch, list(config.arms)):
             if "score" in wanted:
                 with watch.stage(f"score {name}") as tick:
                     started = time.perf_counter()
-                    evaluations[name] = evaluation.evaluate(learner, m.grid, config.evaluate, store, tick, watch.say)
+                    evaluations[name] = evaluation.evaluate(
+                        learner, m.grid, config.evaluate, store, tick, watch.say, ranks
+                    )
                     seconds = time.perf_counter() - started
                 arms[name] = _arm_result(config, name, folder.arm(name), evaluations[name], seconds)
-    if "score" in wanted:
+    if "score" in wanted and ranks.rank == 0:
         _write_cells(folder, evaluations)
     return {
         "paft": metadata.version("paft"),

@@ -104,7 +104,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def _locked(root: Path, name: str = ".lock") -> Iterator[None]:
     with disk_errors(root):
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def _locked(root: Path) -> Iterator[None]:
             raise StoreError(f"{root} is a file; give a directory with --out") from None
         except FileNotFoundError:  # a dangling link on the way
             raise StoreError(f"{root}: cannot be made; give another directory with --out") from None
-        lock = (root / ".lock").open("a+")
+        lock = (root / name).open("a+")
     with lock:
         try:
             import fcntl
@@ -182,6 +182,18 @@ class RunDir:
         """Hold the run; raises StoreError when another process does. The lock dies with its process."""
         with _locked(self.root):
             yield self
+
+    @contextlib.contextmanager
+    def shard(self, number: int, of: int) -> Iterator[Path]:
+        """Hold one of several parts of the cell store, each written by a process of its own; yields its file."""
+        name = f"cells-{number}-of-{of}.sqlite"
+        with _locked(self.root, f".{name}.lock"):
+            yield self.root / name
+
+    @property
+    def shards(self) -> list[Path]:
+        """Parts of the cell store that other processes left here."""
+        return sorted(self.root.glob("cells-*-of-*.sqlite"))
 
 
 @dataclass(frozen=True)
@@ -286,6 +298,15 @@ class ArmDir:
             return held.get("report") is None
         write_json(self.train, {"settings": dict(settings), "fingerprint": fingerprint, "report": None})
         return True
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training was completed here."""
+        try:
+            held: dict[str, Any] = json.loads(self.train.read_text(encoding="utf-8"))
+            return held["report"] is not None
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def finish_training(self, report: Mapping[str, Any]) -> None:
         """Record that the training is complete."""
@@ -425,6 +446,17 @@ class CellStore:
                     raise
             self._pending = []
         self._since = time.monotonic()
+
+    def absorb(self, other: Path) -> int:
+        """Take over all cells of another store; says how many were new. What is held already stays as it is."""
+        before = len(self)
+        with CellStore(other), disk_errors(self.path), self._reading():
+            self._db.execute("ATTACH ? AS other", (str(other),))
+            try:
+                self._db.execute("INSERT OR IGNORE INTO cells SELECT * FROM other.cells")
+            finally:
+                self._db.execute("DETACH other")
+        return len(self) - before
 
     def __len__(self) -> int:
         with self._reading():

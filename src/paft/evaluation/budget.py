@@ -64,6 +64,12 @@ def spend(
     return _Purse(budget, shape, scorers, ask, level, say).spend()
 
 
+def planned_cells(budget: CellBudgetConfig, shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """Cells (prompt, example) of a budget that does not depend on answers: full or balanced."""
+    purse = _Purse(budget, shape, (), lambda _: {}, 0.95, lambda _: None)
+    return purse.until(0, purse.limit)
+
+
 class _Purse:
     def __init__(
         self,
@@ -90,11 +96,11 @@ class _Purse:
     def spend(self) -> Spent:
         kind, cells = self.budget.kind, self.limit
         if kind == "full":
-            self.ask(self._until(0, self.size))
+            self.ask(self.until(0, self.size))
             return self._spent(self.level)
         if kind == "balanced":
             self.say(f"plan: {cells:,} of {self.size:,} cells ({cells / self.size:.1%}), balanced")
-            self.ask(self._until(0, cells))
+            self.ask(self.until(0, cells))
             return self._spent(self.level)
         targets = self.budget.targets
         widths = {name: width for name, width in targets.items() if name not in ("table_worst", "table_best")}
@@ -105,7 +111,7 @@ class _Purse:
         assert spent is not None, "a budget without targets"
         return spent
 
-    def _until(self, start: int, stop: int) -> list[tuple[int, int]]:
+    def until(self, start: int, stop: int) -> list[tuple[int, int]]:
         k, i = self.order.cells(start, stop)
         return list(zip(k.tolist(), i.tolist(), strict=True))
 
@@ -118,7 +124,7 @@ class _Purse:
         num_prompts, num_examples = self.shape
         done = min(self.limit, max(20 * num_prompts, min(2 * num_examples, 2000)))
         self.say(f"plan: {done:,} of {self.size:,} cells first, to tell how many it takes")
-        self.ask(self._until(0, done))
+        self.ask(self.until(0, done))
         looks, planned, wanting = 0, None, list(widths)
         left = 1 - self.level
         while done < self.limit:
@@ -133,7 +139,7 @@ class _Purse:
             )
             target = min(self.limit, needed)
             if target > done:
-                self.ask(self._until(done, target))
+                self.ask(self.until(done, target))
                 done = target
             left -= alpha
             looks += 1

@@ -16,11 +16,13 @@ from paft.evaluation.budget import Spent, expected_accuracies, few_estimates, sp
 from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix, restricted_choice
 from paft.evaluation.stats import Estimate, all_estimates, raw_sd
 from paft.grid import Cell, Grid
+from paft.lm.ranks import Ranks
 from paft.lm.types import LM, Answered, Question
 from paft.store import CellKey, CellStore
 
 Scorer = Literal["likelihood", "generation"]
 Tick = Callable[[int, int, str], None]
+ALONE = Ranks()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +74,19 @@ class Asker:
     """Puts cells of a grid to a model, each once: what the store holds is not asked again, what is answered is kept."""
 
     def __init__(
-        self, lm: LM, grid: Grid, config: EvalConfig, store: CellStore | None = None, tick: Tick = lambda a, b, c: None
+        self,
+        lm: LM,
+        grid: Grid,
+        config: EvalConfig,
+        store: CellStore | None = None,
+        tick: Tick = lambda a, b, c: None,
+        ranks: Ranks = ALONE,
     ):
-        self.lm, self.grid, self.config, self.store, self.tick = lm, grid, config, store, tick
+        self.lm, self.grid, self.config, self.store, self.tick, self.ranks = lm, grid, config, store, tick, ranks
         self.fingerprint = lm.fingerprint
         num_prompts, num_examples = grid.shape
         self.answers_KN: list[list[Answered | None]] = [[None] * num_examples for _ in range(num_prompts)]
-        self.asked = self.finished = self.tokens_alone = 0
+        self.asked = self.finished = self.tokens_alone = self._read_elsewhere = 0
         self._read_before = lm.tokens_read
         self.total = num_prompts * num_examples
         """Cells that progress is told of; the budget may lower it."""
@@ -98,8 +106,8 @@ class Asker:
 
     @property
     def tokens_read(self) -> int:
-        """Tokens computed for what was asked."""
-        return self.lm.tokens_read - self._read_before
+        """Tokens computed for what was asked, by all processes."""
+        return self.lm.tokens_read - self._read_before + self._read_elsewhere
 
     @property
     def longest(self) -> int:
@@ -116,7 +124,7 @@ class Asker:
     def _ask(self, cells: Sequence[tuple[int, int]]) -> None:
         parts = [self._parts(*cell) for cell in cells]
         keys = [key for part in parts for key in part]
-        held = iter(self.store.get(keys) if self.store is not None else [None] * len(keys))
+        held = iter(self.ranks.share(self.store.get(keys) if self.store is not None else [None] * len(keys)))
         known = [{key: next(held) for key in part} for part in parts]
         missing, questions = [], []
         for place, (part, have) in enumerate(zip(parts, known, strict=True)):
@@ -128,8 +136,7 @@ class Asker:
             else:
                 self._finish(cells[place], have.values())
 
-        def keep(index: int, answer: Answered) -> None:
-            place = missing[index]
+        def keep(place: int, answer: Answered) -> None:
             for key, question in parts[place].items():
                 if known[place][key] is None:
                     known[place][key] = found = _part_of(answer, question)
@@ -142,8 +149,23 @@ class Asker:
             self.tokens_alone += sum(lengths)
             self._finish(cells[place], known[place].values())
 
+        # what prompts share is in the example: its cells stay in one process
+        mine = [n for n, place in enumerate(missing) if cells[place][1] % self.ranks.size == self.ranks.rank]
+        found: list[tuple[int, Answered]] = []
+        before = self.lm.tokens_read
+
+        def hear(index: int, answer: Answered) -> None:
+            found.append((missing[mine[index]], answer))
+            keep(*found[-1])
+
         self.tick(self.finished, self.total, "")
-        self.lm.answer(questions, batch_tokens=self.config.batch_tokens, done=keep)
+        self.lm.answer([questions[n] for n in mine], batch_tokens=self.config.batch_tokens, done=hear)
+        if missing:
+            for rank, (theirs, read) in enumerate(self.ranks.gather((found, self.lm.tokens_read - before))):
+                if rank != self.ranks.rank:
+                    self._read_elsewhere += read
+                    for place, answer in theirs:
+                        keep(place, answer)
 
     def _parts(self, k: int, i: int) -> dict[CellKey, Question]:
         """The parts of a cell that are kept apart, so that another scorer later pays for its own part only."""
@@ -177,9 +199,13 @@ def evaluate(
     store: CellStore | None = None,
     tick: Tick = lambda a, b, c: None,
     say: Callable[[str], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Ask the cells of the grid that the budget wants and score the answers. Cells in the store are not asked again."""
-    asker = Asker(lm, grid, config, store, tick)
+    """Ask the cells of the grid that the budget wants and score the answers. Cells in the store are not asked again.
+
+    ranks: processes that share the work; each calls this alike and gets the whole evaluation, rank 0 alone needs the store.
+    """
+    asker = Asker(lm, grid, config, store, tick, ranks)
 
     def ask(cells: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
         asker.total = asker.finished + len(cells)

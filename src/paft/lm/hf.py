@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,9 +87,9 @@ def loading(name: str, files: ModelFiles) -> Iterator[None]:
 
 
 def best_device() -> torch.device:
-    """CUDA, else Apple's GPU, else the CPU."""
+    """CUDA, in a launch of several processes a GPU for each; else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

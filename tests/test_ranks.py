@@ -1,0 +1,134 @@
+"""Several processes, one result: launched ranks share the scoring, shards are merged."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paft import pipeline
+from paft.config import load_run_config
+from paft.errors import ConfigError
+from paft.lm.ranks import Ranks, launched
+from paft.watch import LineWatcher
+from tests import tiny
+
+ARMS = "arms={base: {}}"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    config = tiny.write_config(folder)
+    return config, pipeline.run(load_run_config(config, [ARMS]), folder / "alone", LineWatcher(quiet=True))
+
+
+def scores_of(results: dict) -> dict:
+    return {name: arm["scores"] for name, arm in results["arms"].items()}
+
+
+def launch(size: int, arguments: list[str]) -> list[subprocess.CompletedProcess[str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "paft.cli", *arguments]
+    running = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    done = []
+    for child in running:
+        out, err = child.communicate(timeout=300)
+        done.append(subprocess.CompletedProcess(command, child.returncode, out, err))
+    return done
+
+
+@pytest.mark.parametrize("budget", ["full", "racing"])
+def test_two_launched_processes_give_what_one_gives(world, tmp_path, budget):
+    config, alone = world
+    overrides = [ARMS, f"evaluate.budget.kind={budget}"]
+    if budget != "full":
+        alone = pipeline.run(load_run_config(config, overrides), tmp_path / "alone", LineWatcher(quiet=True))
+    first, second = launch(2, ["run", str(config), "--out", str(tmp_path / "two"), *overrides])
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    results = json.loads((tmp_path / "two" / "results.json").read_text(encoding="utf-8"))
+    assert scores_of(results) == scores_of(json.loads(json.dumps(alone)))
+    arm = results["arms"]["base"]
+    assert arm["cells_asked"] == alone["arms"]["base"]["cells_asked"]
+    assert arm["tokens_read"] > 0.8 * alone["arms"]["base"]["tokens_read"]
+    assert "report:" in first.stdout
+    assert second.stdout == ""
+    again = pipeline.run(load_run_config(config, overrides), tmp_path / "two", LineWatcher(quiet=True))
+    assert again["arms"]["base"]["cells_asked"] == 0  # the first process kept what the second computed
+
+
+def test_what_is_not_trained_is_refused_in_one_line(world, tmp_path):
+    config, _ = world
+    for done in launch(2, ["run", str(config), "--out", str(tmp_path / "two")]):
+        assert done.returncode == 2
+        assert "not trained in" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_others_end_in_one_line_when_one_process_fails(world, tmp_path):
+    config, _ = world
+    with pipeline.RunDir(tmp_path / "two").locked():  # the first process cannot have the directory
+        first, second = launch(2, ["run", str(config), "--out", str(tmp_path / "two"), ARMS])
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert "another paft process is writing here" in first.stderr
+    assert "another process of this launch ended" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_shards_are_merged_and_nothing_is_asked_again(world, tmp_path):
+    config, alone = world
+    settings = load_run_config(config, [ARMS])
+    for number in (1, 2, 3):
+        file = pipeline.score_shard(settings, tmp_path, LineWatcher(quiet=True), number, 3)
+        assert file.name == f"cells-{number}-of-3.sqlite"
+    merged = pipeline.run(settings, tmp_path, LineWatcher(quiet=True))
+    assert merged["arms"]["base"]["cells_asked"] == 0
+    assert scores_of(merged) == scores_of(alone)
+
+
+def test_a_missing_shard_is_computed(world, tmp_path):
+    config, alone = world
+    settings = load_run_config(config, [ARMS])
+    pipeline.score_shard(settings, tmp_path, LineWatcher(quiet=True), 2, 2)
+    merged = pipeline.run(settings, tmp_path, LineWatcher(quiet=True))
+    assert 0 < merged["arms"]["base"]["cells_asked"] < 3 * 8
+    assert scores_of(merged) == scores_of(alone)
+
+
+@pytest.mark.parametrize(
+    ("number", "of", "overrides", "said"),
+    [
+        (0, 2, [ARMS], "shard 0/2: expected a number from 1 to 2"),
+        (3, 2, [ARMS], "shard 3/2"),
+        (1, 2, [ARMS, "evaluate.budget.kind=racing"], "choose full or balanced"),
+        (1, 2, [], "single, paft: not trained in"),
+    ],
+)
+def test_shards_that_cannot_be_are_refused(world, tmp_path, number, of, overrides, said):
+    config, _ = world
+    with pytest.raises(ConfigError, match=said):
+        pipeline.score_shard(load_run_config(config, overrides), tmp_path, LineWatcher(quiet=True), number, of)
+
+
+def test_alone_nothing_is_exchanged():
+    with launched() as ranks:
+        assert ranks == Ranks(0, 1)
+        assert ranks.share("x") == "x"
+        assert ranks.gather("x") == ["x"]
