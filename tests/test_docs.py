@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from paft.config import load_run_config
+from paft.cli import app
+from paft.config import PolicyConfig, load_mapping, load_run_config, validate
 from paft.prompts import PromptSet
 from paft.tasks import load_task
 
@@ -31,6 +33,18 @@ def test_every_example_configuration_is_valid_for_its_task_and_prompts(path):
     config = load_run_config(path)
     task = load_task(config.task)
     PromptSet.load(config.prompts or task.prompts or "").check(task)
+
+
+def test_the_policy_and_the_workflow_of_the_examples_are_valid():
+    folder = ROOT / "examples" / "ci"
+    validate(PolicyConfig, load_mapping(folder / "policy.yaml"), "policy.yaml")
+    steps = load_mapping(folder / "paft-gate.yml")["jobs"]["gate"]["steps"]
+    commands = [line.split() for step in steps for line in step.get("run", "").splitlines() if line.startswith("paft ")]
+    assert [words[1] for words in commands] == ["eval", "gate"]
+    for words in commands:
+        described = CliRunner().invoke(app, [words[1], "--help"], env={"COLUMNS": "200"}).output
+        for option in (word for word in words if word.startswith("--")):
+            assert option in re.sub(r"\x1b\[[0-9;]*m", "", described), option
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
