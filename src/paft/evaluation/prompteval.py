@@ -240,7 +240,7 @@ class PromptEval:
         if self.alike:
             return self._alike(level, mean, worst, thresholds)
         shape = self.values_KN.shape
-        about = f"item-response model, {self.bought:.1%} of the cells"
+        about = f"item-response model, normal effects of prompts, {self.bought:.1%} of the cells"
         accuracy_RK, noise_R = self.draws()
         generator = np.random.default_rng([self.seed, 11])
         error = (mean.high - mean.low) / 2 / distributions.norm.ppf(0.5 + level / 2)
