@@ -139,6 +139,9 @@ class EvalConfig(Strict):
     normalization: Literal["sum", "token", "byte"] = "sum"
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     """Limit of a free answer; None takes it from the answer formats (longest right answer + 4), the same for all models."""
+    stop: Literal["end", "settled"] = "end"
+    """When a free answer stops: when the model ends it or at the limit; or also once its parser's reading can no longer change,
+    which saves tokens and leaves every accuracy as it is."""
     batch_tokens: Annotated[int, Field(ge=64)] | None = None
     """Tokens per forward pass; None chooses for this machine. Halved when memory runs out."""
     thresholds: list[Annotated[float, Field(gt=0, le=1)]] = [0.5, 0.7, 0.8, 0.9]

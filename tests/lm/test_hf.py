@@ -104,6 +104,24 @@ def test_one_prompt_asked_with_two_limits_gets_two_answers():
         assert (answer.completion.text, answer.completion.tokens) == (text, tokens)
 
 
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_a_free_answer_that_is_settled_goes_no_further(kind):
+    lm = tiny.hf_model(kind)
+    whole = lm.answer([Question(question.chat, max_new_tokens=9) for question in questions()])
+    cut = lm.answer(
+        [Question(question.chat, max_new_tokens=9, settled=lambda text: len(text) > 4) for question in questions()]
+    )
+    stops = set()
+    for question, long, short in zip(questions(), whole, cut, strict=True):
+        texts = [plain_text(lm, question, limit) for limit in range(1, 10)]
+        expected = next((each for each in texts if len(each[0]) > 4), texts[-1])
+        assert (short.completion.text, short.completion.tokens) == expected
+        assert long.completion.text.startswith(short.completion.text)
+        stops.add(short.completion.stop)
+        assert (short.completion.stop == "settled") == (len(short.completion.text) > 4)
+    assert "settled" in stops
+
+
 def test_a_cell_has_the_same_score_in_any_company():
     lm = tiny.hf_model()
     asked = questions()

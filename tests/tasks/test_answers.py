@@ -226,3 +226,26 @@ def test_letters_serve_as_many_choices_as_there_are_letters() -> None:
 def test_formats_survive_their_written_form() -> None:
     for answer in (Labels(), ChoiceText(), Labels(("no", "yes"))):
         assert answer_format_from(answer_format_to(answer)) == answer
+
+
+SAID = st.text(alphabet="ABD ab.\n\r\u2028*1()he runsnot", max_size=14)
+
+
+@given(
+    SAID, SAID, st.sampled_from([Labels(), Labels(("yes", "no", "he", "runs")), ChoiceText(), Wrapped("<{answer}>")])
+)
+def test_what_follows_a_settled_answer_changes_nothing(begun: str, more: str, answer: AnswerFormat) -> None:
+    example = item("he runs", "he", "runs not", "A")
+    if answer.settled(begun, example):
+        assert answer.parse(begun + more, example) == answer.parse(begun, example)
+
+
+@pytest.mark.parametrize(
+    ("answer", "begun", "settled"),
+    [
+        (Labels(), "A\n", True), (Labels(), "\n (B).\n", True), (Labels(), "A", False), (Labels(), "A man\n", False), (Labels(), "\n\n", False),
+        (ChoiceText(), "she sits.\n", True), (ChoiceText(), "she sits", False), (Wrapped("<{answer}>"), "<A>\n", False),
+    ],
+)  # fmt: skip
+def test_an_answer_is_settled_when_its_first_line_is_over(answer: AnswerFormat, begun: str, settled: bool) -> None:
+    assert answer.settled(begun, FOUR) is settled

@@ -171,6 +171,10 @@ class Asker:
         """The parts of a cell that are kept apart, so that another scorer later pays for its own part only."""
         question, limit = self.grid.question(Cell(0, k, i)), self._limit_K[k]
         scored, free = self.lm.keys(question)
+        if self.config.stop == "settled":
+            answer, example = self.grid.templates[k].answer, self.grid.examples[i]
+            question = replace(question, settled=lambda text: answer.settled(text, example))
+            free += "/settled"
         found = {}
         if "likelihood" in self.config.scorers:
             found[CellKey(self.fingerprint, scored, 0)] = question

@@ -23,7 +23,7 @@ from transformers.utils import logging as hf_logging
 
 from paft.assets import ModelFiles, Say, Source, resolve_model
 from paft.errors import AssetError, ConfigError, RenderError
-from paft.lm.passes import Continuation, Engine, Work
+from paft.lm.passes import Continuation, Engine, Until, Work
 from paft.lm.render import Rendered, Renderer
 from paft.lm.types import Answered, Chat, Completion, Question
 
@@ -251,7 +251,7 @@ class HFModel:
                 # the last token of a text is only predicted, never read
                 work(pair[:-1]).scored.append(Continuation((index, choice), start, pair[start:]))
             if question.max_new_tokens:
-                work(found.prompt).free[index] = question.max_new_tokens
+                work(found.prompt).free[index] = Until(question.max_new_tokens, question.settled)
 
         answers: dict[int, Answered] = {}
         logp: list[dict[int, float]] = [{} for _ in questions]

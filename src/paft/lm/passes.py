@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from paft.errors import ResourceError
 from paft.lm.prefix import Head, Row, flat, plan, take
-from paft.lm.types import Completion
+from paft.lm.types import Completion, Stop
 
 Layers = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [rows, heads, tokens, size] each."""
@@ -65,13 +65,21 @@ class Continuation:
     targets: Sequence[int]
 
 
+@dataclass(frozen=True)
+class Until:
+    """When a free text ends that the model does not end: at a number of tokens, or once what it says is settled."""
+
+    limit: int
+    settled: Callable[[str], bool] | None = None
+
+
 @dataclass(eq=False)
 class Work:
-    """A text and what is wanted of it: scores of continuations, and free text for some owners, by their limits."""
+    """A text and what is wanted of it: scores of continuations, and free text for some owners."""
 
     ids: Sequence[int]
     scored: list[Continuation] = field(default_factory=list)
-    free: dict[int, int] = field(default_factory=dict)
+    free: dict[int, Until] = field(default_factory=dict)
 
     @property
     def latest(self) -> int:
@@ -88,7 +96,7 @@ class Work:
 class _Prefilled:
     """Prompts whose keys and values are known, with the first token of the answer: texts end at the right."""
 
-    free: list[dict[int, int]]
+    free: list[dict[int, Until]]
     next_G: list[int]
     lengths_G: list[int]
     layers: Layers
@@ -389,7 +397,7 @@ class Engine:
         )
 
     def _decode(
-        self, layers: Layers, free: list[dict[int, int]], next_tokens: list[int], lengths: list[int], started: float
+        self, layers: Layers, free: list[dict[int, Until]], next_tokens: list[int], lengths: list[int], started: float
     ) -> None:
         longest, cache = layers[0][0].shape[2], _cache(layers, len(free))
         del layers
@@ -410,9 +418,10 @@ class Engine:
                 ended = token in self.end_ids
                 if free[g] and not ended:
                     said[g].append(token)
-                for owner in [each for each, limit in free[g].items() if ended or len(said[g]) == limit]:
-                    del free[g][owner]
-                    self._say_text(owner, said[g], ended)
+                for owner, until in list(free[g].items()):
+                    if (stop := self._stops(said[g], ended, until)) is not None:
+                        del free[g][owner]
+                        self._say_text(owner, said[g], stop)
             rows = [b for b, g in enumerate(alive) if free[g]]
             if not rows:
                 return
@@ -434,18 +443,17 @@ class Engine:
 
     def _generate_plain(self, works: Sequence[Work]) -> None:
         """Free text of models that share nothing: transformers' own loop over prompts of one length, so without padding."""
-        queue = sorted(works, key=lambda work: (len(work.ids), max(work.free.values())), reverse=True)
+
+        def shape(work: Work) -> tuple[int, int]:
+            return len(work.ids), max(until.limit for until in work.free.values())
+
+        queue = sorted(works, key=shape, reverse=True)
         most = self.cost.decode
         while queue:
-            like = [
-                w
-                for w in queue
-                if len(w.ids) == len(queue[0].ids) and max(w.free.values()) == max(queue[0].free.values())
-            ]
-            batch = like[:most]
+            batch = [work for work in queue if shape(work) == shape(queue[0])][:most]
             started = time.perf_counter()
             ids_BT = torch.tensor([list(work.ids) for work in batch], device=self.device)
-            limit = max(batch[0].free.values())
+            limit = shape(batch[0])[1]
             try:
                 whole = self.model.generate(
                     ids_BT,
@@ -473,15 +481,29 @@ class Engine:
             seconds = (time.perf_counter() - started) / len(batch)
             for work, row in zip(batch, new.tolist(), strict=True):
                 self._spent(work.free, seconds)
-                stop = next((t for t, token in enumerate(row) if token in self.end_ids), len(row))
-                for owner, limit in work.free.items():
-                    self._say_text(owner, row[: min(stop, limit)], stop < limit)
+                end = next((t for t, token in enumerate(row) if token in self.end_ids), len(row))
+                for owner, until in work.free.items():
+                    for size in range(end + 1):  # as if it had been written token by token
+                        if (stop := self._stops(row[:size], size == end < len(row), until)) is not None:
+                            self._say_text(owner, row[:size], stop)
+                            break
             done = set(map(id, batch))
             queue = [work for work in queue if id(work) not in done]
 
-    def _say_text(self, owner: int, tokens: list[int], ended: bool) -> None:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        self._said(owner, Completion(text, len(tokens) + ended, "eos" if ended else "limit"))
+    def _stops(self, tokens: list[int], ended: bool, until: Until) -> Stop | None:
+        """Why a text of these tokens goes no further, if so. ended: the model ended it after them."""
+        if ended:
+            return "eos"
+        if until.settled is not None and until.settled(self._text(tokens)):
+            return "settled"
+        return "limit" if len(tokens) == until.limit else None
+
+    def _say_text(self, owner: int, tokens: list[int], stop: Stop) -> None:
+        self._said(owner, Completion(self._text(tokens), len(tokens) + (stop == "eos"), stop))
+
+    def _text(self, tokens: list[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
     def _free_memory(self) -> None:
         gc.collect()

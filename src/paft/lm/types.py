@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 Role = Literal["system", "user"]
+Stop = Literal["eos", "limit", "settled"]
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,24 @@ Chat = tuple[Message, ...]
 @dataclass(frozen=True)
 class Question:
     """What is asked of a model: the turns, the answers it may choose from (none: nothing to score), and how many tokens it
-    may answer freely (0: it is not asked to)."""
+    may answer freely (0: it is not asked to).
+
+    settled: whether a free answer that began with this text need not go on; None lets every answer end by itself.
+    """
 
     chat: Chat
     choices: tuple[str, ...] = ()
     max_new_tokens: int = 0
+    settled: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A free answer. `stop` tells why it ended: the model ended it, or the limit did."""
+    """A free answer. `stop` tells why it ended: the model ended it, the limit did, or it was settled (`Question.settled`)."""
 
     text: str
     tokens: int
-    stop: Literal["eos", "limit"]
+    stop: Stop
 
 
 @dataclass(frozen=True)

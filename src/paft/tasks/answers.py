@@ -77,6 +77,10 @@ class Labels:
             return _one(alone or _codes_in(completion, surfaces))
         return _one(_texts_in(completion, surfaces))
 
+    def settled(self, completion: str, example: Example) -> bool:
+        """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
+        return _first_line_decides(completion, self.surfaces(example))
+
 
 @dataclass(frozen=True)
 class ChoiceText:
@@ -94,6 +98,10 @@ class ChoiceText:
         stay different without them. No choice: invalid. Different ones: ambiguous.
         """
         return _one(_alone(completion, example.choices) or _texts_in(completion, example.choices))
+
+    def settled(self, completion: str, example: Example) -> bool:
+        """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
+        return _first_line_decides(completion, example.choices)
 
 
 PLACE = "{answer}"
@@ -153,6 +161,10 @@ class Wrapped:
                 found |= hits[0] if hits else set()
             return _one(found)
         return _one(set().union(*(_alone(" ".join(text.split()), surfaces) for text in said)))
+
+    def settled(self, completion: str, example: Example) -> bool:
+        """Never: a second wrap may follow, with another answer."""
+        return False
 
 
 def _json_values(text: str) -> dict[str, Any] | None:
@@ -263,6 +275,12 @@ def _alone(completion: str, surfaces: tuple[str, ...]) -> set[int]:
     form = _form(surfaces)
     first = form(next((line for line in completion.splitlines() if line.strip()), ""))
     return {c for c, surface in enumerate(surfaces) if first and form(surface) == first}
+
+
+def _first_line_decides(completion: str, surfaces: tuple[str, ...]) -> bool:
+    """Whether the first line that says anything says nothing but a surface, and is over."""
+    line = next((line for line in completion.splitlines(keepends=True) if line.strip()), "")
+    return line.splitlines() != [line] and bool(_alone(line, surfaces))
 
 
 def _texts_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
