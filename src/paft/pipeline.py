@@ -33,6 +33,7 @@ from paft.evaluation.gate import Verdict, hunt, judge
 from paft.evaluation.matrix import UNSCORED, ScoreMatrix
 from paft.evaluation.stats import Comparison, compare
 from paft.grid import Cell, Grid
+from paft.lm.energy import EnergyMeter
 from paft.lm.ranks import Ranks, launched
 from paft.lm.types import LM
 from paft.prompts import PromptSet, Template
@@ -218,12 +219,17 @@ def _run_arms(
         for name, learner in _learners(config, m, folder, watch, list(config.arms)):
             if "score" in wanted:
                 with watch.stage(f"score {name}") as tick:
-                    started = time.perf_counter()
+                    started, meter = time.perf_counter(), EnergyMeter(learner.gpu)
+
+                    def heard(done: int, total: int, note: str, tick: Any = tick, meter: EnergyMeter = meter) -> None:
+                        meter.poll()
+                        tick(done, total, note)
+
                     evaluations[name] = evaluation.evaluate(
-                        learner, m.grid, config.evaluate, store, tick, watch.say, ranks
+                        learner, m.grid, config.evaluate, store, heard, watch.say, ranks
                     )
-                    seconds = time.perf_counter() - started
-                arms[name] = _arm_result(config, name, folder.arm(name), evaluations[name], seconds)
+                    cost = {"score_seconds": time.perf_counter() - started, "joules": meter.joules}
+                arms[name] = _arm_result(config, name, folder.arm(name), evaluations[name]) | cost
     if "score" in wanted and ranks.rank == 0:
         _write_cells(folder, evaluations)
     return {
@@ -326,7 +332,7 @@ def _train_arm(
         return load_model(str(out.model), dtype=config.dtype, style=config.style)
 
 
-def _arm_result(config: RunConfig, name: str, out: ArmDir, done: Evaluation, seconds: float) -> dict[str, Any]:
+def _arm_result(config: RunConfig, name: str, out: ArmDir, done: Evaluation) -> dict[str, Any]:
     arm, settings, train = config.arms[name], config.training_of(name), None
     if settings is not None:
         report = json.loads(out.train.read_text(encoding="utf-8"))["report"]
@@ -342,7 +348,7 @@ def _arm_result(config: RunConfig, name: str, out: ArmDir, done: Evaluation, sec
         "fingerprint": done.fingerprint,
         "train": train,
         "scores": {scorer: done.summary(scorer) for scorer in done.scores},
-        "score_seconds": seconds,
+        "seconds_K": done.seconds_K,
         "cells_asked": done.asked,
         "tokens_read": done.tokens_read,
         "tokens_alone": done.tokens_alone,

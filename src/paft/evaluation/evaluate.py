@@ -44,6 +44,12 @@ class Evaluation:
     tokens_read: int = 0
     tokens_alone: int = 0
 
+    @property
+    def seconds_K(self) -> list[float]:
+        """Time that an answer took under each prompt, in seconds, whenever it was computed: shares of the passes that made it."""
+        taken = [[answered.seconds for answered in row if answered is not None] for row in self.answers_KN]
+        return [sum(row) / max(1, len(row)) for row in taken]
+
     def estimates(self, scorer: Scorer) -> dict[str, Estimate]:
         """All estimates by one scorer, by name."""
         if self.spent.whole:

@@ -169,6 +169,14 @@ class HFModel:
         return device
 
     @property
+    def gpu(self) -> str | None:
+        """UUID of the NVIDIA GPU that holds the weights."""
+        device = self.device
+        return (
+            str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" and torch.version.cuda else None
+        )
+
+    @property
     def hidden_size(self) -> int:
         """Width of the model."""
         return int(self.model.config.get_text_config().hidden_size)
