@@ -111,6 +111,31 @@ def test_a_budget_buys_a_part_and_the_rest_is_paid_for_later(world, tmp_path):
     ]  # one model twice: the second finds all in the store
 
 
+def test_prompts_of_other_splits_are_asked_the_same_examples(world, tmp_path):
+    config, _, plain = world
+    results = run(
+        config, tmp_path, "evaluate.also=[train]", "evaluate.reference=1", "evaluate.stop=settled", "arms={base: {}}"
+    )
+    told, arm = results["prompts"]["others"]["train"], results["arms"]["base"]
+    assert told["prompts"] == 3
+    assert -1 < told["mmd2"] < 1
+    assert 0 < told["p"] <= 1
+    for scorer, scores in arm["scores"].items():
+        other = arm["others"]["train"][scorer]
+        mean, mine = (each["estimates"]["mean"]["value"] for each in (other, scores))
+        assert mean == pytest.approx(sum(other["accuracy_K"]) / 3)
+        assert other["gap"]["value"] == pytest.approx(mean - mine)
+        assert "against prompt" in scores["estimates"]["flips"]["method"]
+        assert scores["accuracy_K"] == plain["arms"]["base"]["scores"][scorer]["accuracy_K"]  # settled or not
+    unread = arm["scores"]["generation"]["estimates"]["invalid"]["value"]
+    assert (arm["mismatch"]["value"] is None) == (unread == 1)
+    assert len(arm["seconds_K"]) == 3
+    with pytest.raises(ConfigError, match="position below 3 or the id"):
+        run(config, tmp_path, "evaluate.reference=nobody", "arms={base: {}}")
+    with pytest.raises(ConfigError, match="has 0 prompts in 'adversarial'"):
+        run(config, tmp_path, "evaluate.also=[adversarial]", "arms={base: {}}")
+
+
 @pytest.mark.parametrize("kind", ["adaptive", "racing"])
 def test_budgets_that_look_end_in_a_report(world, tmp_path, kind, capsys):
     config, _, _ = world

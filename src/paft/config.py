@@ -135,6 +135,11 @@ class EvalConfig(Strict):
     """How many test prompts (the first ones of the set); None takes all."""
     examples: Annotated[int, Field(ge=1)] | None = None
     """How many examples (a keyed random subset); None takes all."""
+    also: list[Literal["train", "dev", "adversarial"]] = []
+    """Splits whose prompts are asked the same examples besides, of each at most as many as are scored (a keyed random subset):
+    train for the gap between seen and unseen prompts, adversarial for the accuracy under perturbed ones."""
+    reference: int | str | None = None
+    """The prompt against which changed answers are counted: position among the scored prompts, or a template id."""
     scorers: Annotated[list[Literal["likelihood", "generation"]], Field(min_length=1)] = ["likelihood", "generation"]
     normalization: Literal["sum", "token", "byte"] = "sum"
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -147,6 +152,15 @@ class EvalConfig(Strict):
     thresholds: list[Annotated[float, Field(gt=0, le=1)]] = [0.5, 0.7, 0.8, 0.9]
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     budget: CellBudgetConfig = CellBudgetConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> EvalConfig:
+        if self.budget.kind != "full" and (self.also or self.reference is not None):
+            asked = "also" if self.also else "reference"
+            raise ValueError(f"{asked} with budget {self.budget.kind}: it needs every cell; choose budget.kind: full")
+        if len(set(self.also)) < len(self.also) or self.prompt_split in self.also:
+            raise ValueError(f"also: {self.also} names a split twice, or the scored one ({self.prompt_split})")
+        return self
 
 
 class DataConfig(Strict):

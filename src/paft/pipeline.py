@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,8 +26,8 @@ from paft import evaluation
 from paft.config import PolicyConfig, RunConfig, SFTConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, few, nearest
 from paft.evaluation.budget import planned_cells
-from paft.evaluation.comparisons import Pairwise, pairwise
-from paft.evaluation.evaluate import Asker, Evaluation, Scorer, cell_table
+from paft.evaluation.comparisons import Pairwise, gap, pairwise, scorer_mismatch
+from paft.evaluation.evaluate import Asker, Evaluation, Scorer, cell_table, reference_row
 from paft.evaluation.few import compare_few
 from paft.evaluation.gate import Verdict, hunt, judge
 from paft.evaluation.matrix import UNSCORED, ScoreMatrix
@@ -36,18 +36,17 @@ from paft.grid import Cell, Grid
 from paft.lm.energy import EnergyMeter
 from paft.lm.ranks import Ranks, launched
 from paft.lm.types import LM
-from paft.prompts import PromptSet, Template
+from paft.prompts import PromptSet, PromptSplit, Template
+from paft.prompts.measures import mmd_test
+from paft.prompts.similarity import similarity_matrix
 from paft.reports import write_report
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, read_jsonl, write_json, write_text
 from paft.tasks import Example, Split, Task, load_task
 from paft.tasks.types import content_id
 from paft.training.schedule import subset, updates_per_epoch
 
-TEST_SUBSET, DEV_SUBSET, GATE_ORDER = (
-    101,
-    102,
-    103,
-)  # streams of the keyed subsets, apart from the seed that training uses
+# streams of the keyed subsets, apart from the seed that training uses
+TEST_SUBSET, DEV_SUBSET, GATE_ORDER, OTHER_SUBSET = 101, 102, 103, 104
 
 if TYPE_CHECKING:
     from paft.lm.hf import HFModel
@@ -90,6 +89,8 @@ class Materials:
     origins: tuple[str, ...]
     grid: Grid
     """What is scored."""
+    others: Mapping[PromptSplit, Grid]
+    """Prompts of other splits on the same examples."""
 
 
 def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
@@ -110,6 +111,15 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
         raise ConfigError(
             f"evaluate: {len(asked)} test prompts x {len(test)} examples; intervals over prompts and examples need at least 2 x 2"
         )
+    grid = Grid(asked, test)
+    reference_row(config.evaluate.reference, grid)
+    others: dict[PromptSplit, Grid] = {}
+    for split in config.evaluate.also:
+        if len(beside := prompts.split(split)) < 2:
+            raise ConfigError(
+                f"evaluate.also: the prompt set has {len(beside)} prompts in {split!r}; intervals need at least 2"
+            )
+        others[split] = Grid(_take(beside, min(len(beside), len(asked)), OTHER_SUBSET), test)
     train: tuple[Example, ...] = ()
     dev: tuple[Example, ...] = ()
     if trains:
@@ -138,11 +148,14 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
     if len(rejected) > 5:
         say(f"... and {len(rejected) - 5} more rows not readable")
     origins = tuple(dict.fromkeys(split.origin for split in splits.values()))
-    return Materials(task, prompts, train, dev, test, rejected, origins, Grid(asked, test))
+    return Materials(task, prompts, train, dev, test, rejected, origins, grid, others)
 
 
-def _take(examples: Sequence[Example], size: int | None, seed: int) -> tuple[Example, ...]:
-    return tuple(examples[i] for i in subset(len(examples), size, seed))
+Item = TypeVar("Item")
+
+
+def _take(items: Sequence[Item], size: int | None, seed: int) -> tuple[Item, ...]:
+    return tuple(items[i] for i in subset(len(items), size, seed))
 
 
 def run(
@@ -229,7 +242,12 @@ def _run_arms(
                         learner, m.grid, config.evaluate, store, heard, watch.say, ranks
                     )
                     cost = {"score_seconds": time.perf_counter() - started, "joules": meter.joules}
-                arms[name] = _arm_result(config, name, folder.arm(name), evaluations[name]) | cost
+                others: dict[str, Evaluation] = {}
+                for split, grid in m.others.items():
+                    with watch.stage(f"score {name}, {split} prompts") as tick:
+                        plain = config.evaluate.model_copy(update={"reference": None})
+                        others[split] = evaluation.evaluate(learner, grid, plain, store, tick, watch.say, ranks)
+                arms[name] = _arm_result(config, name, folder.arm(name), evaluations[name], others) | cost
     if "score" in wanted and ranks.rank == 0:
         _write_cells(folder, evaluations)
     return {
@@ -253,6 +271,7 @@ def _run_arms(
             "dev": len(m.prompts.dev),
             "similarity_to_train": m.prompts.similarity("train", "test"),
             "test": [_shown(template, m.test[0]) for template in m.grid.templates],
+            "others": {split: _other_prompts(grid, m) for split, grid in m.others.items()},
             "single": _single_prompt(config, m),
         },
         "arms": arms,
@@ -332,7 +351,29 @@ def _train_arm(
         return load_model(str(out.model), dtype=config.dtype, style=config.style)
 
 
-def _arm_result(config: RunConfig, name: str, out: ArmDir, done: Evaluation) -> dict[str, Any]:
+def _other_prompts(grid: Grid, m: Materials) -> dict[str, Any]:
+    """How many prompts of another split were asked, and how far their wordings lie from the scored ones (the discrepancy in the
+    paper's bound): squared MMD with its permutation p-value, by 5-grams."""
+    pooled = [*grid.templates, *m.grid.templates]
+    found, p = mmd_test(similarity_matrix(pooled, pooled), grid.shape[0])
+    return {"prompts": grid.shape[0], "mmd2": round(found, 5), "p": round(p, 3)}
+
+
+def _other_result(other: Evaluation, done: Evaluation) -> dict[str, Any]:
+    """An arm under the prompts of another split, and how far that lies from the scored ones on the same examples."""
+    return {
+        scorer: {
+            "accuracy_K": matrix.accuracy_K.tolist(),
+            "estimates": {name: each.to_dict() for name, each in other.estimates(scorer).items()},
+            "gap": gap(matrix.values_KN, done.scores[scorer].values_KN, done.level).to_dict(),
+        }
+        for scorer, matrix in other.scores.items()
+    }
+
+
+def _arm_result(
+    config: RunConfig, name: str, out: ArmDir, done: Evaluation, others: Mapping[str, Evaluation]
+) -> dict[str, Any]:
     arm, settings, train = config.arms[name], config.training_of(name), None
     if settings is not None:
         report = json.loads(out.train.read_text(encoding="utf-8"))["report"]
@@ -348,6 +389,10 @@ def _arm_result(config: RunConfig, name: str, out: ArmDir, done: Evaluation) -> 
         "fingerprint": done.fingerprint,
         "train": train,
         "scores": {scorer: done.summary(scorer) for scorer in done.scores},
+        "mismatch": None
+        if len(done.scores) < 2
+        else scorer_mismatch(done.scores["likelihood"], done.scores["generation"], done.level).to_dict(),
+        "others": {split: _other_result(other, done) for split, other in others.items()},
         "seconds_K": done.seconds_K,
         "cells_asked": done.asked,
         "tokens_read": done.tokens_read,
@@ -594,6 +639,8 @@ def _plan(config: RunConfig, m: Materials, folder: RunDir, wanted: set[str]) -> 
             stages.append(Stage(f"train {name}", rows * length(m.prompts.train, m.train) * PASSES_TRAIN))
         if "score" in wanted:
             stages.append(Stage(f"score {name}", score))
+            for split, grid in m.others.items():
+                stages.append(Stage(f"score {name}, {split} prompts", score * grid.shape[0] / m.grid.shape[0]))
     return stages
 
 

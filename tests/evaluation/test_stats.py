@@ -16,7 +16,7 @@ from scipy.stats import t as student
 
 from paft.errors import ConfigError, ShapeError
 from paft.evaluation import comparisons, metrics, variance
-from paft.evaluation.comparisons import gap, holm, mean_p, over_seeds, pairwise
+from paft.evaluation.comparisons import gap, holm, mean_p, over_seeds, pairwise, scorer_mismatch
 from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix
 from paft.evaluation.stats import (
     Estimate,
@@ -247,6 +247,20 @@ def test_seen_and_unseen_prompts_of_worked_tables():
     assert found.high == pytest.approx(1 / 6 + half)
     with pytest.raises(ShapeError, match="the same examples"):
         gap(A, B[:, :3])
+
+
+def test_free_answers_at_odds_with_restricted_choice():
+    ids = ("p", "q", "r"), ("x", "y")
+
+    def table(answers: list[list[int]]) -> ScoreMatrix:
+        return ScoreMatrix(*ids, np.zeros((3, 2)), np.array(answers), np.zeros((3, 2)), np.ones((3, 2), dtype=bool))
+
+    restricted, free = table([[0, 1], [0, 1], [1, 1]]), table([[0, INVALID], [1, 1], [1, 0]])
+    found = scorer_mismatch(restricted, free)
+    assert found.value == pytest.approx(2 / 5)
+    assert 0 <= found.low < 0.4 < found.high <= 1
+    assert scorer_mismatch(free, free).value == 0
+    assert math.isnan(scorer_mismatch(restricted, table([[INVALID] * 2] * 3)).value)
 
 
 def test_several_seeds_of_worked_tables():

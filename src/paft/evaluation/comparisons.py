@@ -16,7 +16,8 @@ from scipy import stats as distributions
 
 from paft.errors import ShapeError
 from paft.evaluation.few import compare_few, sampled
-from paft.evaluation.stats import Comparison, Estimate, compare, mean_estimate, prompt_sd
+from paft.evaluation.matrix import ScoreMatrix
+from paft.evaluation.stats import Comparison, Estimate, compare, jackknifed, mean_estimate, prompt_sd
 from paft.evaluation.variance import decompose, satterthwaite, squared_error
 
 
@@ -82,7 +83,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def gap(seen_KN: np.ndarray, unseen_KN: np.ndarray, level: float = 0.95) -> Estimate:
-    """Mean over prompts of training minus mean over new ones, on the same examples: t interval, all three drawn anew.
+    """Mean over one set of prompts (those of training, say) minus mean over another, on the same examples: t interval, prompts of
+    both sets and examples drawn anew.
 
     Squared error: var(contrast of an example) / N + var(accuracies of each set) / K of that set, less the residual that
     both count, and not below either part. Raises ShapeError when the examples do not match.
@@ -104,9 +106,25 @@ def gap(seen_KN: np.ndarray, unseen_KN: np.ndarray, level: float = 0.95) -> Esti
     parts = (item, n - 1), *zip(prompts, freedoms, strict=True), (residual, sum(freedoms) * (n - 1))
     half = float(distributions.t.ppf(0.5 + level / 2, satterthwaite(squared, parts))) * math.sqrt(squared)
     value = found[0].mean - found[1].mean
-    method = f"two-way t of {found[0].prompts} seen and {found[1].prompts} unseen prompts, new prompts and new examples"
+    method = (
+        f"two-way t, {found[0].prompts} prompts against {found[1].prompts}, new prompts of both sets and new examples"
+    )
     low, high = max(-1.0, value - half), min(1.0, value + half)
-    return Estimate("seen-unseen gap", value, low, high, level, method, found[0].prompts + found[1].prompts, n)
+    return Estimate("gap", value, low, high, level, method, found[0].prompts + found[1].prompts, n)
+
+
+def scorer_mismatch(restricted: ScoreMatrix, free: ScoreMatrix, level: float = 0.95) -> Estimate:
+    """Share of the readable free answers that name another choice than restricted choice: near 0 after tuning on the answer form.
+
+    NaN when no answer can be read. Interval: jackknife over prompts and over examples, new ones of both.
+    """
+    read_KN = (free.answers_KN >= 0) & (restricted.answers_KN >= 0)
+    differ_KN = read_KN & (free.answers_KN != restricted.answers_KN)
+    read, differ = int(read_KN.sum()), int(differ_KN.sum())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        without_K, without_N = ((differ - differ_KN.sum(axis)) / (read - read_KN.sum(axis)) for axis in (1, 0))
+    value = differ / read if read else math.nan
+    return jackknifed("mismatch", value, without_K, without_N, read_KN.shape, level)
 
 
 @dataclass(frozen=True)

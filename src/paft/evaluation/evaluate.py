@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from paft.config import EvalConfig
+from paft.errors import ConfigError
 from paft.evaluation.budget import Spent, expected_accuracies, few_estimates, spend
 from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix, restricted_choice
 from paft.evaluation.stats import Estimate, all_estimates, raw_sd
@@ -43,6 +44,8 @@ class Evaluation:
     asked: int
     tokens_read: int = 0
     tokens_alone: int = 0
+    reference: int | None = None
+    """The prompt (row) against which flips are counted."""
 
     @property
     def seconds_K(self) -> list[float]:
@@ -53,7 +56,7 @@ class Evaluation:
     def estimates(self, scorer: Scorer) -> dict[str, Estimate]:
         """All estimates by one scorer, by name."""
         if self.spent.whole:
-            return all_estimates(self.scores[scorer], self.level, list(self.thresholds))
+            return all_estimates(self.scores[scorer], self.level, list(self.thresholds), self.reference)
         return few_estimates(self.scores[scorer], scorer, self.spent, self.thresholds)
 
     def summary(self, scorer: Scorer) -> dict[str, Any]:
@@ -215,6 +218,7 @@ def evaluate(
 
     ranks: processes that share the work; each calls this alike and gets the whole evaluation, rank 0 alone needs the store.
     """
+    reference = reference_row(config.reference, grid)
     asker = Asker(lm, grid, config, store, tick, ranks)
 
     def ask(cells: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
@@ -226,8 +230,19 @@ def evaluate(
     rows = tuple(tuple(row) for row in asker.answers_KN)
     scores: dict[Scorer, ScoreMatrix] = {scorer: asker.matrix(scorer) for scorer in config.scorers}
     settings = config.level, tuple(config.thresholds), spent
-    return Evaluation(
-        grid, asker.fingerprint, scores, rows, *settings, asker.asked, asker.tokens_read, asker.tokens_alone
+    cost = asker.asked, asker.tokens_read, asker.tokens_alone
+    return Evaluation(grid, asker.fingerprint, scores, rows, *settings, *cost, reference)
+
+
+def reference_row(wanted: int | str | None, grid: Grid) -> int | None:
+    """Row of the prompt that is named by its position or its id. Raises ConfigError when there is none."""
+    if wanted is None:
+        return None
+    for row, template in enumerate(grid.templates):
+        if wanted in (row, template.id):
+            return row
+    raise ConfigError(
+        f"evaluate.reference {wanted!r}: expected a position below {grid.shape[0]} or the id of a scored prompt"
     )
 
 

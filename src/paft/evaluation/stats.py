@@ -347,7 +347,7 @@ def consistency(matrix: ScoreMatrix, level: float = 0.95) -> Estimate:
     """Chance that two prompts get the same answer to one example, mean over examples.
 
     Self-pairs do not count, and an unparsable answer agrees with nothing, not even with another one. Interval: new
-    prompts and new examples, see `_jackknifed`. Raises ShapeError as `decompose` does.
+    prompts and new examples, see `jackknifed`. Raises ShapeError as `decompose` does.
     """
     return _of_pairs("consistency", metrics.matches(_answers(matrix)), level)
 
@@ -378,7 +378,7 @@ def kappa(matrix: ScoreMatrix, level: float = 0.95) -> Estimate:
     without_K, without_N = _pairs_without(metrics.matches(answers_KN, invalid_matches=True))
     by_prompt_K = beyond_chance(without_K, counts_CK) if without_K is not None else None
     scale = 1 / (1 - full.expected) if full.expected < 1 else math.nan
-    return _jackknifed("kappa", full.value, by_prompt_K, beyond_chance(without_N, counts_CN), (k, n), level, -1, scale)
+    return jackknifed("kappa", full.value, by_prompt_K, beyond_chance(without_N, counts_CN), (k, n), level, -1, scale)
 
 
 def worst_of(values_KN: np.ndarray, size: int, level: float = 0.95) -> Estimate:
@@ -401,7 +401,7 @@ def worst_of(values_KN: np.ndarray, size: int, level: float = 0.95) -> Estimate:
         without_KN = np.empty((k, n))
         np.put_along_axis(without_KN, order_KN, below_KN + above_KN, 0)
         without_K = without_KN.mean(1)
-    return _jackknifed(f"W@{size}", value, without_K, (per_item_N.sum() - per_item_N) / (n - 1), (k, n), level)
+    return jackknifed(f"W@{size}", value, without_K, (per_item_N.sum() - per_item_N) / (n - 1), (k, n), level)
 
 
 def instance_worst(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
@@ -445,7 +445,7 @@ def _answers(matrix: ScoreMatrix) -> np.ndarray:
 def _of_pairs(name: str, totals_KN: np.ndarray, level: float) -> Estimate:
     """Mean over examples and pairs of prompts, from the sum over all other prompts in each cell."""
     k, n = totals_KN.shape
-    return _jackknifed(name, float(totals_KN.sum()) / (k * (k - 1) * n), *_pairs_without(totals_KN), (k, n), level)
+    return jackknifed(name, float(totals_KN.sum()) / (k * (k - 1) * n), *_pairs_without(totals_KN), (k, n), level)
 
 
 def _pairs_without(totals_KN: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
@@ -456,7 +456,7 @@ def _pairs_without(totals_KN: np.ndarray) -> tuple[np.ndarray | None, np.ndarray
     return without_K, (sum_N.sum() - sum_N) / (k * (k - 1) * (n - 1))
 
 
-def _jackknifed(
+def jackknifed(
     name: str,
     value: float,
     without_K: np.ndarray | None,
@@ -594,8 +594,10 @@ def prompt_sd_value(values_KN: np.ndarray) -> float:
     return math.sqrt(max(0.0, decompose(values_KN).s2_prompt))
 
 
-def all_estimates(matrix: ScoreMatrix, level: float, thresholds: list[float]) -> dict[str, Estimate]:
-    """Every estimate of the report for one table, by name."""
+def all_estimates(
+    matrix: ScoreMatrix, level: float, thresholds: list[float], reference: int | None = None
+) -> dict[str, Estimate]:
+    """Every estimate of the report for one table, by name. reference: the prompt (row) against which flips are counted."""
     values = matrix.values_KN
     found = [
         mean_estimate(values, level),
@@ -611,6 +613,7 @@ def all_estimates(matrix: ScoreMatrix, level: float, thresholds: list[float]) ->
         prompt_sensitivity(values, level),
         instance_worst(values, level),
         *([worst_of(values, 5, level)] if len(values) > 5 else []),  # of 5 it is instance_worst
+        *([flip_rate(matrix, reference, level)] if reference is not None and len(values) > 2 else []),
         mean_estimate((matrix.answers_KN == INVALID).astype(float), level, "invalid"),
     ]
     return {estimate.name: estimate for estimate in found}
