@@ -151,6 +151,16 @@ def test_the_same_seed_gives_the_same_figures_in_another_directory(world, tmp_pa
     assert figures(run(config, tmp_path / "other", "seed=1")) != figures(results)
 
 
+def test_an_adapter_is_trained_on_quantised_weights(world, tmp_path):
+    config, _, plain = world
+    results = run(config, tmp_path, "quantization={load_in_4bit: true}")
+    losses = [row["loss"] for row in results["arms"]["paft"]["train"]["loss"]]
+    assert losses[-1] < losses[0]
+    assert results["arms"]["base"]["fingerprint"] != plain["arms"]["base"]["fingerprint"]
+    with pytest.raises(ConfigError, match="quantised weights cannot be trained"):
+        run(config, tmp_path, "quantization={load_in_4bit: true}", "train.lora=null")
+
+
 def test_fully_trained_weights_come_back_as_the_same_model(world, tmp_path):
     config, _, _ = world
     overrides = ["train.lora=null", "train.epochs=1", "train.learning_rate=1e-3", "arms={base: {}, paft: {train: {}}}"]

@@ -205,6 +205,9 @@ class RunConfig(Strict):
     """Where a model or dataset named by id comes from."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on a GPU that has it, float32 otherwise."""
+    quantization: dict[str, Any] | None = None
+    """Quantise weights while loading: fields of a quantisation configuration of transformers ({load_in_4bit: true} needs
+    paft[quantized])."""
     style: Literal["auto", "chat", "raw"] = "auto"
     """auto: the model's chat template when it has one, else raw text."""
     data: DataConfig = DataConfig()
@@ -224,7 +227,11 @@ class RunConfig(Strict):
             if not name.isidentifier():
                 raise ValueError(f"arms: {name!r} is not a plain name (letters, digits, _)")
             if arm.train is not None:
-                self.training_of(name)
+                settings = self.training_of(name)
+                if settings is not None and settings.lora is None and self.quantization is not None:
+                    raise ValueError(
+                        f"arms.{name}: lora is null and quantization is set; quantised weights cannot be trained"
+                    )
         if self.data.dev_split == self.evaluate.split or self.data.train_split == self.evaluate.split:
             raise ValueError(
                 f"the scored split {self.evaluate.split!r} may not also train or select; choose another evaluate.split"

@@ -286,7 +286,14 @@ def _learners(
     from paft.lm.hf import load_model  # torch starts here, not with `paft --help`
 
     def load(name: str) -> HFModel:
-        return load_model(name, source=config.source, dtype=config.dtype, style=config.style, say=watch.say)
+        return load_model(
+            name,
+            source=config.source,
+            dtype=config.dtype,
+            style=config.style,
+            quantization=config.quantization,
+            say=watch.say,
+        )
 
     with watch.stage("load model"):
         model = load(config.model)

