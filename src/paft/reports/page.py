@@ -116,6 +116,7 @@ class Run:
     loss_axis: plots.Axis
     longest: int
     single: Prompt | None
+    cost: Sequence[tuple[str, Sequence[str]]]
     facts: Sequence[tuple[str, Sequence[tuple[str, str]]]]
     methods: Sequence[tuple[str, str]]
     config: str
@@ -155,7 +156,12 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
     # the template's own style and script are trusted text; the policy lets the browser run exactly this script and load nothing
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
-        runs=runs, style=Markup(style), script=Markup(script), script_hash=digest, why_both=wording.WHY_BOTH
+        runs=runs,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=digest,
+        why_both=wording.WHY_BOTH,
+        cost_columns=tables.COST_COLUMNS,
     )
 
 
@@ -184,6 +190,7 @@ def _run(result: Mapping[str, Any], position: int) -> Run:
         loss_axis=loss_axis,
         longest=longest,
         single=None if single is None else _shown(single, -1, {}),
+        cost=tables.cost_rows(result),
         facts=_facts(result),
         methods=tables.methods(result),
         config=clean(dump_yaml(result["config"])),
@@ -318,14 +325,9 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
     ]
     models = [("Model", config["model"]), ("Seed", str(config["seed"]))]
     for arm in result["arms"].values():
-        asked = f"{arm['fingerprint']}; {wording.thousands(arm['cells_asked'])} cells asked in {wording.duration(arm['score_seconds'])}"
+        asked = arm["fingerprint"]
         if arm["budget"]["cells"] < arm["budget"]["of"]:
             asked += f"; budget {arm['budget']['kind']}: {wording.spent_note(arm)}"
-        if arm.get("tokens_read"):
-            asked += (
-                f"; {wording.thousands(arm['tokens_read'])} tokens computed, {wording.thousands(arm['tokens_alone'])} had every option "
-                "and every free answer been read by itself"
-            )
         if arm["seams"]:
             asked += f"; in {wording.thousands(arm['seams'])} cells a token spans the end of the prompt and the start of the answer"
         models.append((arm["title"], asked))
