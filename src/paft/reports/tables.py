@@ -181,7 +181,7 @@ def cost_rows(result: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
     Tokens avoided are those that a pass of its own for every option and every free answer would have read besides, by the
     cells computed now.
     """
-    rows = []
+    rows: list[tuple[str, tuple[str, ...]]] = []
     for arm in result["arms"].values():
         budget, asked = arm["budget"], arm["cells_asked"]
         read, alone = arm.get("tokens_read", 0), arm.get("tokens_alone", 0)
