@@ -42,7 +42,7 @@ document.querySelectorAll(".exhibit").forEach(function (exhibit) {
         pen.fillStyle = colours[name] = colours[name] || style.getPropertyValue("--m-" + name);
         pen.fillRect(left, top, width, height);
         if (gap && texts[prompts[row] + "-" + examples[column]]) {
-          pen.fillStyle = style.getPropertyValue("--ink");
+          pen.fillStyle = style.getPropertyValue(/wrong|unreadable|first|second/.test(name) ? "--paper" : "--ink");
           pen.fillRect(left + width / 2 - scale, top + height / 2 - scale, 2 * scale, 2 * scale);
         }
       });

@@ -155,8 +155,9 @@ def cells_view(exhibit: Mapping[str, Any], result: Mapping[str, Any]) -> Cells:
             f"{thousands(of_examples)} examples, evenly spaced from the hardest to the easiest over all arms. "
             "Counts and lists rest on all cells; scores.parquet holds every one."
         )
+    holes = any(table["counts"][UNBOUGHT] for table in exhibit["tables"])
     maps = [_map(table, titles, places, prompts, examples, exhibit["texts"]) for table in exhibit["tables"]]
-    maps += [_difference(each, titles, places) for each in exhibit["differences"]]
+    maps += [_difference(each, titles, places, holes) for each in exhibit["differences"]]
     maps.sort(key=lambda each: order[each.scorer])
     return Cells(
         drawn,
@@ -228,7 +229,7 @@ def _map(
     )
 
 
-def _difference(each: Mapping[str, Any], titles: Mapping[str, str], places: Sequence[str]) -> Map:
+def _difference(each: Mapping[str, Any], titles: Mapping[str, str], places: Sequence[str], holes: bool) -> Map:
     a, b, scorer = each["a"], each["b"], each["scorer"]
     only_a, only_b, both, neither = (thousands(count) for count in each["counts"])
     legend = [
@@ -236,7 +237,6 @@ def _difference(each: Mapping[str, Any], titles: Mapping[str, str], places: Sequ
         ("second", f"only {titles[b]} right: {only_b}"),
         ("right", f"both right: {both}"),
         ("neither", f"neither: {neither}"),
-        ("unbought", "not bought by both"),
     ]
     return Map(
         scorer=scorer,
@@ -250,8 +250,8 @@ def _difference(each: Mapping[str, Any], titles: Mapping[str, str], places: Sequ
         columns=" ".join(map(str, each["columns"])),
         order=f"Prompts from where {titles[a]} loses most down to where it gains most, examples likewise from left to right.",
         label=f"{titles[a]} against {titles[b]}, {wording.SCORERS.get(scorer, scorer)}. Of the cells that both bought: "
-        f"{', '.join(text for _, text in legend[:4])}.",
-        legend=legend,
+        f"{', '.join(text for _, text in legend)}.",
+        legend=[*legend, ("unbought", "not bought by both")] if holes else legend,
     )
 
 
@@ -263,18 +263,23 @@ def _listed(
     prompts: Named,
     texts: Sequence[Mapping[str, Any]],
 ) -> Listed:
-    cells = []
+    cells: list[tuple[int, str, str]] = []
+    verdicts: list[str] = []
     for text in texts:
         arm = text["arms"][table["arm"]]
         if text["example"] == example["example"] and arm is not None:
             verdict = _verdict(*arm["scores"][table["scorer"]])
-            cells.append((f"{text['prompt']}-{text['example']}", f"{prompts[text['prompt']][0]}: {verdict}"))
+            key, says = f"{text['prompt']}-{text['example']}", f"{prompts[text['prompt']][0]}: {verdict}"
+            cells.append((verdicts.count(verdict), key, says))
+            verdicts.append(verdict)
     return Listed(
         clean(example["id"]),
-        [(clean(name), _cut(*field)) for name, field in example["fields"].items()],
-        clean(example["answer"]),
+        [(clean(name), wording.first_words(field, 110)) for name, field in example["fields"].items()],
+        wording.first_words(example["answer"], 50),
         f"{right} of {asked}",
-        cells[:BUTTONS],
+        [
+            (key, says) for _, key, says in sorted(cells, key=lambda cell: cell[0])[:BUTTONS]
+        ],  # one of each verdict first
     )
 
 
@@ -285,7 +290,7 @@ def _verdict(choice: int, score: float) -> str:
 
 
 def _in_a_line(example: Mapping[str, Any]) -> str:
-    text = "; ".join(wording.first_words(field[0], 70) for field in example["fields"].values())
+    text = "; ".join(wording.first_words(field, 70) for field in example["fields"].values())
     return f"{clean(example['id'])} \u00b7 {text} \u00b7 right answer: {wording.first_words(example['answer'], 40)}"
 
 
@@ -300,8 +305,8 @@ def _text(
     scorers: Sequence[str],
 ) -> Text:
     k, i, gold = text["prompt"], text["example"], text["gold"]
-    written = {c: clean(surface) for c, surface, _ in text["choices"]}
-    own = {c: clean(choice) for c, _, choice in text["choices"]}
+    written = {c: wording.first_words(surface) for c, surface, _ in text["choices"]}
+    own = {c: wording.first_words(choice, 40) for c, _, choice in text["choices"]}
     more = text["choices_of"] - len(written)
     return Text(
         f"{k}-{i}",
@@ -312,7 +317,7 @@ def _text(
             (role, clean(head), f"{thousands(left_out)} characters left out" if left_out else "", clean(tail))
             for role, head, left_out, tail in text["messages"]
         ],
-        clean(text["target"]),
+        wording.first_words(text["target"]),
         own[gold] if own[gold] != written[gold] else "",
         [written[c] if written[c] == own[c] else f"{written[c]} ({own[c]})" for c in written],
         f"{thousands(more)} more choices are not shown" if more else "",
@@ -335,7 +340,7 @@ def _answer(
     read = {}
     for scorer in scorers:
         choice, score = arm["scores"][scorer]
-        read[scorer] = f"{written[choice] if choice >= 0 else 'no choice, or several'}: {_verdict(choice, score)}"
+        read[scorer] = f"{written[choice] if choice >= 0 else 'no choice or several'}: {_verdict(choice, score)}"
     return Answer(
         said, note, read, [wording.MISSING if x is None else f"{x:.3f}".replace("-", "\u2212") for x in arm["logp"]]
     )

@@ -21,9 +21,9 @@ from paft.lm.types import Answered
 
 ROWS, COLUMNS = 100, 300
 """Most prompts and examples that are drawn; fewer of either when there are many tables."""
-LISTED = 8
+LISTED = 6
 """Examples in each list of a table."""
-TEXTS, CHARACTERS = 200, 250_000
+TEXTS, CHARACTERS = 160, 250_000
 """Most cells that carry text, and most characters of all their prompts and answers together."""
 LONGEST = {"message": 2400, "answer": 400, "choice": 80, "field": 160}
 """Characters that are kept of a text."""
@@ -299,7 +299,7 @@ def _said(answered: Answered) -> list[Any] | None:
 
 def _example(grid: Grid, i: int) -> dict[str, Any]:
     example = grid.examples[i]
-    fields = {name: _start(text, "field") for name, text in itertools.islice(example.fields.items(), FIELDS)}
+    fields = {name: _start(text, "field")[0] for name, text in itertools.islice(example.fields.items(), FIELDS)}
     return {
         "example": i,
         "id": _start(example.id, "choice")[0],

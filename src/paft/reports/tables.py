@@ -164,14 +164,7 @@ def methods(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(", ".join(dict.fromkeys(figures)), method) for method, figures in found.items()]
 
 
-COST_COLUMNS = (
-    "Cells in the table",
-    "computed now",
-    "from the store",
-    "Tokens computed",
-    "avoided",
-    "Seconds",
-)
+COST_COLUMNS = "Cells", "Computed now", "From the store", "Tokens computed", "Tokens avoided", "Seconds"
 """What `cost_rows` lists of an arm."""
 
 
@@ -185,7 +178,11 @@ def cost_rows(result: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
     for arm in result["arms"].values():
         budget, asked = arm["budget"], arm["cells_asked"]
         read, alone = arm.get("tokens_read", 0), arm.get("tokens_alone", 0)
-        tokens = (thousands(read), f"{thousands(alone - read)} of {thousands(alone)}") if read else (MISSING, MISSING)
+        tokens = (
+            (thousands(read), f"{thousands(alone - read)} ({number(1 - read / alone)} %)")
+            if alone
+            else (MISSING, MISSING)
+        )
         bought = f"{thousands(budget['cells'])} of {thousands(budget['of'])}"
         counts = bought, thousands(asked), thousands(budget["cells"] - asked)
         rows.append((clean(arm["title"]), (*counts, *tokens, f"{arm['score_seconds']:,.1f}")))
