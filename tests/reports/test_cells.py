@@ -230,7 +230,10 @@ def test_an_exhibit_of_other_scores_is_left_out(tmp_path: Path) -> None:
     exhibit = exhibit_of(done)
     assert "<canvas" in page_of(told(done), exhibit, tmp_path)
     assert "<canvas" not in page_of(told(done), None, tmp_path)
-    assert "<canvas" not in page_of(told({"a": arm(["RR", "RR"])}), exhibit, tmp_path)
+    for other in (told({"a": arm(["RR", "RR"])}), exhibit), (told(done), {**exhibit, "version": 0}):
+        page = page_of(*other, tmp_path)
+        assert "<canvas" not in page
+        assert "are of other scores" in page
 
 
 def test_a_damaged_exhibit_is_one_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 // Maps of prompts by examples: one is shown at a time; a cell picked in it, or from a list, is spelled out below it.
 document.querySelectorAll(".exhibit").forEach(function (exhibit) {
   var views = Array.from(exhibit.querySelectorAll(".view")), picked = exhibit.querySelector(".picked");
+  var detail = exhibit.querySelector(".detail"), hint = detail.textContent;
   var names = Array.from(exhibit.querySelectorAll(".names")).map(function (list) {
     return Array.from(list.children, function (item) { return item.textContent; });
   });
@@ -23,6 +24,11 @@ document.querySelectorAll(".exhibit").forEach(function (exhibit) {
     if (both.indexOf(".") >= 0) return "unbought";
     if ((both[0] === "R") === (both[1] === "R")) return both[0] === "R" ? "right" : "neither";
     return both[0] === "R" ? "first" : "second";
+  }
+
+  // The same as the legend says it.
+  function said(view, row, column) {
+    return view.querySelector(".swatch." + kind(view, row, column)).textContent.replace(/: [\d,]+$/, "");
   }
 
   function draw(view) {
@@ -61,7 +67,7 @@ document.querySelectorAll(".exhibit").forEach(function (exhibit) {
     exhibit.querySelectorAll(".switches button").forEach(function (button) {
       button.setAttribute("aria-pressed", button.dataset.scorer === scorer || button.dataset.show === what);
     });
-    current.querySelector(".legend").after(picked);
+    current.querySelector(".legend").after(detail, picked);
     draw(current);
     if (at) tell();
   }
@@ -77,11 +83,11 @@ document.querySelectorAll(".exhibit").forEach(function (exhibit) {
     picked.replaceChildren();
     if (texts[at.key]) { picked.append(texts[at.key].cloneNode(true)); return; }
     var states = views.filter(function (view) { return view.canvas.dataset.cells; }).map(function (view) {
-      return view.querySelector("h3").textContent + ": " + kind(view, at.row, at.column);
+      return view.querySelector("h3").textContent + ": " + said(view, at.row, at.column);
     });
     add("p", names[0][at.row], picked).dir = "auto";
     add("p", names[1][at.column], picked).dir = "auto";
-    add("p", states.join("; ").replace(/unbought/g, "not bought") + ".", picked);
+    add("p", states.join("; ") + ".", picked);
     add("p", "The text of this cell is not on the page.", picked).className = "note";
     var near = nearest();
     if (near) add("button", "Nearest cell that is spelled out", picked).dataset.cell = near;
@@ -101,12 +107,11 @@ document.querySelectorAll(".exhibit").forEach(function (exhibit) {
     draw(current);
     tell();
   }
-  function place(event) {
+  // Row and column on the map under the pointer.
+  function under(event) {
     var box = current.canvas.getBoundingClientRect();
     var x = Math.floor((event.clientX - box.left) / current.width), y = Math.floor((event.clientY - box.top) / current.height);
-    x = Math.max(0, Math.min(current.columns.length - 1, x));
-    y = Math.max(0, Math.min(current.rows.length - 1, y));
-    pickAt(y, x);
+    return [Math.max(0, Math.min(current.rows.length - 1, y)), Math.max(0, Math.min(current.columns.length - 1, x))];
   }
   function pickAt(y, x) {
     var row = current.rows[y], column = current.columns[x];
@@ -115,7 +120,7 @@ document.querySelectorAll(".exhibit").forEach(function (exhibit) {
 
   exhibit.addEventListener("click", function (event) {
     var button = event.target.closest("button");
-    if (event.target === current.canvas) place(event);
+    if (event.target === current.canvas) pickAt.apply(null, under(event));
     if (!button) return;
     if (button.dataset.cell) {
       var parts = button.dataset.cell.split("-");
@@ -123,6 +128,12 @@ document.querySelectorAll(".exhibit").forEach(function (exhibit) {
       picked.scrollIntoView({ block: "nearest" });
     } else show(button.dataset.scorer || current.dataset.scorer, button.dataset.show || current.dataset.show);
   });
+  exhibit.addEventListener("pointermove", function (event) {
+    if (event.target !== current.canvas) { detail.textContent = hint; return; }
+    var place = under(event), row = current.rows[place[0]], column = current.columns[place[1]];
+    detail.textContent = said(current, row, column) + " \u2014 " + names[0][row] + " \u2014 " + names[1][column];
+  });
+  exhibit.addEventListener("pointerleave", function () { detail.textContent = hint; });
   exhibit.addEventListener("keydown", function (event) {
     var step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
     if (!step || event.target !== current.canvas) return;
@@ -132,7 +143,7 @@ document.querySelectorAll(".exhibit").forEach(function (exhibit) {
   });
   addEventListener("resize", function () { draw(current); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", function () { draw(current); });
-  exhibit.querySelector(".switches").hidden = false;
+  exhibit.querySelector(".switches").hidden = detail.hidden = false;
   var shown = exhibit.querySelectorAll(".switches [data-show]");
   var last = views.filter(function (view) { return view.canvas.dataset.cells && view.dataset.scorer === views[0].dataset.scorer; }).pop();
   if (shown.length < 2) shown[0].parentNode.hidden = true;

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paft.reports import wording
-from paft.reports.exhibit import RIGHT, TIED, UNBOUGHT, UNREADABLE, WRONG
+from paft.reports.exhibit import RIGHT, TIED, UNBOUGHT, UNREADABLE, VERSION, WRONG
 from paft.reports.wording import clean, thousands
 
 KINDS = {
@@ -125,14 +125,18 @@ class Cells:
     spelled: str
 
 
-def fits(exhibit: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-    """Whether an exhibit was made from the scores that the result tells of."""
+def missing(exhibit: Mapping[str, Any] | None, result: Mapping[str, Any]) -> str:
+    """Why an exhibit cannot be shown beside a result; empty when it can."""
+    if exhibit is None:
+        return "Of this run no single cells were kept for the report; score it again to see them."
     made_of = {
         "prompts": [prompt["id"] for prompt in result["prompts"]["test"]],
         "examples": result["task"]["test_examples"],
         "arms": {name: [arm["fingerprint"], arm["budget"]["cells"]] for name, arm in result["arms"].items()},
     }
-    return bool(exhibit["of"] == made_of)
+    if exhibit.get("version") != VERSION or exhibit["of"] != made_of:
+        return "The cells in exhibit.json are of other scores, or by another version of paft, and left out; score the run again."
+    return ""
 
 
 def cells_view(exhibit: Mapping[str, Any], result: Mapping[str, Any]) -> Cells:
@@ -291,7 +295,7 @@ def _verdict(choice: int, score: float) -> str:
 
 def _in_a_line(example: Mapping[str, Any]) -> str:
     text = "; ".join(wording.first_words(field, 70) for field in example["fields"].values())
-    return f"{clean(example['id'])} \u00b7 {text} \u00b7 right answer: {wording.first_words(example['answer'], 40)}"
+    return f"{clean(example['id'])} \u00b7 {wording.first_words(text, 110)} \u00b7 right answer: {wording.first_words(example['answer'], 40)}"
 
 
 def _cut(text: str, left_out: int) -> str:

@@ -30,6 +30,8 @@ LONGEST = {"message": 2400, "answer": 400, "choice": 80, "field": 160}
 CHOICES, FIELDS = 8, 6
 """Choices of a cell and fields of an example that are kept."""
 
+VERSION = 1
+"""Of the shape of an exhibit; a page is not made from one of another."""
 LETTERS = RIGHT, TIED, WRONG, UNREADABLE, UNBOUGHT = "RTWU."
 """A cell of a drawn table."""
 
@@ -61,6 +63,7 @@ def exhibit_of(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     texts = _texts(grid, evaluations, _cells_with_text(grid, evaluations, shown, drawn))
     named = sorted({*drawn[1], *(i for table in shown for key in ("breaks", "lost") for i, *_ in table[key]["listed"])})
     return {
+        "version": VERSION,
         "of": {
             "prompts": [template.id for template in grid.templates],
             "examples": grid.shape[1],
@@ -190,7 +193,7 @@ def _cells_with_text(
     drawn: tuple[list[int], list[int]],
 ) -> dict[tuple[int, int], Reason]:
     """The cells that carry text, with the first reason: of each listed example that breaks one cell that is right and one that
-    is not, of each lost one one cell, prompts in turn, as far as half of all; then of the drawn cells those with an unreadable answer,
+    is not, of each lost one one cell, prompts in turn, as far as two thirds of all; then of the drawn cells those with an unreadable answer,
     those that arms answer differently, and wrong ones, an equal part each, prompts in turn.
     """
     found: dict[tuple[int, int], Reason] = {}
@@ -203,7 +206,7 @@ def _cells_with_text(
                     for value in wanted:
                         prompts = np.flatnonzero(values_KN[:, i] == value)
                         found.setdefault((int(prompts[next(turns) % len(prompts)]), i), reason)
-    found = dict(itertools.islice(found.items(), TEXTS // 2))
+    found = dict(itertools.islice(found.items(), 2 * TEXTS // 3))
 
     def any_arm(of: Any) -> np.ndarray:
         masks: list[np.ndarray] = [

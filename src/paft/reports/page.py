@@ -16,7 +16,7 @@ from markupsafe import Markup
 from paft.config import dump_yaml
 from paft.errors import DataError
 from paft.reports import plots, tables, wording
-from paft.reports.cells import Cells, cells_view, fits
+from paft.reports.cells import Cells, cells_view, missing
 from paft.reports.checks import check, complete
 from paft.reports.wording import clean
 from paft.store import write_text
@@ -118,6 +118,7 @@ class Run:
     longest: int
     single: Prompt | None
     cells: Cells | None
+    no_cells: str
     cost: Sequence[tuple[str, Sequence[str]]]
     facts: Sequence[tuple[str, Sequence[tuple[str, str]]]]
     methods: Sequence[tuple[str, str]]
@@ -182,6 +183,7 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
     training, loss_axis, longest = _training(arms)
     last_accuracy_K = arms[-1].result["scores"][main]["accuracy_K"]
     single = result["prompts"]["single"]
+    no_cells = missing(exhibit, result)
     mean = arms[-1].result["scores"][main]["estimates"]["mean"]
     return Run(
         anchor=f"run-{position + 1}",
@@ -199,7 +201,8 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
         loss_axis=loss_axis,
         longest=longest,
         single=None if single is None else _shown(single, -1, {}),
-        cells=cells_view(exhibit, result) if exhibit is not None and fits(exhibit, result) else None,
+        cells=None if exhibit is None or no_cells else cells_view(exhibit, result),
+        no_cells=no_cells,
         cost=tables.cost_rows(result),
         facts=_facts(result),
         methods=tables.methods(result),
