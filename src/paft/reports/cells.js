@@ -11,6 +11,7 @@ document.querySelectorAll(".exhibit").forEach(function (exhibit) {
   exhibit.querySelectorAll("article").forEach(function (article) { texts[article.dataset.key] = article; });
   views.forEach(function (view) {
     view.canvas = view.querySelector("canvas");
+    view.canvas.parentNode.hidden = false;
     view.rows = view.canvas.dataset.rows.split(" ").map(Number);
     view.columns = view.canvas.dataset.columns.split(" ").map(Number);
     if (view.canvas.dataset.cells) tables[view.dataset.scorer + " " + view.dataset.show] = view.canvas.dataset.cells;

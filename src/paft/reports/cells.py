@@ -14,7 +14,7 @@ KINDS = {
     RIGHT: ("right", "right"),
     TIED: ("tied", "right among tied choices"),
     WRONG: ("wrong", "wrong"),
-    UNREADABLE: ("unreadable", "unreadable answer"),
+    UNREADABLE: ("unreadable", "unreadable"),
     UNBOUGHT: ("unbought", "not bought"),
 }
 """Letters of a drawn table: (class in the style sheet, what a reader is told)."""
@@ -172,7 +172,7 @@ def cells_view(exhibit: Mapping[str, Any], result: Mapping[str, Any]) -> Cells:
         [" ".join(map(str, rows)), " ".join(map(str, columns))],
         texts,
         f"{thousands(len(texts))} cells are spelled out: for each listed example one that is right and one that is wrong, then unreadable "
-        "answers, cells on which arms differ and wrong ones, prompts in turn. Long texts are cut where it says so.",
+        "answers, cells on which arms differ and wrong ones, prompts in turn. Long texts are shortened, and say so.",
     )
 
 
@@ -228,7 +228,7 @@ def _map(
         median=prompts[table["median"]][0],
         breaks=listed("breaks"),
         lost=listed("lost"),
-        summary=f"Of {thousands(table['judged'])} examples asked under two prompts or more, {thousands(table['all_right'])} are right under "
+        summary=f"Of {thousands(table['judged'])} examples asked under at least two prompts, {thousands(table['all_right'])} are right under "
         f"all of them, {thousands(breaks)} right under some and wrong under others, {thousands(lost)} right under none.",
     )
 
