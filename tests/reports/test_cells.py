@@ -149,6 +149,7 @@ def test_many_cells_and_long_texts_stay_bounded() -> None:
     assert 50 < len(shown) <= TEXTS
     assert sum(len(head) + len(tail) for _, head, _, tail in shown) <= CHARACTERS
     assert all(len(head) + len(tail) == LONGEST["message"] and left_out > 2000 for _, head, left_out, tail in shown)
+    assert {text["why"] for text in exhibit["texts"]} == {"breaks", "wrong"}  # none is lost, unreadable or other arms'
     assert len(json.dumps(exhibit)) < 1_000_000
 
 
@@ -223,6 +224,25 @@ def test_two_by_two_is_enough(arms: int, tmp_path: Path) -> None:
     text = Tags(page_of(told(done), exhibit_of(done), tmp_path)).text
     assert "1 right under some and wrong under others, 0 right under none" in text
     assert ("against a" in text) == (arms > 1)
+
+
+@pytest.mark.parametrize("scorer", ["likelihood", "generation"])
+def test_one_scorer_shows_what_it_has(scorer: Any, tmp_path: Path) -> None:
+    task = load_task(str(tiny.write_task(tmp_path / "data")))
+    grid = Grid(PromptSet.load(str(tiny.write_prompts(tmp_path))).test, task.split("test").examples[:4])
+    done = {"tiny": evaluate(tiny.hf_model(), grid, EvalConfig(scorers=[scorer]))}
+    page = page_of(told(done), exhibit_of(done), tmp_path)
+    assert ('<th scope="row">Free answer</th>' in page) == (scorer == "generation")
+    assert ("log p, nats" in page) == (scorer == "likelihood")
+
+
+def test_a_cell_that_one_arm_did_not_buy_says_so(tmp_path: Path) -> None:
+    done = {"a": arm(["R.WR", "WRRW", "RRWW"]), "b": arm(["RRW.", "W.RW", "RWRW"])}
+    exhibit = exhibit_of(done)
+    text = Tags(page_of(told(done), exhibit, tmp_path)).text
+    assert "not bought" in text[text.index("cells that are spelled out") :]
+    (free,) = (each for each in exhibit["differences"] if each["scorer"] == "generation")
+    assert sum(free["counts"]) == 9  # three of twelve are known of one arm only
 
 
 def test_an_exhibit_of_other_scores_is_left_out(tmp_path: Path) -> None:

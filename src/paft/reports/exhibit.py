@@ -60,7 +60,7 @@ def exhibit_of(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     )
     drawn = sorted(rows), sorted(columns)
     shown = [_table(arm, scorer, matrix, drawn) for (arm, scorer), matrix in tables.items()]
-    texts = _texts(grid, evaluations, _cells_with_text(grid, evaluations, shown, drawn))
+    texts = _texts(grid, evaluations, _cells_with_text(grid, tables, shown, drawn))
     named = sorted({*drawn[1], *(i for table in shown for key in ("breaks", "lost") for i, *_ in table[key]["listed"])})
     return {
         "version": VERSION,
@@ -94,10 +94,11 @@ def _spread(order: Sequence[int] | np.ndarray, count: int) -> list[int]:
 def _table(arm: str, scorer: str, matrix: ScoreMatrix, drawn: tuple[list[int], list[int]]) -> dict[str, Any]:
     """One drawn table with its figures over all cells that were bought.
 
-    cells: a letter per drawn cell, prompt by prompt; counts: of each letter over all cells. rows, columns: orders of the drawn prompts (lowest accuracy first) and
-    examples (hardest first). prompts: of every drawn prompt the counts of each kind, and against the best and the median prompt
-    the examples that are fully right there and not here, and the other way round. breaks: examples right under some prompts and
-    wrong under others, the most evenly split first, as (example, right, asked); lost: those right under none.
+    cells: a letter per drawn cell, prompt by prompt; counts: of each letter over all cells. rows, columns: orders of the drawn
+    prompts (lowest accuracy first) and examples (hardest first). prompts: of every drawn prompt the counts of each letter, and
+    against the best and the median prompt the examples that are fully right there and not here, and the other way round.
+    Of the examples asked under two prompts at least (judged), all_right: how many are fully right under all; breaks: those right
+    under some and wrong under others, the most evenly split first, as (example, right, asked); lost: those right under none.
     """
     values_KN, observed_KN = matrix.values_KN, matrix.observed_KN
     letters_KN = np.full(values_KN.shape, UNBOUGHT)
@@ -188,19 +189,19 @@ def _differences(tables: Tables, arms: Sequence[str], drawn: tuple[list[int], li
 
 def _cells_with_text(
     grid: Grid,
-    evaluations: Mapping[str, Evaluation],
+    tables: Tables,
     shown: Sequence[Mapping[str, Any]],
     drawn: tuple[list[int], list[int]],
 ) -> dict[tuple[int, int], Reason]:
     """The cells that carry text, with the first reason: of each listed example that breaks one cell that is right and one that
-    is not, of each lost one one cell, prompts in turn, as far as two thirds of all; then of the drawn cells those with an unreadable answer,
-    those that arms answer differently, and wrong ones, an equal part each, prompts in turn.
+    is not, of each lost one one cell, prompts in turn, as far as two thirds of all; then of the drawn cells those with an
+    unreadable answer, those that an arm scores unlike the last arm, and wrong ones, an equal part each, prompts in turn.
     """
     found: dict[tuple[int, int], Reason] = {}
     turns = itertools.count()
     for place in range(LISTED):
         for table in shown:
-            values_KN = evaluations[table["arm"]].scores[table["scorer"]].values_KN
+            values_KN = tables[table["arm"], table["scorer"]].values_KN
             for reason, wanted in (("breaks", (0, 1)), ("lost", (0,))):
                 for i, *_ in table[reason]["listed"][place : place + 1]:
                     for value in wanted:
@@ -208,17 +209,14 @@ def _cells_with_text(
                         found.setdefault((int(prompts[next(turns) % len(prompts)]), i), reason)
     found = dict(itertools.islice(found.items(), 2 * TEXTS // 3))
 
-    def any_arm(of: Any) -> np.ndarray:
-        masks: list[np.ndarray] = [
-            of(scorer, matrix) for done in evaluations.values() for scorer, matrix in done.scores.items()
-        ]
-        return np.any(masks, axis=0)
-
-    last = list(evaluations.values())[-1].scores
+    last = list(tables)[-1][0]
     kinds = {
-        "unreadable": any_arm(lambda _, matrix: matrix.answers_KN == INVALID),
-        "differs": any_arm(lambda scorer, matrix: np.abs(matrix.values_KN - last[scorer].values_KN) > 0),
-        "wrong": any_arm(lambda _, matrix: matrix.values_KN == 0),
+        "unreadable": np.any([matrix.answers_KN == INVALID for matrix in tables.values()], axis=0),
+        "differs": np.any(
+            [np.abs(matrix.values_KN - tables[last, scorer].values_KN) > 0 for (_, scorer), matrix in tables.items()],
+            axis=0,
+        ),
+        "wrong": np.any([matrix.values_KN == 0 for matrix in tables.values()], axis=0),
     }
     for left, (reason, mask_KN) in zip((3, 2, 1), kinds.items(), strict=True):
         queues = [
@@ -243,9 +241,11 @@ def _draw(grid: Grid, k: int, i: int) -> bytes:
 def _texts(
     grid: Grid, evaluations: Mapping[str, Evaluation], cells: Mapping[tuple[int, int], Reason]
 ) -> list[dict[str, Any]]:
-    """The texts of these cells as far as CHARACTERS reach, prompt by prompt."""
+    """The texts of these cells in the order of the grid. Where CHARACTERS do not reach, every reason loses its last cells."""
     found, size = {}, 0
-    for (k, i), reason in cells.items():
+    places = {reason: itertools.count() for reason in cells.values()}
+    turn = {cell: next(places[reason]) for cell, reason in cells.items()}
+    for (k, i), reason in sorted(cells.items(), key=lambda item: turn[item[0]]):
         text = _text(grid, evaluations, k, i)
         size += sum(len(part) for _, *parts in text["messages"] for part in parts if isinstance(part, str))
         size += sum(len(arm["said"][0]) for arm in text["arms"].values() if arm and arm["said"])
