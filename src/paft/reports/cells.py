@@ -58,17 +58,16 @@ class Listed:
 
 @dataclass(frozen=True)
 class Map:
-    """A drawn table, or with `b` the difference of two (then `cells` is empty and the script takes those of both).
+    """A drawn table, or the difference of two arms.
 
-    rows, columns: positions in their order on the map.
+    show: the arm's place, of a difference both places ("2-0"), whose letters the script takes from their tables: `cells` is empty.
+    rows, columns: drawn prompts and examples in their order on the map.
     """
 
     scorer: str
     scorer_title: str
     show: str
     title: str
-    a: str
-    b: str
     cells: str
     rows: str
     columns: str
@@ -150,7 +149,7 @@ def cells_view(exhibit: Mapping[str, Any], result: Mapping[str, Any]) -> Cells:
     }
     examples = {each["example"]: each for each in exhibit["examples"]}
     rows, columns = exhibit["drawn"]["prompts"], exhibit["drawn"]["examples"]
-    texts = [_text(text, prompts, examples, list(order)) for text in exhibit["texts"]]
+    texts = [_text(text, prompts, examples, places, list(order)) for text in exhibit["texts"]]
     of_prompts, of_examples = len(prompts), exhibit["of"]["examples"]
     drawn = ""
     if len(columns) < of_examples or len(rows) < of_prompts:
@@ -205,8 +204,6 @@ def _map(
         scorer_title=wording.SCORERS.get(scorer, scorer),
         show=str(places.index(arm)),
         title=titles[arm],
-        a=arm,
-        b="",
         cells=table["cells"],
         rows=" ".join(map(str, table["rows"])),
         columns=" ".join(map(str, table["columns"])),
@@ -247,8 +244,6 @@ def _difference(each: Mapping[str, Any], titles: Mapping[str, str], places: Sequ
         scorer_title=wording.SCORERS.get(scorer, scorer),
         show=f"{places.index(a)}-{places.index(b)}",
         title=f"{titles[a]} against {titles[b]}",
-        a=a,
-        b=b,
         cells="",
         rows=" ".join(map(str, each["rows"])),
         columns=" ".join(map(str, each["columns"])),
@@ -267,7 +262,7 @@ def _listed(
     prompts: Named,
     texts: Sequence[Mapping[str, Any]],
 ) -> Listed:
-    cells: list[tuple[int, str, str]] = []
+    cells: list[tuple[int, str, str]] = []  # one of each verdict comes first
     verdicts: list[str] = []
     for text in texts:
         arm = text["arms"][table["arm"]]
@@ -281,9 +276,7 @@ def _listed(
         [(clean(name), wording.first_words(field, 110)) for name, field in example["fields"].items()],
         wording.first_words(example["answer"], 50),
         f"{right} of {asked}",
-        [
-            (key, says) for _, key, says in sorted(cells, key=lambda cell: cell[0])[:BUTTONS]
-        ],  # one of each verdict first
+        [(key, says) for _, key, says in sorted(cells, key=lambda cell: cell[0])[:BUTTONS]],
     )
 
 
@@ -306,11 +299,12 @@ def _text(
     text: Mapping[str, Any],
     prompts: Named,
     examples: Mapping[int, Mapping[str, Any]],
+    arms: Sequence[str],
     scorers: Sequence[str],
 ) -> Text:
-    k, i, gold = text["prompt"], text["example"], text["gold"]
+    k, i = text["prompt"], text["example"]
     written = {c: wording.first_words(surface) for c, surface, _ in text["choices"]}
-    own = {c: wording.first_words(choice, 40) for c, _, choice in text["choices"]}
+    own = {c: "" if surface == choice else wording.first_words(choice, 40) for c, surface, choice in text["choices"]}
     more = text["choices_of"] - len(written)
     return Text(
         f"{k}-{i}",
@@ -322,16 +316,14 @@ def _text(
             for role, head, left_out, tail in text["messages"]
         ],
         wording.first_words(text["target"]),
-        own[gold] if own[gold] != written[gold] else "",
-        [written[c] if written[c] == own[c] else f"{written[c]} ({own[c]})" for c in written],
+        own[text["gold"]],
+        [f"{written[c]} ({own[c]})" if own[c] else written[c] for c in written],
         f"{thousands(more)} more choices are not shown" if more else "",
-        [_answer(arm, gold, written, scorers) for arm in text["arms"].values()],
+        [_answer(text["arms"][arm], written, scorers) for arm in arms],
     )
 
 
-def _answer(
-    arm: Mapping[str, Any] | None, gold: int, written: Mapping[int, str], scorers: Sequence[str]
-) -> Answer | None:
+def _answer(arm: Mapping[str, Any] | None, written: Mapping[int, str], scorers: Sequence[str]) -> Answer | None:
     if arm is None:
         return None
     said, note = None, ""
