@@ -20,8 +20,8 @@ KINDS = {
 """Letters of a drawn table: (class in the style sheet, what a reader is told)."""
 
 REASONS = {
-    "breaks": "Listed above: this example is right under some prompts and wrong under others.",
-    "lost": "Listed above: this example is right under no prompt.",
+    "breaks": "The example is listed: right under some prompts and wrong under others.",
+    "lost": "The example is listed: right under no prompt.",
     "unreadable": "An answer names no choice, or several.",
     "differs": "The arms do not score alike.",
     "wrong": "A wrong answer.",
@@ -336,7 +336,7 @@ def _answer(arm: Mapping[str, Any] | None, written: Mapping[int, str], scorers: 
     read = {}
     for scorer in scorers:
         choice, score = arm["scores"][scorer]
-        read[scorer] = f"{written[choice] if choice >= 0 else 'no choice or several'}: {_verdict(choice, score)}"
+        read[scorer] = f"{_verdict(choice, score)}: {written[choice] if choice >= 0 else 'no choice, or several'}"
     return Answer(
         said, note, read, [wording.MISSING if x is None else f"{x:.3f}".replace("-", "\u2212") for x in arm["logp"]]
     )
