@@ -44,7 +44,11 @@ def world(tmp_path_factory) -> tuple[Path, Path, dict]:
 
 def test_a_run_leaves_all_it_promises(world):
     _, out, results = world
-    for name in ("config.yaml", "environment.json", "prompts.yaml", "cells.sqlite", "results.json", "scores.parquet"):
+    settings, cells = (
+        ("config.yaml", "environment.json", "prompts.yaml"),
+        ("cells.sqlite", "scores.parquet", "exhibit.json"),
+    )
+    for name in (*settings, *cells, "results.json"):
         assert (out / name).stat().st_size > 0, name
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     assert (out / "report.md").exists()

@@ -251,10 +251,11 @@ def report(
 
     Example: paft report runs/demo -o report.html
     """
-    from paft.pipeline import load_results
+    from paft.pipeline import load_exhibit, load_results
     from paft.reports import write_report
 
-    write_report([load_results(path) for path in runs], html=out, markdown=out.with_suffix(".md"))
+    results, exhibits = [load_results(path) for path in runs], [load_exhibit(path) for path in runs]
+    write_report(results, html=out, markdown=out.with_suffix(".md"), exhibits=exhibits)
     typer.echo(out)
 
 

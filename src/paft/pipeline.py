@@ -39,7 +39,7 @@ from paft.lm.types import LM
 from paft.prompts import PromptSet, PromptSplit, Template
 from paft.prompts.measures import mmd_test
 from paft.prompts.similarity import similarity_matrix
-from paft.reports import write_report
+from paft.reports import exhibit_of, write_report
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, read_jsonl, write_json, write_text
 from paft.tasks import Example, Split, Task, load_task
 from paft.tasks.types import content_id
@@ -180,7 +180,8 @@ def run(
             if "score" in wanted:
                 write_json(folder.results, results)
             if "report" in wanted and "score" in wanted:
-                write_report([results], html=folder.report_html, markdown=folder.report_md)
+                shown = [load_exhibit(folder.root)]
+                write_report([results], html=folder.report_html, markdown=folder.report_md, exhibits=shown)
                 watch.say(f"report: {folder.report_html}")
     return results
 
@@ -250,6 +251,7 @@ def _run_arms(
                 arms[name] = _arm_result(config, name, folder.arm(name), evaluations[name], others) | cost
     if "score" in wanted and ranks.rank == 0:
         _write_cells(folder, evaluations)
+        write_json(folder.exhibit, exhibit_of(evaluations), indent=None)
     return {
         "paft": metadata.version("paft"),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -665,4 +667,16 @@ def load_results(path: Path) -> dict[str, Any]:
     return value
 
 
-__all__ = ["LM", "Materials", "Stage", "Watcher", "environment", "load_results", "prepare", "run"]
+def load_exhibit(path: Path) -> dict[str, Any] | None:
+    """The cells to show of the run whose directory or results.json this is; None for a run that was scored before there were any."""
+    file = RunDir(path if path.is_dir() else path.parent).exhibit
+    if not file.exists():
+        return None
+    try:
+        found: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); delete it to do without, or score the run again") from None
+    return found
+
+
+__all__ = ["LM", "Materials", "Stage", "Watcher", "environment", "load_exhibit", "load_results", "prepare", "run"]

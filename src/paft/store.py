@@ -9,7 +9,8 @@ RUN/
   <arm>/steps.jsonl  one line per update: prompts, examples, loss
   <arm>/dev.jsonl    checks on dev prompts
   <arm>/train.json   settings and fingerprint of the training, what it did
-  results.json       every estimate; scores.parquet: every cell; report.html, report.md
+  results.json       every estimate; scores.parquet: every cell; exhibit.json: the cells that the report shows
+  report.html, report.md
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Write JSON whole or not at all."""
-    write_text(path, _json(value, indent=1) + "\n")
+    write_text(path, _json(value, indent) + "\n")
 
 
 def _json(value: Any, indent: int | None = None) -> str:
@@ -162,6 +163,11 @@ class RunDir:
     def scores(self) -> Path:
         """All cells as a table."""
         return self.root / "scores.parquet"
+
+    @property
+    def exhibit(self) -> Path:
+        """The cells that the report shows."""
+        return self.root / "exhibit.json"
 
     @property
     def report_html(self) -> Path:

@@ -22,6 +22,7 @@ from paft.grid import Grid
 from paft.reports import markdown_table, write_report
 from paft.reports.checks import check
 from paft.reports.plots import RADIUS, axis, loss_curve, strip, swarm
+from paft.reports.tables import cost_rows
 from paft.reports.wording import clean, first_words, headline, number, signed, verdicts
 
 HOSTILE = "</title></svg><script>alert(\"x\")</script><img src=http://evil.example/x.png onerror=alert(1)> & 'quoted'"
@@ -360,7 +361,17 @@ def test_one_arm_one_scorer_no_thresholds(scorer: str, tmp_path: Path) -> None:
     assert "Share of prompts at" not in text
     assert ("Tokens per answer" in text) == (scorer == "generation")
     assert verdicts(result, scorer) == []
-    assert markdown_table([result]).count("| only |") == 1
+    assert markdown_table([result]).count("| only |") == 2  # one table of figures, one of costs
+
+
+def test_cost_tells_spent_from_avoided(three: dict[str, Any], tmp_path: Path) -> None:
+    result = copy.deepcopy(three)
+    result["arms"]["one"] |= {"cells_asked": 100, "tokens_read": 4000, "tokens_alone": 50_000, "score_seconds": 71.25}
+    rows = dict(cost_rows(result))
+    assert rows["one"] == ("360 of 360", "100", "260", "4,000", "46,000 (92.0 %)", "71.2")
+    assert rows["base"][3:5] == ("\u2013", "\u2013")  # a run from before tokens were counted
+    assert "46,000 (92.0 %)" in Tags(page_of([result], tmp_path)).text
+    assert "| one | 360 of 360 | 100 | 260 | 4,000 | 46,000 (92.0 %) | 71.2 |" in markdown_table([result])
 
 
 def test_two_prompts_are_enough(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ document.querySelectorAll(".strips").forEach(function (figure) {
   figure.addEventListener("click", show);
   figure.addEventListener("pointerleave", function (event) { if (event.pointerType === "mouse") clear(); });
 });
-// On paper nothing can be unfolded.
+// On paper nothing can be unfolded. Single cells are too many for it.
 var unfolded = [];
 addEventListener("beforeprint", function () {
-  document.querySelectorAll("details:not([open])").forEach(function (part) { part.open = true; unfolded.push(part); });
+  document.querySelectorAll("details:not([open], .spelled)").forEach(function (part) { part.open = true; unfolded.push(part); });
 });
 addEventListener("afterprint", function () { unfolded.splice(0).forEach(function (part) { part.open = false; }); });

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from paft.config import dump_yaml
 from paft.errors import DataError
 from paft.reports import plots, tables, wording
+from paft.reports.cells import Cells, cells_view, missing
 from paft.reports.checks import check, complete
 from paft.reports.wording import clean
 from paft.store import write_text
@@ -116,6 +117,9 @@ class Run:
     loss_axis: plots.Axis
     longest: int
     single: Prompt | None
+    cells: Cells | None
+    no_cells: str
+    cost: Sequence[tuple[str, Sequence[str]]]
     facts: Sequence[tuple[str, Sequence[tuple[str, str]]]]
     methods: Sequence[tuple[str, str]]
     config: str
@@ -123,28 +127,35 @@ class Run:
     result: Mapping[str, Any]
 
 
-def write_report(results: Sequence[dict[str, Any]], *, html: Path, markdown: Path | None) -> None:
+def write_report(
+    results: Sequence[dict[str, Any]],
+    *,
+    html: Path,
+    markdown: Path | None,
+    exhibits: Sequence[Mapping[str, Any] | None] | None = None,
+) -> None:
     """Write the page of these runs, one section each, and the Markdown table beside it.
 
-    Raises DataError, before anything is written, when a result contradicts itself.
+    exhibits: of each run what `exhibit_of` chose of its cells, None where there is nothing. Raises DataError, before anything is written, when a result contradicts itself.
     """
-    page = render(results)
+    page = render(results, exhibits or [None] * len(results))
     table = tables.markdown_table(results) if markdown is not None else ""
     write_text(html, page)
     if markdown is not None:
         write_text(markdown, table)
 
 
-def render(results: Sequence[Mapping[str, Any]]) -> str:
+def render(results: Sequence[Mapping[str, Any]], exhibits: Sequence[Mapping[str, Any] | None]) -> str:
     """The page as text."""
     if not results:
         raise DataError("no results to report; give at least one finished run directory")
     runs = []
-    for position, result in enumerate(results):
+    for position, (result, exhibit) in enumerate(zip(results, exhibits, strict=True)):
         with complete(result):
             check(result)
-            runs.append(_run(result, position))
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+            runs.append(_run(result, exhibit, position))
+    style, *scripts = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "cells.js"))
+    script = "".join(scripts)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -155,11 +166,16 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
     # the template's own style and script are trusted text; the policy lets the browser run exactly this script and load nothing
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
-        runs=runs, style=Markup(style), script=Markup(script), script_hash=digest, why_both=wording.WHY_BOTH
+        runs=runs,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=digest,
+        why_both=wording.WHY_BOTH,
+        cost_columns=tables.COST_COLUMNS,
     )
 
 
-def _run(result: Mapping[str, Any], position: int) -> Run:
+def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position: int) -> Run:
     arms = _arms(result)
     scorers = wording.scorers(result)
     main = scorers[0]
@@ -167,6 +183,7 @@ def _run(result: Mapping[str, Any], position: int) -> Run:
     training, loss_axis, longest = _training(arms)
     last_accuracy_K = arms[-1].result["scores"][main]["accuracy_K"]
     single = result["prompts"]["single"]
+    no_cells = missing(exhibit, result)
     mean = arms[-1].result["scores"][main]["estimates"]["mean"]
     return Run(
         anchor=f"run-{position + 1}",
@@ -184,6 +201,9 @@ def _run(result: Mapping[str, Any], position: int) -> Run:
         loss_axis=loss_axis,
         longest=longest,
         single=None if single is None else _shown(single, -1, {}),
+        cells=None if exhibit is None or no_cells else cells_view(exhibit, result),
+        no_cells=no_cells,
+        cost=tables.cost_rows(result),
         facts=_facts(result),
         methods=tables.methods(result),
         config=clean(dump_yaml(result["config"])),
@@ -318,17 +338,12 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
     ]
     models = [("Model", config["model"]), ("Seed", str(config["seed"]))]
     for arm in result["arms"].values():
-        asked = f"{arm['fingerprint']}; {wording.thousands(arm['cells_asked'])} cells asked in {wording.duration(arm['score_seconds'])}"
+        about = arm["fingerprint"]
         if arm["budget"]["cells"] < arm["budget"]["of"]:
-            asked += f"; budget {arm['budget']['kind']}: {wording.spent_note(arm)}"
-        if arm.get("tokens_read"):
-            asked += (
-                f"; {wording.thousands(arm['tokens_read'])} tokens computed, {wording.thousands(arm['tokens_alone'])} had every option "
-                "and every free answer been read by itself"
-            )
+            about += f"; budget {arm['budget']['kind']}: {wording.spent_note(arm)}"
         if arm["seams"]:
-            asked += f"; in {wording.thousands(arm['seams'])} cells a token spans the end of the prompt and the start of the answer"
-        models.append((arm["title"], asked))
+            about += f"; in {wording.thousands(arm['seams'])} cells a token spans the end of the prompt and the start of the answer"
+        models.append((arm["title"], about))
     machine = [(key, "none" if value is None else str(value)) for key, value in result["environment"].items()]
     made = [("paft", result["paft"]), ("Results made", result["made"]), *machine]
     groups = {"Data": data, "Prompts": sets, "Models": models, "Environment": made}

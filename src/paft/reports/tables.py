@@ -23,6 +23,7 @@ from paft.reports.wording import (
     provenance,
     scorers,
     signed,
+    thousands,
     verdicts,
 )
 
@@ -163,6 +164,31 @@ def methods(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(", ".join(dict.fromkeys(figures)), method) for method, figures in found.items()]
 
 
+COST_COLUMNS = "Cells", "Computed now", "From the store", "Tokens computed", "Tokens avoided", "Seconds"
+"""What `cost_rows` lists of an arm."""
+
+
+def cost_rows(result: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """What scoring took and what it did not, an arm per line: (title, one text per column of COST_COLUMNS).
+
+    Tokens avoided are those that a pass of its own for every option and every free answer would have read besides, by the
+    cells computed now.
+    """
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    for arm in result["arms"].values():
+        budget, asked = arm["budget"], arm["cells_asked"]
+        read, alone = arm.get("tokens_read", 0), arm.get("tokens_alone", 0)
+        tokens = (
+            (thousands(read), f"{thousands(alone - read)} ({number(1 - read / alone)} %)")
+            if alone
+            else (MISSING, MISSING)
+        )
+        bought = f"{thousands(budget['cells'])} of {thousands(budget['of'])}"
+        counts = bought, thousands(asked), thousands(budget["cells"] - asked)
+        rows.append((clean(arm["title"]), (*counts, *tokens, f"{arm['score_seconds']:,.1f}")))
+    return rows
+
+
 def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Arms by main estimates, one table per run and scorer, with the sentence above and one line of provenance below.
 
@@ -203,6 +229,12 @@ def _markdown(result: Mapping[str, Any]) -> list[str]:
         f"Percent, standard deviations in points with item noise removed; in brackets {100 * level:g} % intervals. "
         + " ".join(cautions(result))
     )
+    lines += [
+        "",
+        "| Cost of scoring | " + " | ".join(COST_COLUMNS) + " |",
+        "|" + " --- |" + " ---: |" * len(COST_COLUMNS),
+    ]
+    lines += ["| " + " | ".join([_plain(title), *values]) + " |" for title, values in cost_rows(result)]
     lines += ["", _plain(provenance(result)), ""]
     return [line.replace("\u00a0", " ") for line in lines]
 
