@@ -29,7 +29,7 @@ Read = TypeVar("Read")
 
 
 class RefusedError(EndpointError):
-    """A request that the server will not answer however often it is asked. `status`: of HTTP."""
+    """A request that the server will not answer however often it is asked, or that it fails at every time. `status`: of HTTP."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -91,7 +91,9 @@ class Endpoint:
         self._pace = _Pace(self.concurrency)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.AsyncClient(
-            headers=headers, timeout=httpx2.Timeout(self.timeout, connect=min(20.0, self.timeout))
+            headers=headers,
+            timeout=httpx2.Timeout(self.timeout, connect=min(20.0, self.timeout)),
+            limits=httpx2.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
         )
 
     async def close(self) -> None:
@@ -115,7 +117,7 @@ class Endpoint:
         """What `read` makes of the server's answer to a body (None: a GET). 429, 5xx, time-outs, cut bodies and those that `read`
         cannot read (ValueError, KeyError, TypeError and the like) are tried again; other errors are not and raise RefusedError.
         """
-        last, tries = "", tries or TRIES
+        last, status, tries = "", 0, tries or TRIES
         for attempt in range(tries):
             async with self._pace:
                 try:
@@ -125,12 +127,13 @@ class Endpoint:
                         found = _read(response, read)
                         self._pace.went_well()
                         return found
-                    last, wait = f"HTTP {response.status_code}", _asked_wait(response)
-                    if response.status_code not in (408, 409, 425, 429) and response.status_code < 500:
-                        raise RefusedError(self._refusal(response), response.status_code)
+                    status = response.status_code
+                    last, wait = f"HTTP {status}", _asked_wait(response)
+                    if status not in (408, 409, 425, 429) and status < 500:
+                        raise RefusedError(self._refusal(response), status)
                 except (httpx2.HTTPError, _UnreadableError) as error:
                     # a body that ends early or says nothing readable is as good as none
-                    last, wait = type(error).__name__.strip("_"), 0.0
+                    last, status, wait = type(error).__name__.strip("_"), 0, 0.0
             if attempt + 1 == tries:
                 break
             wait = min(max(wait, 0.5 * 2**attempt * random.uniform(0.5, 1.0)), LONGEST_WAIT)
@@ -139,10 +142,11 @@ class Endpoint:
             else:
                 self._pace.went_badly()
                 await asyncio.sleep(wait)
-        raise EndpointError(
+        message = (
             f"{self.who} {self.model!r} at {self._hidden(self.base_url)}: no reply after {tries} tries (last: {last}); replies so far "
             "are kept, run the same command again to go on"
         )
+        raise RefusedError(message, status) if status == 500 else EndpointError(message)
 
     def _refusal(self, response: httpx2.Response) -> str:
         what = " ".join(self._hidden(response.text).split())[:160]

@@ -102,6 +102,7 @@ class Run:
     """A section of the page."""
 
     anchor: str
+    model: str
     name: str
     headline: str
     verdicts: Sequence[str]
@@ -170,6 +171,7 @@ def _run(result: Mapping[str, Any], position: int) -> Run:
     mean = arms[-1].result["scores"][main]["estimates"]["mean"]
     return Run(
         anchor=f"run-{position + 1}",
+        model=wording.model_of(result["config"]),
         name=clean(result["config"]["name"]),
         headline=wording.headline(result, main),
         verdicts=wording.verdicts(result, main),
@@ -316,7 +318,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
         ),
         ("Fingerprint", prompts["fingerprint"]),
     ]
-    models = [("Model", config["model"]), ("Seed", str(config["seed"]))]
+    models = [("Model", wording.model_of(config)), ("Seed", str(config["seed"]))]
     for arm in result["arms"].values():
         asked = f"{arm['fingerprint']}; {wording.thousands(arm['cells_asked'])} cells asked in {wording.duration(arm['score_seconds'])}"
         if arm["budget"]["cells"] < arm["budget"]["of"]:
