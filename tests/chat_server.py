@@ -145,6 +145,9 @@ class ChatServer:
             def do_POST(self) -> None:
                 outer.handle(self)
 
+            def do_GET(self) -> None:
+                outer.handle(self)
+
             def log_message(self, *_: Any) -> None:
                 pass
 
@@ -161,7 +164,7 @@ class ChatServer:
         self.http.server_close()
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
-        body = json.loads(request.rfile.read(int(request.headers["content-length"])))
+        body = json.loads(request.rfile.read(int(request.headers.get("content-length", 0))) or "{}")
         with self.lock:
             self.asked.append(body)
             self.times.append(time.monotonic())
@@ -182,17 +185,8 @@ class ChatServer:
             return None
         if fault == "json":
             return self.send(request, 200, b"<html>gateway</html>")
-        if callable(self.reply):
-            text = self.reply(body)
-        else:
-            text = self.reply if self.reply is not None else json.dumps(prompts_for(body))
-        whole = json.dumps(
-            {
-                "model": "served-model-1",
-                "choices": [{"message": {"role": "assistant", "content": text}}],
-                "usage": {"prompt_tokens": 100, "completion_tokens": 50},
-            }
-        ).encode()
+        status, answer = self.respond(request, body)
+        whole = json.dumps(answer).encode()
         if fault == "cut":
             request.send_response(200)
             request.send_header("Content-Length", str(len(whole)))
@@ -202,7 +196,17 @@ class ChatServer:
             return None
         with self.lock:
             self.paid[identity(body)] += 1
-        return self.send(request, 200, whole)
+        return self.send(request, status, whole)
+
+    def respond(self, request: BaseHTTPRequestHandler, body: dict[str, Any]) -> tuple[int, Any]:
+        """Status and body of a sound answer."""
+        if callable(self.reply):
+            text = self.reply(body)
+        else:
+            text = self.reply if self.reply is not None else json.dumps(prompts_for(body))
+        usage = {"prompt_tokens": 100, "completion_tokens": 50}
+        message = {"role": "assistant", "content": text}
+        return 200, {"model": "served-model-1", "choices": [{"message": message}], "usage": usage}
 
     @staticmethod
     def send(request: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
@@ -217,4 +221,5 @@ class ChatServer:
 
 def identity(body: dict[str, Any]) -> str:
     """What makes two requests the same."""
-    return hashlib.sha256(json.dumps([body["messages"], body["seed"]]).encode()).hexdigest()
+    parts = [body["messages"], body["seed"]] if "seed" in body else body
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

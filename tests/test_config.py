@@ -68,8 +68,10 @@ def test_a_wrong_setting_is_named_with_the_nearest_right_one(override: str, mess
 
 
 def test_a_missing_key_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"^settings: key 'task' is missing \(and 1 more\)$"):
+    with pytest.raises(ConfigError, match=r"^settings: key 'task' is missing$"):
         load_run_config(None)
+    with pytest.raises(ConfigError, match=r"^settings: key 'model' is missing$"):
+        load_run_config(None, ["task=piqa"])
 
 
 def test_overrides_lie_over_the_file_and_the_file_over_the_base(tmp_path: Path) -> None:

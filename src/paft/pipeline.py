@@ -13,8 +13,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from paft import evaluation
-from paft.config import PolicyConfig, RunConfig, SFTConfig, dump_yaml, load_run_config
+from paft.config import PolicyConfig, RunConfig, ServerConfig, SFTConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, few, nearest
 from paft.evaluation.budget import planned_cells
 from paft.evaluation.comparisons import Pairwise, gap, pairwise, scorer_mismatch
@@ -50,6 +50,7 @@ TEST_SUBSET, DEV_SUBSET, GATE_ORDER, OTHER_SUBSET = 101, 102, 103, 104
 
 if TYPE_CHECKING:
     from paft.lm.hf import HFModel
+    from paft.lm.server import ServerLM
 
 PASSES_TRAIN, PASSES_SCORE = 3.3, 0.9
 """Forward passes over a cell's tokens that training and scoring cost; only the time left depends on them."""
@@ -232,17 +233,7 @@ def _run_arms(
                     watch.say(f"{shard}: {taken:,} answers taken over")
         for name, learner in _learners(config, m, folder, watch, list(config.arms)):
             if "score" in wanted:
-                with watch.stage(f"score {name}") as tick:
-                    started, meter = time.perf_counter(), EnergyMeter(learner.gpu)
-
-                    def heard(done: int, total: int, note: str, tick: Any = tick, meter: EnergyMeter = meter) -> None:
-                        meter.poll()
-                        tick(done, total, note)
-
-                    evaluations[name] = evaluation.evaluate(
-                        learner, m.grid, config.evaluate, store, heard, watch.say, ranks
-                    )
-                    cost = {"score_seconds": time.perf_counter() - started, "joules": meter.joules}
+                evaluations[name], cost = _score_arm(name, learner, config, m.grid, store, watch, ranks)
                 others: dict[str, Evaluation] = {}
                 for split, grid in m.others.items():
                     with watch.stage(f"score {name}, {split} prompts") as tick:
@@ -281,28 +272,55 @@ def _run_arms(
     }
 
 
+def _score_arm(
+    name: str, learner: LM, config: RunConfig, grid: Grid, store: CellStore | None, watch: Watcher, ranks: Ranks
+) -> tuple[Evaluation, dict[str, Any]]:
+    """The evaluation, and what it took here: seconds, and joules where the machine counts them and the model is in it."""
+    with watch.stage(f"score {name}") as tick:
+        started = time.perf_counter()
+        meter = EnergyMeter(_gpu()) if config.arms[name].server is None else None
+
+        def heard(done: int, total: int, note: str) -> None:
+            if meter is not None:
+                meter.poll()
+            tick(done, total, note)
+
+        found = evaluation.evaluate(learner, grid, config.evaluate, store, heard, watch.say, ranks)
+        taken = time.perf_counter() - started
+    return found, {"score_seconds": taken, "joules": meter.joules if meter is not None else None}
+
+
+def _gpu() -> str | None:
+    """UUID of the NVIDIA GPU in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or torch.version.cuda is None:
+        return None
+    return str(
+        torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()).uuid
+    )
+
+
 def _learners(
     config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, names: Sequence[str]
-) -> Iterator[tuple[str, HFModel]]:
+) -> Generator[tuple[str, LM]]:
     """The models of some arms, one after the other: each is only good until the next is asked for."""
-    from paft.lm.hf import load_model  # torch starts here, not with `paft --help`
-
-    def load(name: str) -> HFModel:
-        return load_model(
-            name,
-            source=config.source,
-            dtype=config.dtype,
-            style=config.style,
-            quantization=config.quantization,
-            say=watch.say,
-        )
-
+    model: HFModel | None = None
+    identity = ""
     with watch.stage("load model"):
-        model = load(config.model)
-    identity = model.fingerprint
+        if any(config.arms[name].server is None for name in names):
+            model = _load(config, config.model, watch)
+            identity = model.fingerprint
     for name in names:
         arm, settings = config.arms[name], config.training_of(name)
-        learner = load(arm.model) if arm.model is not None else model
+        if arm.server is not None:
+            served = _served(config, arm.server, watch)
+            try:
+                yield name, served
+            finally:
+                served.close()
+            continue
+        assert model is not None
+        learner = _load(config, arm.model, watch) if arm.model is not None else model
         if settings is not None:
             learner = _train_arm(name, settings, config, m, model, identity, folder.arm(name), watch)
         if arm.adapter is not None:
@@ -313,7 +331,27 @@ def _learners(
             model = learner.without_adapter()
         elif settings is not None:
             del learner, model
-            model = load(config.model)
+            model = _load(config, config.model, watch)
+
+
+def _load(config: RunConfig, name: str | None, watch: Watcher) -> HFModel:
+    from paft.lm.hf import load_model  # torch starts here, not with `paft --help`
+
+    assert name is not None, "the settings name a model for every arm that is not served"
+    return load_model(
+        name,
+        source=config.source,
+        dtype=config.dtype,
+        style=config.style,
+        quantization=config.quantization,
+        say=watch.say,
+    )
+
+
+def _served(config: RunConfig, server: ServerConfig, watch: Watcher) -> ServerLM:
+    from paft.lm.server import open_server
+
+    return open_server(server, source=config.source, style=config.style, say=watch.say)
 
 
 def _train_arm(
@@ -432,8 +470,12 @@ def gate(
     m = prepare(config, watch.say)
     num_prompts, num_examples = m.grid.shape
     watch.plan([Stage("load model", 0.1), Stage(f"judge {name}", 1.0)])
-    with RunDir(out or Path("runs") / config.name).locked() as folder, CellStore(folder.cells) as store:
-        _, learner = next(_learners(config, m, folder, watch, [name]))
+    with (
+        RunDir(out or Path("runs") / config.name).locked() as folder,
+        CellStore(folder.cells) as store,
+        closing(_learners(config, m, folder, watch, [name])) as learners,
+    ):
+        _, learner = next(learners)
         with watch.stage(f"judge {name}") as tick:
             asker = Asker(learner, m.grid, config.evaluate, store, tick)
             order = subset(num_examples, num_examples, GATE_ORDER)

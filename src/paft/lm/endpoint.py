@@ -1,6 +1,6 @@
 """Chat models behind an OpenAI-compatible server: hosted providers, vLLM, llama.cpp, Ollama, `transformers serve`.
 
-One POST is all that is needed, so this is httpx2 and not a provider's client or a router of all of them: what matters here,
+A POST is all that is needed, so this is httpx2 and not a provider's client or a router of all of them: what matters here,
 waiting as the server asks, never paying twice, never showing a key, those leave to their users anyway.
 """
 
@@ -12,8 +12,9 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import httpx2
 
@@ -24,6 +25,16 @@ TRIES = 8
 LONGEST_WAIT = 120.0
 """Seconds; a server that asks for a longer pause is asked again after this."""
 
+Read = TypeVar("Read")
+
+
+class RefusedError(EndpointError):
+    """A request that the server will not answer however often it is asked, or that it fails at every time. `status`: of HTTP."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -33,14 +44,15 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     model: str
+    stop: Literal["eos", "limit"] = "eos"
 
 
 @dataclass
 class Endpoint:
-    """One model of one server. `ask` waits, retries and adapts its concurrency; it raises EndpointError when that is no use.
+    """One model of one server. `ask` and `send` wait, retry and adapt their concurrency; they raise EndpointError when that is no use.
 
     base_url: up to and including /v1. key_env: name of the environment variable that holds the key; None sends no key.
-    timeout: seconds until a silent server counts as failed. concurrency: most requests at once.
+    timeout: seconds until a silent server counts as failed. concurrency: most requests at once. who: what messages call it.
     """
 
     model: str
@@ -51,6 +63,7 @@ class Endpoint:
     timeout: float = 120.0
     concurrency: int = 8
     say: Callable[[str], None] = field(default=lambda _: None, repr=False)
+    who: str = "writer"
 
     def __post_init__(self) -> None:
         self._key = ""
@@ -58,11 +71,11 @@ class Endpoint:
             self._key = os.environ.get(self.key_env, "").strip()
             if not self._key:
                 raise ConfigError(
-                    f"writer {self.model!r}: environment variable {self.key_env} is empty; export the key"
+                    f"{self.who} {self.model!r}: environment variable {self.key_env} is empty; export the key"
                 )
             if not (self._key.isascii() and self._key.isprintable()):
                 raise ConfigError(
-                    f"writer {self.model!r}: the key in {self.key_env} holds characters that no key has (a typographic quote? a "
+                    f"{self.who} {self.model!r}: the key in {self.key_env} holds characters that no key has (a typographic quote? a "
                     "line break?); export it again"
                 )
         try:
@@ -72,13 +85,15 @@ class Endpoint:
         named = re.fullmatch(r"[\w.:-]+", address.host) is not None
         if address.scheme not in ("http", "https") or not named or address.userinfo:
             raise ConfigError(
-                f"writer {self.model!r}: base_url is not a web address of the form https://host/v1, without a user or password in "
+                f"{self.who} {self.model!r}: base_url is not a web address of the form https://host/v1, without a user or password in "
                 "it (keys go into key_env)"
             )
         self._pace = _Pace(self.concurrency)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.AsyncClient(
-            headers=headers, timeout=httpx2.Timeout(self.timeout, connect=min(20.0, self.timeout))
+            headers=headers,
+            timeout=httpx2.Timeout(self.timeout, connect=min(20.0, self.timeout)),
+            limits=httpx2.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
         )
 
     async def close(self) -> None:
@@ -86,46 +101,59 @@ class Endpoint:
         await self._client.aclose()
 
     async def ask(self, chat: Chat, seed: int) -> Reply:
-        """The model's reply to a chat. 429, 5xx, time-outs, cut and unreadable bodies are tried again, other errors are not."""
+        """The model's reply to a chat."""
         body = {
             "model": self.model,
-            "messages": [{"role": message.role, "content": message.text} for message in chat],
+            "messages": messages(chat),
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "seed": seed,
         }
-        last = ""
-        for attempt in range(TRIES):
+        return await self.send("chat/completions", body, lambda found: read_reply(found, chat, self.model))
+
+    async def send(
+        self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], Read], *, tries: int | None = None
+    ) -> Read:
+        """What `read` makes of the server's answer to a body (None: a GET). 429, 5xx, time-outs, cut bodies and those that `read`
+        cannot read (ValueError, KeyError, TypeError and the like) are tried again; other errors are not and raise RefusedError.
+        """
+        last, status, tries = "", 0, tries or TRIES
+        for attempt in range(tries):
             async with self._pace:
                 try:
-                    response = await self._client.post(f"{self.base_url.rstrip('/')}/chat/completions", json=body)
+                    url = f"{self.base_url.rstrip('/')}/{path}"
+                    response = await (self._client.get(url) if body is None else self._client.post(url, json=body))
                     if response.status_code == 200:
-                        reply = _read(response, chat, self.model)
+                        found = _read(response, read)
                         self._pace.went_well()
-                        return reply
-                    last, wait = f"HTTP {response.status_code}", _asked_wait(response)
-                    if response.status_code not in (408, 409, 425, 429) and response.status_code < 500:
-                        raise EndpointError(self._refusal(response))
+                        return found
+                    status = response.status_code
+                    last, wait = f"HTTP {status}", _asked_wait(response)
+                    if status not in (408, 409, 425, 429) and status < 500:
+                        raise RefusedError(self._refusal(response), status)
                 except (httpx2.HTTPError, _UnreadableError) as error:
                     # a body that ends early or says nothing readable is as good as none
-                    last, wait = type(error).__name__.strip("_"), 0.0
+                    last, status, wait = type(error).__name__.strip("_"), 0, 0.0
+            if attempt + 1 == tries:
+                break
             wait = min(max(wait, 0.5 * 2**attempt * random.uniform(0.5, 1.0)), LONGEST_WAIT)
             if "429" in last or "503" in last:
                 self._pace.rest(wait)
             else:
                 self._pace.went_badly()
                 await asyncio.sleep(wait)
-        raise EndpointError(
-            f"writer {self.model!r} at {self._hidden(self.base_url)}: no reply after {TRIES} tries (last: {last}); replies so far "
+        message = (
+            f"{self.who} {self.model!r} at {self._hidden(self.base_url)}: no reply after {tries} tries (last: {last}); replies so far "
             "are kept, run the same command again to go on"
         )
+        raise RefusedError(message, status) if status == 500 else EndpointError(message)
 
     def _refusal(self, response: httpx2.Response) -> str:
         what = " ".join(self._hidden(response.text).split())[:160]
         hint = {401: f"is the key in {self.key_env or 'key_env (not set)'} right?", 403: "may this key use the model?"}
         hint |= {404: "is base_url (it ends in /v1) and the model's name right?"}
         said = hint.get(response.status_code, "see the server's documentation")
-        return f"writer {self.model!r} at {self.base_url}: HTTP {response.status_code} ({what}); {said}"
+        return f"{self.who} {self.model!r} at {self.base_url}: HTTP {response.status_code} ({what}); {said}"
 
     def _hidden(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
@@ -171,25 +199,40 @@ class _UnreadableError(Exception):
     """A body of status 200 that is no reply."""
 
 
-def _read(response: httpx2.Response, chat: Chat, model: str) -> Reply:
-    """The reply of a body. One without a text (a filter, a limit reached while thinking) is a reply of no text: it was paid for."""
+def _read(response: httpx2.Response, read: Callable[[Any], Read]) -> Read:
     try:
-        body = response.json()
-        said = body["choices"][0]["message"].get("content")
+        return read(response.json())
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise _UnreadableError from error
+
+
+def messages(chat: Chat) -> list[dict[str, str]]:
+    """The turns as chat/completions takes them."""
+    return [{"role": message.role, "content": message.text} for message in chat]
+
+
+def read_reply(body: Any, chat: Chat, model: str) -> Reply:
+    """The reply in a body. One without a text (a filter, a limit reached while thinking) is a reply of no text: it was paid for."""
+    choice = body["choices"][0]
+    said = choice["message"].get("content")
     if isinstance(said, list):  # content in parts
         said = "".join(part["text"] for part in said if isinstance(part, dict) and isinstance(part.get("text"), str))
     text = said if isinstance(said, str) else ""
-    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    asked, given = (int(n) if isinstance(n, int | float) and 0 < n < 1e12 else None for n in counts)
+    asked, given = (usage(body, name) for name in ("prompt_tokens", "completion_tokens"))
     return Reply(
         text,
-        asked if asked is not None else sum(len(message.text) for message in chat) // 4,
-        given if given is not None else len(text) // 4,
+        asked or sum(len(message.text) for message in chat) // 4,
+        given or len(text) // 4,
         str(body.get("model") or model),
+        "limit" if choice.get("finish_reason") == "length" else "eos",
     )
+
+
+def usage(body: Any, name: str) -> int | None:
+    """A count of tokens that the server gives, None when it gives none."""
+    counts = body.get("usage")
+    count = counts.get(name) if isinstance(counts, dict) else None
+    return int(count) if isinstance(count, int | float) and 0 <= count < 1e12 else None
 
 
 def _asked_wait(response: httpx2.Response) -> float:

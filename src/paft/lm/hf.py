@@ -198,14 +198,6 @@ class HFModel:
         return device
 
     @property
-    def gpu(self) -> str | None:
-        """UUID of the NVIDIA GPU that holds the weights."""
-        device = self.device
-        return (
-            str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" and torch.version.cuda else None
-        )
-
-    @property
     def hidden_size(self) -> int:
         """Width of the model."""
         return int(self.model.config.get_text_config().hidden_size)
@@ -247,8 +239,7 @@ class HFModel:
 
     def keys(self, question: Question) -> tuple[str, str]:
         """Hashes of the token ids of the prompt and of each choice after it, and of those of the prompt alone."""
-        rendered = self._render(question)
-        return _hash([rendered.prompt, *rendered.pairs_C]), _hash([rendered.prompt])
+        return self._render(question).keys
 
     def _render(self, question: Question) -> Rendered:
         """Token ids of a question. Asked for a cell's key and then for its answer, so the latest ones are kept."""
@@ -283,7 +274,7 @@ class HFModel:
             return works.setdefault(array("q", ids).tobytes(), Work(ids))
 
         for index, (question, found) in enumerate(zip(questions, rendered, strict=True)):
-            self._check_length(question, found)
+            found.check_length(question.max_new_tokens, self.limit)
             for choice, (pair, start) in enumerate(zip(found.pairs_C, found.starts_C, strict=True)):
                 # the last token of a text is only predicted, never read
                 work(pair[:-1]).scored.append(Continuation((index, choice), start, pair[start:]))
@@ -327,17 +318,6 @@ class HFModel:
         self._engine.run(list(works.values()), batch_tokens, scored, said, spent)
         return [answers[index] for index in range(len(questions))]
 
-    def _check_length(self, question: Question, found: Rendered) -> None:
-        longest, free = max(map(len, found.pairs_C), default=0), question.max_new_tokens
-        if max(longest, len(found.prompt) + free) > self.limit:
-            start = min(found.starts_C, default=len(found.prompt))
-            raise RenderError(
-                f"question of {len(found.prompt)} tokens (answer up to {max(0, longest - start)}, {free} free): the model "
-                f"reads at most {self.limit}; shorten the prompt or leave such examples out"
-            )
-        if not found.prompt or 0 in found.starts_C:
-            raise RenderError("a prompt that renders to no text at all cannot be answered; give the template some text")
-
     def sample(self, chat: Chat, *, max_new_tokens: int, temperature: float, seed: int) -> tuple[Completion, int]:
         """A free text by sampling, the same for the same seed, and the tokens of its prompt. temperature 0: greedy."""
         ids = torch.tensor([self.renderer.prompt_ids(chat)], device=self.device)
@@ -362,10 +342,6 @@ class HFModel:
         ended = bool(said) and said[-1] in self.end_ids
         text = self.tokenizer.decode(said, skip_special_tokens=True)
         return Completion(text, len(said), "eos" if ended else "limit"), ids.shape[1]
-
-
-def _hash(ids: list[list[int]]) -> str:
-    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:24]
 
 
 def lora_config(settings: dict[str, Any]) -> Any:

@@ -6,6 +6,8 @@ after one space in the second. Text is tokenised as a whole, never joined from p
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,6 +43,27 @@ class Rendered:
     prompt: list[int]
     pairs_C: tuple[list[int], ...]
     starts_C: tuple[int, ...]
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Hashes of the ids of the prompt and of each choice after it, and of those of the prompt alone."""
+        return _hash([self.prompt, *self.pairs_C]), _hash([self.prompt])
+
+    def check_length(self, free: int, limit: int) -> None:
+        """Raises RenderError when the model, which reads `limit` tokens, cannot read a pair, or the prompt with `free` more."""
+        longest = max(map(len, self.pairs_C), default=0)
+        if max(longest, len(self.prompt) + free) > limit:
+            start = min(self.starts_C, default=len(self.prompt))
+            raise RenderError(
+                f"question of {len(self.prompt)} tokens (answer up to {max(0, longest - start)}, {free} free): the model "
+                f"reads at most {limit}; shorten the prompt or leave such examples out"
+            )
+        if not self.prompt or 0 in self.starts_C:
+            raise RenderError("a prompt that renders to no text at all cannot be answered; give the template some text")
+
+
+def _hash(ids: list[list[int]]) -> str:
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:24]
 
 
 class Renderer:

@@ -103,6 +103,7 @@ class Run:
     """A section of the page."""
 
     anchor: str
+    model: str
     name: str
     headline: str
     verdicts: Sequence[str]
@@ -187,6 +188,7 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
     mean = arms[-1].result["scores"][main]["estimates"]["mean"]
     return Run(
         anchor=f"run-{position + 1}",
+        model=wording.model_of(result["config"]),
         name=clean(result["config"]["name"]),
         headline=wording.headline(result, main),
         verdicts=wording.verdicts(result, main),
@@ -336,7 +338,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
         ),
         ("Fingerprint", prompts["fingerprint"]),
     ]
-    models = [("Model", config["model"]), ("Seed", str(config["seed"]))]
+    models = [("Model", wording.model_of(config)), ("Seed", str(config["seed"]))]
     for arm in result["arms"].values():
         about = arm["fingerprint"]
         if arm["budget"]["cells"] < arm["budget"]["of"]:

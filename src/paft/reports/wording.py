@@ -269,9 +269,17 @@ def provenance(result: Mapping[str, Any]) -> str:
     config, task = result["config"], result["task"]
     return clean(
         f"{config['name']}: task {task['name']}, split {task['split']}, {len(result['prompts']['test'])} unseen prompts x "
-        f"{task['test_examples']} examples; model {config['model']}, seed {config['seed']}; prompt set {result['prompts']['set']} "
+        f"{task['test_examples']} examples; model {model_of(config)}, seed {config['seed']}; prompt set {result['prompts']['set']} "
         f"({result['prompts']['fingerprint']}); paft {result['paft']}, {result['made']}"
     )
+
+
+def model_of(config: Mapping[str, Any]) -> str:
+    """The run's model, or the servers of a run that has none."""
+    if config["model"] is not None:
+        return str(config["model"])
+    servers = [arm["server"] for arm in config["arms"].values() if arm["server"] is not None]
+    return ", ".join(dict.fromkeys(f"{server['model'] or 'the one'} at {server['base_url']}" for server in servers))
 
 
 def bars(estimates: Mapping[str, Any]) -> list[str]:
