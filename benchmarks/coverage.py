@@ -392,8 +392,8 @@ def grid(full: bool) -> dict[str, list[Setting]]:
     """Settings of every part: world, prompts, examples."""
     sizes = [(5, 50), (5, 1000), (20, 200), (50, 50), (50, 1000), (200, 200)]
     if full:
-        sizes = [(k, n) for k in (5, 10, 20, 50, 200) for n in (50, 200, 1000, 5000)]
-    few = [(k, n) for k, n in sizes if n in ((50, 1000) if full else (200, 1000)) and k < 200]
+        sizes = [(k, n) for k in (5, 20, 50, 200) for n in (50, 200, 1000, 5000)]
+    few = [(5, 200), (10, 200), (20, 200), (50, 200), (50, 1000)]
     low, high = World("normal", 0.05), World("normal", 0.6)
     shapes = [World("skewed", 0.6), World("broken", 0.3), World("normal", 0.35, 3.0)]
     part = [(k, n) for k, n in sizes if n in (200, 1000) and k > 5 and k < 200]
