@@ -91,6 +91,14 @@ def _alike(n: int, level: float) -> float:
     return float(1 - (0.5 - level / 2) ** (1 / n))
 
 
+MANY = 30
+"""Prompts from which the table itself shows the shape of the lower tail; of fewer it has to be assumed."""
+
+
+def _assumed(num_prompts: int) -> str:
+    return ", taken to be normal" if num_prompts < MANY else ""
+
+
 def prompt_sd(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
     """Standard deviation of accuracy over new prompts, free of item noise: sqrt(max(0, s2_prompt)), F interval.
 
@@ -103,9 +111,8 @@ def prompt_sd(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
     low2, high2 = s2_prompt_interval(values_KN, level)
     high2 = min(high2, max(0.25, d.s2_prompt))  # accuracies cannot vary by more
     root = [math.sqrt(max(0.0, x)) for x in (d.s2_prompt, low2, high2)]
-    return Estimate(
-        "prompt_sd", root[0], root[1], root[2], level, "debiased: variance component, F interval, new prompts", k, n
-    )
+    method = f"debiased: variance component, F interval, new prompts{_assumed(k)}"
+    return Estimate("prompt_sd", root[0], root[1], root[2], level, method, k, n)
 
 
 def prompt_sd_of_pairs(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
@@ -166,7 +173,7 @@ def variance_components(values_KN: np.ndarray, level: float = 0.95) -> Component
     """Variance decomposition of a complete table (Searle, Casella and McCulloch, ch. 4), with its F interval."""
     d = decompose(values_KN)
     low, high = s2_prompt_interval(values_KN, level)
-    method = "variance component, not cut at 0; F interval, new prompts"
+    method = f"variance component, not cut at 0; F interval, new prompts{_assumed(d.prompts)}"
     return Components(
         Estimate("s2_prompt", d.s2_prompt, low, high, level, method, d.prompts, d.examples),
         prompt_sd(values_KN, level),
@@ -285,10 +292,6 @@ def cvar_over_prompts(
         f"spread-corrected mean of the lowest; {_shape(values_KN)}, new prompts and new examples",
         *values_KN.shape,
     )
-
-
-MANY = 30
-"""Prompts from which the table itself shows the shape of the lower tail."""
 
 
 def _shape(values_KN: np.ndarray) -> str:
