@@ -70,7 +70,9 @@ def test_every_demand_on_accuracy_has_three_answers(criterion, passes, fails):
             assert judge(matrix, policy({**criterion, "at_least": bar})).word == word
     few = table(answered([0.88] * 10 + [0.92] * 10, 12))
     undecided = (
-        {**criterion, "at_least": 0.9} if criterion["measure"] != "share" else {**criterion, "at_least": 0.5, "of": 0.9}
+        {**criterion, "at_least": 0.88}
+        if criterion["measure"] != "share"
+        else {**criterion, "at_least": 0.5, "of": 0.9}
     )
     assert judge(few, policy(undecided)).word == "INCONCLUSIVE"
     assert judge(few, policy(undecided)).exit_code == 3

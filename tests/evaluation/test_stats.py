@@ -43,6 +43,7 @@ from paft.evaluation.stats import (
 from paft.evaluation.variance import (
     cochran_q,
     decompose,
+    mean_interval,
     pair_components,
     s2_prompt_interval,
     spread_corrected,
@@ -89,8 +90,11 @@ def test_mean_interval_of_a_worked_table():
     assert estimate.value == 0.75
     assert estimate.high - 0.75 == pytest.approx(0.186339 * student.ppf(0.975, 2.647), rel=1e-4)
     assert estimate.low + estimate.high == pytest.approx(1.5)
-    cut = mean_estimate(A)
-    assert (cut.low, cut.high) == (pytest.approx(estimate.low), 1.0)
+    score = mean_estimate(A)
+    for end in (score.low, score.high):  # as far away as its own error, which goes with m (1 - m), allows
+        error = 0.186339 * math.sqrt(end * (1 - end) / (0.75 * 0.25))
+        assert abs(end - 0.75) == pytest.approx(error * student.ppf(0.975, 2.647), rel=1e-4)
+    assert 0 < score.low < score.high < 1
 
 
 def test_prompt_sd_of_a_worked_table():
@@ -270,8 +274,8 @@ def test_several_seeds_of_worked_tables():
     squared, freedom = squared_error((A + B) / 2)
     extra = (1 / 72) / 2
     freedom = (squared + extra) ** 2 / (squared**2 / freedom + extra**2)
-    half = student.ppf(0.975, freedom) * math.sqrt(squared + extra)
-    assert found.mean.low == pytest.approx(max(0, 2 / 3 - half))
+    ends = mean_interval(2 / 3, squared + extra, freedom, 0.95)
+    assert (found.mean.low, found.mean.high) == pytest.approx(ends)
     assert set(found.to_dict()) == {"mean", "prompt_sd", "seed_sd"}
     still = over_seeds([np.ones((3, 40))] * 3)
     assert (still.seed_sd.value, still.seed_sd.high) == (0, 0)
@@ -672,6 +676,42 @@ def test_few_prompts_widen_the_interval_of_their_lower_tail():
     model = Model(0.5, 2.0)
     found = [(quantile_over_prompts(table, 0.1), model.quantile(0.1)) for table, _ in tables_of(model, 150, 5, 200, 3)]
     assert share_covered(found) >= 0.89
+
+
+def test_a_rare_outcome_is_missed_on_neither_side():
+    """A t interval of a rate of 1.5 % on 32 examples ends too low in a tenth of tables, and never too high."""
+    model, above, below, t_above = Model(0.35, -5.0), [], [], []
+    for table, _ in tables_of(model, 400, 20, 32, seed=17):
+        found = mean_estimate(table)
+        above.append(model.mean > found.high)
+        below.append(model.mean < found.low)
+        squared, freedom = squared_error(table)
+        t_above.append(model.mean > found.value + student.ppf(0.975, freedom) * math.sqrt(squared) and squared > 0)
+    assert np.mean(above) < 0.045
+    assert np.mean(below) < 0.045
+    assert np.mean(t_above) > 0.07
+
+
+def test_a_few_broken_prompts_do_not_pull_the_tenth_percentile_below_the_others():
+    """Seven in a hundred prompts fail, so that the tenth percentile is a prompt that does not."""
+    model, generator = Model(0.3, 1.0), np.random.default_rng(18)
+    truth, below = model.quantile((0.1 - 0.07) / 0.93), []
+    for _ in range(150):
+        theta_K = generator.standard_normal(20) - 10 * (generator.random(20) < 0.07)
+        table, _ = model.table(theta_K, generator.standard_normal(200), generator)
+        below.append(quantile_over_prompts(table, 0.1).high < truth)
+    assert np.mean(below) < 0.09  # normal logits alone: more than half
+
+
+def test_a_long_lower_tail_is_reached_by_its_mean():
+    model, generator = Model(0.6, 1.0), np.random.default_rng(19)
+    truth = float(true_accuracy(0.6 * (1 + np.log(0.1 * (np.arange(400) + 0.5) / 400)), 1.0).mean())
+    found = []
+    for _ in range(150):
+        theta_K = 1 - generator.exponential(size=20)
+        table, _ = model.table(theta_K, generator.standard_normal(200), generator)
+        found.append((cvar_over_prompts(table), truth))
+    assert share_covered(found) > 0.85  # normal logits alone: .77
 
 
 def test_interval_of_the_lowest_tenth_lies_about_it():

@@ -304,6 +304,7 @@ def test_cautions_name_what_intervals_leave_out(three: dict[str, Any], tmp_path:
     text = Tags(page_of([three], tmp_path)).text
     assert "One training seed" in text
     assert "30 examples, fewer than 300" in text
+    assert "12 prompts cannot rule out that up to 22.1\u00a0% of new wordings are worse" in text  # 1 - .05^(1/12)
     assert "item noise" in text
 
 

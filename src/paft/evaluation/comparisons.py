@@ -18,7 +18,7 @@ from paft.errors import ShapeError
 from paft.evaluation.few import compare_few, sampled
 from paft.evaluation.matrix import ScoreMatrix
 from paft.evaluation.stats import Comparison, Estimate, compare, jackknifed, mean_estimate, prompt_sd
-from paft.evaluation.variance import decompose, satterthwaite, squared_error
+from paft.evaluation.variance import decompose, mean_interval, satterthwaite, squared_error
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,8 @@ def over_seeds(tables: Sequence[np.ndarray], level: float = 0.95) -> OverSeeds:
     total = squared + seed_variance / seeds
     if total > 0:
         freedom = satterthwaite(total, [(squared, freedom), (seed_variance / seeds, seeds - 1)])
-        half = float(distributions.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(total)
         value = float(mean_S.mean())
-        low, high = max(0.0, value - half), min(1.0, value + half)
+        low, high = mean_interval(value, total, freedom, level)
     else:
         alike = mean_estimate(averaged_KN, level)
         value, low, high = alike.value, alike.low, alike.high
@@ -173,7 +172,16 @@ def over_seeds(tables: Sequence[np.ndarray], level: float = 0.95) -> OverSeeds:
     sd = math.sqrt(seed_variance)
     ends = np.sqrt(seed_variance * (seeds - 1) / distributions.chi2.ppf([0.5 + level / 2, 0.5 - level / 2], seeds - 1))
     return OverSeeds(
-        Estimate("mean", value, low, high, level, f"two-way t, new prompts, new examples, {seeds} new seeds", k, n),
+        Estimate(
+            "mean",
+            value,
+            low,
+            high,
+            level,
+            f"two-way score interval, new prompts, new examples, {seeds} new seeds",
+            k,
+            n,
+        ),
         prompt_sd(averaged_KN, level),
         Estimate(
             "seed_sd",

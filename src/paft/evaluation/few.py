@@ -14,7 +14,7 @@ from scipy import stats as distributions
 
 from paft.errors import ShapeError
 from paft.evaluation.stats import Comparison, Estimate, prompt_sd_of_pairs, sd_difference
-from paft.evaluation.variance import pair_components, satterthwaite
+from paft.evaluation.variance import mean_interval, pair_components, satterthwaite
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,12 @@ def mean_of_few(
     if (values_KN[seen_KN] == value).all():
         alike = 1 - (0.5 - level / 2) ** (1 / int(seen_KN.any(0).sum()))
         half = (bounds[1] - bounds[0]) * alike * unseen
+        low, high = max(bounds[0], value - half), min(bounds[1], value + half)
+    elif not unseen:
+        low = high = value
     else:
-        half = float(distributions.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(squared) if unseen else 0.0
+        low, high = mean_interval(value, squared, freedom, level, bounds)
     method = f"all {found.count} cells" if whole else f"{found.count} of {values_KN.size} cells, balanced"
-    low, high = max(bounds[0], value - half), min(bounds[1], value + half)
     return Estimate(name, value, low, high, level, f"{method}; {whom}", num_prompts, num_examples)
 
 

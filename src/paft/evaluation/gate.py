@@ -146,12 +146,13 @@ class _Evidence:
 def _check(criterion: CriterionConfig, evidence: _Evidence, alpha: float, against: Mapping[str, np.ndarray]) -> Checked:
     values_KN, bar = evidence.matrix.values_KN, criterion.bar
     k = len(values_KN)
-    sequences = "confidence sequence, these prompts, new examples"
+    shape = "confidence sequence" if evidence.growing else "t" if criterion.measure == "drop" else "score interval"
+    means = f"{shape}, these prompts, new examples"
     match criterion.measure:
         case "mean":
             title, value = f"mean at least {bar:g}", float(values_KN.mean())
             low, high = evidence.mean(values_KN, alpha, 0.0, 1.0)
-            method = sequences if evidence.growing else "t, these prompts, new examples"
+            method = means
         case "worst" | "lowest" | "p10" | "share":
             return _enough_prompts(criterion, evidence, alpha)
         case "drop":
@@ -161,24 +162,24 @@ def _check(criterion: CriterionConfig, evidence: _Evidence, alpha: float, agains
             fall_KN = against[criterion.against] - values_KN
             title, value = f"drop against {criterion.against} at most {bar:g}", float(fall_KN.mean())
             low, high = evidence.mean(fall_KN, alpha, -1.0, 1.0)
-            method = f"paired, {sequences if evidence.growing else 't, these prompts, new examples'}"
+            method = f"paired, {means}"
         case "invalid":
             unread_KN = (evidence.matrix.answers_KN == INVALID).astype(float)
             title, value = f"unreadable answers at most {bar:g}", float(unread_KN.mean())
             low, high = evidence.mean(unread_KN, alpha, 0.0, 1.0)
-            method = sequences if evidence.growing else "t, these prompts, new examples"
+            method = means
         case "tokens":
             tokens_KN = evidence.matrix.tokens_KN.astype(float)
             most = float(max(evidence.answer_limit, tokens_KN.max(), 1))
             title, value = f"tokens per answer at most {bar:g}", float(tokens_KN.mean())
             low, high = evidence.mean(tokens_KN, alpha, 0.0, most)
-            method = sequences if evidence.growing else "t, these prompts, new examples"
+            method = means
         case "prompt_sd":
             found = prompt_sd(values_KN, 1 - 2 * alpha)
             title, value = f"sd over prompts at most {bar:g}", found.value
             # an F interval holds for one look, the last: before it nothing is said
             low, high = (found.low, found.high) if evidence.last else (0.0, 0.5)
-            method = "debiased, F interval, new prompts" + (
+            method = "debiased, F interval, new prompts with normal accuracies" + (
                 "" if evidence.last else "; judged when all cells are bought"
             )
     below = criterion.at_most is not None

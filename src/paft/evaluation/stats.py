@@ -25,6 +25,7 @@ from paft.evaluation.variance import (
     Over,
     cochran_q,
     decompose,
+    mean_interval,
     pair_components,
     plausible_accuracies,
     s2_prompt_interval,
@@ -61,30 +62,41 @@ def mean_estimate(
     over: Over = "both",
     clusters_N: Sequence[object] | None = None,
 ) -> Estimate:
-    """Mean with a t interval, by default over new prompts and new examples: see `squared_error`.
+    """Mean with its interval, by default over new prompts and new examples: see `squared_error` and `mean_interval`.
 
     clusters_N: what each example belongs to, when several stand on one passage; clusters are then drawn, not examples.
-    bounds: the interval is cut to the possible values. When every cell is at the same bound, the interval is the exact
-    binomial one for as many equal outcomes as there are examples (clusters; prompts, when only they are drawn).
+    bounds: the possible values. Below 0 they are those of a difference, whose interval is the t interval, cut to them. When
+    every cell is at the same bound, the interval is the exact binomial one for as many equal outcomes as there are examples
+    (clusters; prompts, when only they are drawn).
     """
     squared, freedom = squared_error(values_KN, over, clusters_N)
     (k, n), value = values_KN.shape, float(values_KN.mean())
     if squared > 0:
-        half = float(distributions.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(squared)
+        low, high = mean_interval(value, squared, freedom, level, bounds)
     else:
         units = k if over == "prompts" else n if clusters_N is None else len(set(clusters_N))
         half = (bounds[1] - bounds[0]) * _alike(units, level) if value in bounds or over != "both" else 0.0
-    kind = "two-way t, new prompts and new examples"
+        low, high = max(bounds[0], value - half), min(bounds[1], value + half)
+    shape = "t" if bounds[0] < 0 else "score interval"
+    kind = f"two-way {shape}, new prompts and new examples"
     if over != "both":
-        kind = "t, new examples, these prompts" if over == "examples" else "t, new prompts, these examples"
+        kind = f"{shape}, " + ("new examples, these prompts" if over == "examples" else "new prompts, these examples")
     if clusters_N is not None:
         kind += f" in {len(set(clusters_N))} clusters"
-    return Estimate(name, value, max(bounds[0], value - half), min(bounds[1], value + half), level, kind, k, n)
+    return Estimate(name, value, low, high, level, kind, k, n)
 
 
 def _alike(n: int, level: float) -> float:
     """How large a rate may be that was 0 in n examples: upper Clopper-Pearson bound, about 3.7 / n at level 0.95."""
     return float(1 - (0.5 - level / 2) ** (1 / n))
+
+
+MANY = 30
+"""Prompts from which the table itself shows the shape of the lower tail; of fewer it has to be assumed."""
+
+
+def _assumed(num_prompts: int) -> str:
+    return ", taken to be normal" if num_prompts < MANY else ""
 
 
 def prompt_sd(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
@@ -99,9 +111,8 @@ def prompt_sd(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
     low2, high2 = s2_prompt_interval(values_KN, level)
     high2 = min(high2, max(0.25, d.s2_prompt))  # accuracies cannot vary by more
     root = [math.sqrt(max(0.0, x)) for x in (d.s2_prompt, low2, high2)]
-    return Estimate(
-        "prompt_sd", root[0], root[1], root[2], level, "debiased: variance component, F interval, new prompts", k, n
-    )
+    method = f"debiased: variance component, F interval, new prompts{_assumed(k)}"
+    return Estimate("prompt_sd", root[0], root[1], root[2], level, method, k, n)
 
 
 def prompt_sd_of_pairs(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
@@ -162,7 +173,7 @@ def variance_components(values_KN: np.ndarray, level: float = 0.95) -> Component
     """Variance decomposition of a complete table (Searle, Casella and McCulloch, ch. 4), with its F interval."""
     d = decompose(values_KN)
     low, high = s2_prompt_interval(values_KN, level)
-    method = "variance component, not cut at 0; F interval, new prompts"
+    method = f"variance component, not cut at 0; F interval, new prompts{_assumed(d.prompts)}"
     return Components(
         Estimate("s2_prompt", d.s2_prompt, low, high, level, method, d.prompts, d.examples),
         prompt_sd(values_KN, level),
@@ -230,13 +241,18 @@ def quantile_over_prompts(values_KN: np.ndarray, q: float, level: float = 0.95, 
     """The q-quantile of accuracy over new prompts, on new examples: type 7, of spread-corrected accuracies.
 
     Interval: quantiles of plausible accuracies (see `plausible_accuracies`) of prompts drawn anew, examples drawn
-    anew; for fewer than 30 prompts the quantile of the normal distribution that they come from.
-    Resampling the table itself would count item noise twice, once in the table and once in the resample.
+    anew; for fewer than MANY prompts the quantile of the distribution that they are taken to come from, and above it up to
+    the prompt that the quantile lies below whatever the shape (an order statistic), since one broken prompt pulls the normal
+    curve down. Resampling the table itself would count item noise twice, once in the table and once in the resample.
     """
-    value = float(np.quantile(spread_corrected(values_KN), q))
+    corrected_K = np.sort(spread_corrected(values_KN))
+    value = float(np.quantile(corrected_K, q))
     low, high = _over_new_prompts(
         values_KN, level, value, lambda accuracy_RK: np.quantile(accuracy_RK, q, axis=1), np.array([q])
     )
+    above = int(distributions.binom.isf(0.5 - level / 2, len(corrected_K), q))
+    if above < len(corrected_K) < MANY:
+        high = max(high, float(corrected_K[above]))
     return Estimate(
         name or f"p{round(100 * q)}",
         value,
@@ -254,8 +270,9 @@ def cvar_over_prompts(
     """Mean accuracy over the worst share alpha of new prompts, on new examples: `metrics.cvar` of spread-corrected ones.
 
     Steadier than the worst prompt, and does not fall as prompts are added. Interval as of `quantile_over_prompts`, wider
-    for a tail of few prompts; below 30 prompts it rests on the normal shape and does not foresee broken prompts. With
-    fewer than 1 / alpha prompts the value is the minimum, which stands for the tail but does not reach its mean.
+    for a tail of few prompts; below MANY prompts it rests on a smooth shape and does not foresee broken prompts of which none
+    was tried (`untried_share`). With fewer than 1 / alpha prompts the value is the minimum, which stands for the tail but does
+    not reach its mean.
     """
     value = metrics.cvar(spread_corrected(values_KN), alpha)
     low, high = _over_new_prompts(
@@ -278,7 +295,7 @@ def cvar_over_prompts(
 
 
 def _shape(values_KN: np.ndarray) -> str:
-    return "normal logits" if len(values_KN) < 30 else "plausible accuracies"
+    return "tail assumed, normal to exponential logits" if len(values_KN) < MANY else "plausible accuracies"
 
 
 def _over_new_prompts(
@@ -291,7 +308,9 @@ def _over_new_prompts(
 ) -> tuple[float, float]:
     """Interval of a feature of the distribution of accuracy over new prompts, on new examples.
 
-    reduce: accuracies (draws x prompts) to the feature. quantiles_Q: whose mean, in a normal distribution, is the feature.
+    reduce: accuracies (draws x prompts) to the feature. quantiles_Q: whose mean, in a known distribution, is the feature.
+    A handful of prompts does not reach far into the tail, and its shape is assumed: normal logits for the upper end; for the
+    lower end, where they reach lower, those of a negative exponential of the same mean and sd.
     tail: share of prompts that the feature is the mean of. The tail of a resample lies inside that of the sample, and
     this one inside the population's by about as much: draws are moved back by both steps. Few prompts in the tail leave
     its own spread open: draws are widened by the ratio of t to normal quantiles.
@@ -303,17 +322,23 @@ def _over_new_prompts(
         return mean.low, mean.high
     generator = np.random.default_rng(SEED)
     accuracy_RK, centre_R1, sd_R1 = plausible_accuracies(values_KN, generator)
-    if k < 30:  # a handful of prompts does not reach far into the tail: trust the normal shape
-        feature_R = expit(centre_R1 + distributions.norm.ppf(quantiles_Q) * sd_R1).mean(1)
-    else:
-        chosen_RK = generator.integers(k, size=accuracy_RK.shape)
-        feature_R = reduce(np.take_along_axis(accuracy_RK, chosen_RK, 1))
-        if tail is not None:
-            centre, freedom = feature_R.mean(), max(1, math.ceil(tail * k - 1e-9) - 1)
-            wider = distributions.t.ppf(0.5 + level / 2, freedom) / distributions.norm.ppf(0.5 + level / 2)
-            feature_R = 2 * reduce(accuracy_RK).mean() - centre + wider * (feature_R - centre)
-    shift_R = math.sqrt(max(0.0, d.ms_item - d.ms_residual) / (k * n)) * generator.standard_normal(DRAWS)
-    return _percentiles(np.clip(feature_R + shift_R, 0, 1), level, value)
+    item_sd = math.sqrt(max(0.0, d.ms_item - d.ms_residual) / (k * n))
+    if k < MANY:
+        shift_R, normal_Q = item_sd * generator.standard_normal(DRAWS), distributions.norm.ppf(quantiles_Q)
+        low_R, high_R = (
+            expit(centre_R1 + shape_Q * sd_R1).mean(1) + shift_R
+            for shape_Q in (np.minimum(normal_Q, 1 + np.log(quantiles_Q)), normal_Q)
+        )
+        low, _ = _percentiles(np.clip(low_R, 0, 1), level, value)
+        _, high = _percentiles(np.clip(high_R, 0, 1), level, value)
+        return low, high
+    chosen_RK = generator.integers(k, size=accuracy_RK.shape)
+    feature_R = reduce(np.take_along_axis(accuracy_RK, chosen_RK, 1))
+    if tail is not None:
+        centre, freedom = feature_R.mean(), max(1, math.ceil(tail * k - 1e-9) - 1)
+        wider = distributions.t.ppf(0.5 + level / 2, freedom) / distributions.norm.ppf(0.5 + level / 2)
+        feature_R = 2 * reduce(accuracy_RK).mean() - centre + wider * (feature_R - centre)
+    return _percentiles(np.clip(feature_R + item_sd * generator.standard_normal(DRAWS), 0, 1), level, value)
 
 
 def _percentiles(drawn_R: np.ndarray, level: float, value: float) -> tuple[float, float]:

@@ -129,6 +129,31 @@ def satterthwaite(squared: float, parts: Sequence[tuple[float, float]]) -> float
     return squared**2 / sum(variance**2 / freedom for variance, freedom in parts) if squared > 0 else math.inf
 
 
+def mean_interval(
+    value: float, squared: float, freedom: float, level: float, bounds: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float]:
+    """Interval of a mean within bounds, from its squared error (above 0) and the degrees of freedom of that.
+
+    The score interval of a share (Wilson 1927) of as many independent outcomes as have this error (Dean and Pagano 2015):
+    all m with |value - m| <= t sqrt(error at m), the error going with m (1 - m). In the middle it is the t interval; a rare
+    outcome, on which t intervals err mostly on one side, has a longer arm there. For differences (bounds below 0), whose 0
+    lies in the middle, it is the t interval, cut at the bounds.
+
+    >>> low, high = mean_interval(0.9, 0.9 * 0.1 / 100, 1e9, 0.95)
+    >>> round(low, 4), round(high, 4)
+    (0.8256, 0.9448)
+    """
+    least, most = bounds
+    reach = float(distributions.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(squared)
+    spread = (value - least) * (most - value)
+    if least < 0 or spread <= 0:
+        return max(least, value - reach), min(most, value + reach)
+    pull = reach**2 / spread
+    centre = (value + pull * (least + most) / 2) / (1 + pull)
+    half = math.sqrt(reach**2 + (pull * (most - least) / 2) ** 2) / (1 + pull)
+    return max(least, centre - half), min(most, centre + half)
+
+
 def s2_prompt_interval(values_KN: np.ndarray, level: float) -> tuple[float, float]:
     """F interval of the variance component of prompts, not clipped: (F / F_quantile - 1) MS_e / N."""
     d = decompose(values_KN)

@@ -9,6 +9,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, assert_never
 
+from paft.evaluation.stats import MANY
+from paft.evaluation.variance import untried_share
+
 SCORERS = {"generation": "free answers", "likelihood": "restricted choice"}
 """What a reader sees for a scorer, in the order in which they are shown."""
 
@@ -236,6 +239,11 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
     few += [f"{k} prompts, fewer than {MANY_PROMPTS}"] if k < MANY_PROMPTS else []
     if few:
         found.append(f"Approximate: {' and '.join(few)}; the intervals may cover less often than their level says.")
+    if k < MANY:
+        found.append(
+            f"{k} prompts cannot rule out that up to {percent(untried_share(k))} of new wordings are worse than every one of "
+            f"these (95{NBSP}% confidence). Figures about new prompts, P10 and CVaR above all, take it that no such group exists."
+        )
     return found
 
 
