@@ -115,15 +115,15 @@ class PromptMixture:
         for sweep in range(1, BURN + 2 * KEEP + 1):
             member_RJK = (group_RK[:, None] == np.arange(COMPONENTS)[:, None]).astype(float)
             log_RJD = member_RJK @ at.log_KD
-            kernel_RJ = (log_RJD + generator.gumbel(size=log_RJD.shape)).argmax(2)
+            kernel_RJ = _picked(log_RJD, 2, generator)
             weight_RJ = generator.gamma(prior_R[:, None] + member_RJK.sum(2)) + 1e-300
             log_RJK = np.log(weight_RJ)[:, :, None] + at.log_KD.T[kernel_RJ]
-            group_RK = (log_RJK + generator.gumbel(size=log_RJK.shape)).argmax(1)
+            group_RK = _picked(log_RJK, 1, generator)
             if sweep > BURN and sweep % 2:
                 kernel_RK = np.take_along_axis(kernel_RJ, group_RK, 1)
                 apart_RKQ = at.logit_KQ - at.centre_D[kernel_RK][:, :, None]
                 log_RKQ = at.log_KQ - (apart_RKQ / at.width_KD[prompt_K, kernel_RK][:, :, None]) ** 2 / 2
-                place_RK = (log_RKQ + generator.gumbel(size=log_RKQ.shape)).argmax(2)
+                place_RK = _picked(log_RKQ, 2, generator)
                 kept.append(at.accuracy_KQ[prompt_K, place_RK])
         return np.concatenate(kept)
 
@@ -163,12 +163,16 @@ class PromptMixture:
         chance_R = (shape[0] - 1) / generator.chisquare(shape[0] - 1, len(variance_R))
         noise = sampled(self.values_KN).s2_residual / shape[1]
         tail = CAUTION * (1 - level) / 2
+        step = 0.5 / shape[1] * float(not self.seen_KN.all())  # draws are continuous, accuracies go by 1 / N
 
-        def found(name: str, drawn_R: np.ndarray, whom: str = "these prompts, these examples") -> Estimate:
+        def found(
+            name: str, drawn_R: np.ndarray, slack: float = 0.0, whom: str = "these prompts, these examples"
+        ) -> Estimate:
             low, high = np.quantile(drawn_R, [tail, 1 - tail])
-            return Estimate(name, float(drawn_R.mean()), float(low), float(high), level, f"{about}, {whom}", *shape)
+            low, high = max(0.0, float(low) - slack), min(1.0, float(high) + slack)
+            return Estimate(name, float(drawn_R.mean()), low, high, level, f"{about}, {whom}", *shape)
 
-        sd = found("prompt_sd", np.sqrt(np.maximum(0.0, variance_R * chance_R - noise)), "new prompts")
+        sd = found("prompt_sd", np.sqrt(np.maximum(0.0, variance_R * chance_R - noise)), whom="new prompts")
         spread = math.sqrt(max(0.0, float(variance_R.mean()) - noise))
         sd = Estimate(sd.name, spread, min(sd.low, spread), max(sd.high, spread), level, sd.method, *shape)
         value = float(np.clip(accuracy_RK.min(1).mean(), worst.low, worst.high))
@@ -178,8 +182,8 @@ class PromptMixture:
                 mean,
                 found("table_sd", np.sqrt(variance_R)),
                 sd,
-                found("table_p10", np.quantile(accuracy_RK, 0.1, axis=1)),
-                found("table_median", np.quantile(accuracy_RK, 0.5, axis=1)),
+                found("table_p10", np.quantile(accuracy_RK, 0.1, axis=1), step),
+                found("table_median", np.quantile(accuracy_RK, 0.5, axis=1), step),
                 *(found(f"table_share>={bar:g}", (accuracy_RK >= bar - 1e-12).mean(1)) for bar in thresholds),
                 Estimate(worst.name, value, worst.low, worst.high, level, worst.method, *shape),
             )
@@ -197,3 +201,10 @@ class PromptMixture:
             name = f"table_share>={bar:g}"
             found.append(Estimate(name, share, low, high, level, mean.method, *self.values_KN.shape))
         return {each.name: each for each in found}
+
+
+def _picked(log_chance: np.ndarray, axis: int, generator: np.random.Generator) -> np.ndarray:
+    """One place along the axis by its chance: the first to come of waiting times with these rates."""
+    rate = np.exp(log_chance - log_chance.max(axis, keepdims=True))
+    picked: np.ndarray = (rate / generator.standard_exponential(rate.shape)).argmax(axis)
+    return picked
