@@ -12,7 +12,7 @@ import numpy as np
 from paft.config import CellBudgetConfig
 from paft.evaluation.few import mean_of_few
 from paft.evaluation.matrix import INVALID, ScoreMatrix
-from paft.evaluation.prompteval import PromptEval
+from paft.evaluation.mixture import PromptMixture
 from paft.evaluation.racing import FIRST, End, race
 from paft.evaluation.sampling import BalancedOrder
 from paft.evaluation.stats import Estimate
@@ -161,7 +161,7 @@ class _Purse:
                 {"table_mean": mean_of_few(table_KN, level), "mean": mean_of_few(table_KN, level, "both")}
                 for table_KN in self.tables.values()
             ]
-        return [PromptEval(table_KN).estimates(level) for table_KN in self.tables.values()]
+        return [PromptMixture(table_KN).estimates(level) for table_KN in self.tables.values()]
 
     def _wanting(self, widths: Mapping[str, float], level: float) -> list[str]:
         found = self._estimates(widths, level)
@@ -227,7 +227,7 @@ class _Purse:
 def few_estimates(matrix: ScoreMatrix, scorer: str, spent: Spent, thresholds: Sequence[float]) -> dict[str, Estimate]:
     """Estimates of a table that was not bought whole, by name; table_ ones are about exactly these prompts and examples."""
     values_KN = np.where(spent.sampled_KN, matrix.values_KN, np.nan)
-    found = PromptEval(values_KN).estimates(spent.level, thresholds)
+    found = PromptMixture(values_KN).estimates(spent.level, thresholds)
     unread_KN = np.where(spent.sampled_KN, (matrix.answers_KN == INVALID).astype(float), np.nan)
     unread = mean_of_few(unread_KN, spent.level, "both")
     anew = mean_of_few(values_KN, spent.level, "both")
@@ -238,4 +238,4 @@ def few_estimates(matrix: ScoreMatrix, scorer: str, spent: Spent, thresholds: Se
 
 def expected_accuracies(matrix: ScoreMatrix, spent: Spent) -> np.ndarray:
     """Accuracy of each prompt over all examples, accuracy_K, as far as the cells tell."""
-    return PromptEval(np.where(spent.sampled_KN, matrix.values_KN, np.nan)).accuracy_K
+    return PromptMixture(np.where(spent.sampled_KN, matrix.values_KN, np.nan)).accuracy_K

@@ -61,7 +61,7 @@ class Evaluation:
 
     def summary(self, scorer: Scorer) -> dict[str, Any]:
         """Plain values for the results file: per-prompt figures and estimates. Of a table not bought whole, accuracy_K is what
-        the model of `PromptEval` expects over all examples, and there is no raw_sd."""
+        `PromptMixture` expects over all examples, and there is no raw_sd."""
         matrix, whole = self.scores[scorer], self.spent.whole
         scored_K = np.maximum(1, matrix.observed_KN.sum(1))
         accuracy_K = matrix.accuracy_K if whole else expected_accuracies(matrix, self.spent)

@@ -6,6 +6,7 @@ Names that begin with table_ are about exactly these prompts and these examples,
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -142,10 +143,10 @@ def drawn_bounds(total: float, count: int, population: int, alpha: float) -> tup
     down, up = math.floor(total + 1e-9), math.ceil(total - 1e-9)
     if count == population:
         return total / population, total / population
-    right_J = np.arange(population + 1)
-    least = right_J[distributions.hypergeom.sf(down - 1, population, right_J, count) > alpha]
-    most = right_J[distributions.hypergeom.cdf(up, population, right_J, count) > alpha]
-    return float(least[0]) / population, float(most[-1]) / population
+    rights = range(population + 1)
+    least = bisect_right(rights, alpha, key=lambda j: distributions.hypergeom.sf(down - 1, population, j, count))
+    beyond = bisect_left(rights, -alpha, key=lambda j: -distributions.hypergeom.cdf(up, population, j, count))
+    return least / population, (beyond - 1) / population
 
 
 def worst_of_few(values_KN: np.ndarray, level: float = 0.95) -> Estimate:

@@ -253,7 +253,7 @@ def noise_note(result: Mapping[str, Any], scorer: str) -> str:
     scores = last["scores"][scorer]
     if scores["raw_sd"] is None:
         return (
-            f"Of {named(last)} {spent_note(last)}: an item-response model tells from them how every prompt would fare on all "
+            f"Of {named(last)} {spent_note(last)}: a mixture model over prompts tells from them how they would fare on all "
             "examples. Figures about exactly these prompts and examples would be without error had every cell been bought."
         )
     sd = scores["estimates"]["prompt_sd"]

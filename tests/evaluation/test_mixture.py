@@ -1,4 +1,4 @@
-"""The item-response model that fills in cells: what it must keep exactly, and what it must get right on average."""
+"""Accuracies over prompts from a few cells: what must be kept exactly, and what must hold at its level."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from paft.errors import ShapeError
-from paft.evaluation.prompteval import PromptEval
+from paft.evaluation.mixture import PromptMixture
 from tests.evaluation.test_few import logistic_table, part_of
 
 
 def test_a_complete_table_comes_out_as_it_went_in() -> None:
     table_KN = logistic_table(np.random.default_rng(0), (12, 80), 0.5)
-    model = PromptEval(table_KN)
-    accuracy_RK, _ = model.draws(20)
-    assert np.allclose(accuracy_RK, table_KN.mean(1))
+    model = PromptMixture(table_KN)
+    assert np.allclose(model.accuracy_RK, table_KN.mean(1))
     assert np.allclose(model.accuracy_K, table_KN.mean(1))
     found = model.estimates(thresholds=[0.6])
     accuracy_K = table_KN.mean(1)
@@ -32,8 +31,7 @@ def test_a_complete_table_comes_out_as_it_went_in() -> None:
 
 def test_prompts_that_do_not_differ_are_not_made_to() -> None:
     parts = [part_of(logistic_table(np.random.default_rng(seed), (30, 300), 0.0), 1200, seed) for seed in range(8)]
-    models = [PromptEval(part_KN) for part_KN in parts]
-    assert np.median([model.best.sd_prompt for model in models]) <= 0.15
+    models = [PromptMixture(part_KN) for part_KN in parts]
     assert np.median([model.shrinkage for model in models]) < 0.3
     ours, seen = (
         np.mean(each)
@@ -67,7 +65,7 @@ def test_less_than_half_the_error_of_the_unpenalised_fit() -> None:
         filled_KN = np.where(np.isnan(part_KN), expit(x[:50, None] + x[50:][None]), part_KN)
         truth_K = np.sort(table_KN.mean(1))
         loose.append(np.abs(np.sort(filled_KN.mean(1)) - truth_K).mean())
-        ours.append(np.abs(np.sort(PromptEval(part_KN).accuracy_K) - truth_K).mean())
+        ours.append(np.abs(np.sort(PromptMixture(part_KN).accuracy_K) - truth_K).mean())
     assert np.mean(ours) < 0.5 * np.mean(loose)
 
 
@@ -77,7 +75,7 @@ def test_intervals_cover_what_the_whole_table_would_have_shown(t: float) -> None
     for seed in range(60):
         table_KN = logistic_table(np.random.default_rng(seed), (20, 200), t)
         accuracy_K = table_KN.mean(1)
-        found = PromptEval(part_of(table_KN, 600, seed)).estimates()
+        found = PromptMixture(part_of(table_KN, 600, seed)).estimates()
         truth = {
             "table_mean": accuracy_K.mean(),
             "table_sd": accuracy_K.std(ddof=1),
@@ -91,28 +89,21 @@ def test_intervals_cover_what_the_whole_table_would_have_shown(t: float) -> None
         assert np.mean(each) >= 0.95 - 3 * (0.05 * 0.95 / 60) ** 0.5, (name, np.mean(each))
 
 
-def test_it_says_whether_it_predicts_better_than_a_constant() -> None:
-    table_KN = logistic_table(np.random.default_rng(2), (20, 300), 0.5)
-    assert PromptEval(part_of(table_KN, 2400, 2)).better_than_constant() > 0.02
-    noise_KN = (np.random.default_rng(3).random((20, 300)) < 0.7).astype(float)
-    assert PromptEval(part_of(noise_KN, 2400, 2)).better_than_constant() < 0.01
-
-
 def test_all_cells_alike_are_not_modelled() -> None:
-    model = PromptEval(part_of(np.ones((5, 40)), 80, 1))
+    model = PromptMixture(part_of(np.ones((5, 40)), 80, 1))
     found = model.estimates(thresholds=[0.9])
     assert found["table_mean"].value == found["table_p10"].value == 1.0
     assert found["table_mean"].low < 0.97
     assert found["table_sd"].value == 0.0
     assert found["table_share>=0.9"].high == 1.0
     assert model.accuracy_K.tolist() == [1.0] * 5
-    assert model.better_than_constant() == 0.0
+    assert model.shrinkage == 0.0
 
 
 def test_scores_between_right_and_wrong_are_taken() -> None:
     generator = np.random.default_rng(4)
     part_KN = part_of(generator.beta(4, 2, (10, 100)), 400, 1)
-    found = PromptEval(part_KN).estimates()
+    found = PromptMixture(part_KN).estimates()
     assert found["table_mean"].value == pytest.approx(np.nanmean(part_KN))
     assert all(np.isfinite([e.low, e.value, e.high]).all() for e in found.values())
 
@@ -121,4 +112,4 @@ def test_a_prompt_without_a_cell_is_refused() -> None:
     values_KN = np.full((3, 5), np.nan)
     values_KN[:2] = 1
     with pytest.raises(ShapeError, match="1 prompts without a cell"):
-        PromptEval(values_KN)
+        PromptMixture(values_KN)
