@@ -134,6 +134,14 @@ def test_prompts_of_other_splits_are_asked_the_same_examples(world, tmp_path):
     unread = arm["scores"]["generation"]["estimates"]["invalid"]["value"]
     assert (arm["mismatch"]["value"] is None) == (unread == 1)
     assert len(arm["seconds_K"]) == 3
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in (
+        "Mean accuracy, prompts of training",
+        "Answers other than under the reference prompt",
+        "squared MMD",
+        "was settled",
+    ):
+        assert text in page
     with pytest.raises(ConfigError, match="position below 3 or the id"):
         run(config, tmp_path, "evaluate.reference=nobody", "arms={base: {}}")
     with pytest.raises(ConfigError, match="has 0 prompts in 'adversarial'"):

@@ -368,11 +368,12 @@ def test_one_arm_one_scorer_no_thresholds(scorer: str, tmp_path: Path) -> None:
 def test_cost_tells_spent_from_avoided(three: dict[str, Any], tmp_path: Path) -> None:
     result = copy.deepcopy(three)
     result["arms"]["one"] |= {"cells_asked": 100, "tokens_read": 4000, "tokens_alone": 50_000, "score_seconds": 71.25}
+    result["arms"]["one"] |= {"seconds_K": [0.5, 0.3], "joules": 1234.0}
     rows = dict(cost_rows(result))
-    assert rows["one"] == ("360 of 360", "100", "260", "4,000", "46,000 (92.0 %)", "71.2")
+    assert rows["one"] == ("360 of 360", "100", "260", "4,000", "46,000 (92.0 %)", "71.2", "0.4", "12.3")
     assert rows["base"][3:5] == ("\u2013", "\u2013")  # a run from before tokens were counted
     assert "46,000 (92.0 %)" in Tags(page_of([result], tmp_path)).text
-    assert "| one | 360 of 360 | 100 | 260 | 4,000 | 46,000 (92.0 %) | 71.2 |" in markdown_table([result])
+    assert "| one | 360 of 360 | 100 | 260 | 4,000 | 46,000 (92.0 %) | 71.2 | 0.4 | 12.3 |" in markdown_table([result])
 
 
 def test_two_prompts_are_enough(tmp_path: Path) -> None:

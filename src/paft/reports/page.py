@@ -336,6 +336,13 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
             "Most similar train and test prompt",
             f"{prompts['similarity_to_train']:.2f} (Jaccard similarity of character 5-grams, 1 is the same text)",
         ),
+        *(
+            (
+                f"Distance of wordings, {tables.OTHERS[split]} to scored",
+                f"{other['mmd2']:.4f} (squared MMD of 5-grams, {other['prompts']} prompts; p {other['p']:.3g} that both are alike)",
+            )
+            for split, other in prompts.get("others", {}).items()
+        ),
         ("Fingerprint", prompts["fingerprint"]),
     ]
     models = [("Model", wording.model_of(config)), ("Seed", str(config["seed"]))]

@@ -27,6 +27,9 @@ from paft.reports.wording import (
     verdicts,
 )
 
+OTHERS = {"train": "prompts of training", "dev": "dev prompts", "adversarial": "perturbed prompts (Con)"}
+"""What a reader sees for the splits that were asked beside the scored one."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -84,12 +87,27 @@ def estimate_rows(arms: Sequence[Mapping[str, Any]], scorer: str) -> list[Row]:
         estimated("Sensitivity: right under one of two prompts only, PSS", "pss", minor=True),
         estimated("Right under all of 5 random prompts, W@5", "W@5", minor=True),
         estimated("Right under every prompt", "instance_worst", minor=True),
+        estimated("Answers other than under the reference prompt", "flips", minor=True),
     ]
+    for split in dict.fromkeys(split for arm in arms for split in arm.get("others", {})):
+        under = [arm.get("others", {}).get(split, {}).get(scorer) for arm in arms]
+        means = tuple(_figure(each and each["estimates"]["mean"]) for each in under)
+        gaps = tuple(_figure(each and each["gap"], difference=True) for each in under)
+        rows += [
+            Row(f"Mean accuracy, {OTHERS[split]}", "%", means),
+            Row(f"{OTHERS[split].capitalize()} less the scored ones, same examples", "points", gaps, minor=True),
+        ]
     if scorer == "generation":
         rows += [
             estimated("Answers that name no choice, or several", "invalid"),
             average("Tokens per answer", "tokens_K", "", lambda value: f"{value:.1f}"),
             average("Answers ended by the model itself", "ended_K", "%", number),
+            Row(
+                "Readable answers at odds with restricted choice",
+                "%",
+                tuple(_figure(arm.get("mismatch")) for arm in arms),
+                minor=True,
+            ),
         ]
     return [row for row in rows if any(figure.value != MISSING for figure in row.figures)]
 
@@ -164,7 +182,16 @@ def methods(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(", ".join(dict.fromkeys(figures)), method) for method, figures in found.items()]
 
 
-COST_COLUMNS = "Cells", "Computed now", "From the store", "Tokens computed", "Tokens avoided", "Seconds"
+COST_COLUMNS = (
+    "Cells",
+    "Computed now",
+    "From the store",
+    "Tokens computed",
+    "Tokens avoided",
+    "Seconds",
+    "Seconds per cell",
+    "Joules per cell",
+)
 """What `cost_rows` lists of an arm."""
 
 
@@ -172,7 +199,7 @@ def cost_rows(result: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
     """What scoring took and what it did not, an arm per line: (title, one text per column of COST_COLUMNS).
 
     Tokens avoided are those that a pass of its own for every option and every free answer would have read besides, by the
-    cells computed now.
+    cells computed now; joules are theirs as well. Seconds per cell are of all cells, whenever they were computed.
     """
     rows: list[tuple[str, tuple[str, ...]]] = []
     for arm in result["arms"].values():
@@ -185,7 +212,13 @@ def cost_rows(result: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
         )
         bought = f"{thousands(budget['cells'])} of {thousands(budget['of'])}"
         counts = bought, thousands(asked), thousands(budget["cells"] - asked)
-        rows.append((clean(arm["title"]), (*counts, *tokens, f"{arm['score_seconds']:,.1f}")))
+        each, joules = arm.get("seconds_K"), arm.get("joules")
+        rest = (
+            f"{arm['score_seconds']:,.1f}",
+            f"{sum(each) / len(each):.3g}" if each else MISSING,
+            f"{joules / asked:.3g}" if joules is not None and asked else MISSING,
+        )
+        rows.append((clean(arm["title"]), (*counts, *tokens, *rest)))
     return rows
 
 

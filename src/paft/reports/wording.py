@@ -233,6 +233,11 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
     found = []
     if any(arm["train"] for arm in result["arms"].values()):
         found.append("One training seed: the intervals cover prompts and examples, not the luck of training.")
+    if result["config"]["evaluate"].get("stop") == "settled":
+        found.append(
+            "Free answers were cut once their reading was settled: tokens per answer and answers ended by the model are not those of a "
+            "model left alone."
+        )
     mean = next(iter(result["arms"].values()))["scores"][main_scorer(result)]["estimates"]["mean"]
     k, n = mean["prompts"], mean["examples"]
     few = [f"{n} examples, fewer than {MANY_EXAMPLES}"] if n < MANY_EXAMPLES else []
