@@ -17,7 +17,7 @@ import pytest
 
 from paft import pipeline
 from paft.config import load_run_config
-from paft.errors import ConfigError, StoreError
+from paft.errors import ConfigError, DataError, StoreError
 from paft.watch import LineWatcher
 from tests import tiny
 
@@ -171,6 +171,24 @@ def test_an_adapter_is_trained_on_quantised_weights(world, tmp_path):
     assert results["arms"]["base"]["fingerprint"] != plain["arms"]["base"]["fingerprint"]
     with pytest.raises(ConfigError, match="quantised weights cannot be trained"):
         run(config, tmp_path, "quantization={load_in_4bit: true}", "train.lora=null")
+
+
+def test_arms_over_training_seeds(world, tmp_path):
+    config, out, results = world
+    run(config, tmp_path / "b", "seed=1")
+    rows = pipeline.compare_seeds([str(out), str(tmp_path / "b")], "likelihood")
+    assert [(row.a, row.b) for row in rows] == [
+        ("base", None), ("single", None), ("paft", None), ("single", "base"), ("paft", "base"), ("paft", "single"),
+    ]  # fmt: skip
+    base, *_, last = rows
+    told = results["arms"]["base"]["scores"]["likelihood"]["estimates"]["mean"]["value"]
+    assert base.over.mean.value == pytest.approx(told)
+    assert base.over.seed_sd.value == 0  # not trained
+    assert last.over.mean.value == pytest.approx(rows[2].over.mean.value - rows[1].over.mean.value)
+    with pytest.raises(DataError, match="has the training seed of"):
+        pipeline.compare_seeds([str(out), str(out)])
+    with pytest.raises(DataError, match="one run"):
+        pipeline.compare_seeds([str(out)])
 
 
 def test_fully_trained_weights_come_back_as_the_same_model(world, tmp_path):

@@ -260,15 +260,24 @@ def gate(
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Finished run directories, with :arm for one of their arms.")],
     scorer: Annotated[str | None, typer.Option(help="likelihood or generation; default: free answers if any.")] = None,
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="The runs differ by their training seed: their arms over the seeds.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare models of one or several runs on the prompts and examples that all of them were scored on.
 
     Example: paft compare runs/monday:paft runs/tuesday:paft
+
+    Example: paft compare --seeds runs/seed0 runs/seed1 runs/seed2
     """
     from paft import pipeline
-    from paft.reports.verdict import pairs_table
+    from paft.reports.verdict import pairs_table, seeds_table
 
+    if seeds:
+        rows = pipeline.compare_seeds(runs, scorer)
+        typer.echo(json.dumps([row.to_dict() for row in rows]) if as_json else seeds_table(rows))
+        return
     found = pipeline.compare_runs(runs, scorer)
     typer.echo(json.dumps([pair.to_dict() for pair in found]) if as_json else pairs_table(found))
 

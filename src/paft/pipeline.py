@@ -7,6 +7,7 @@ so a killed run goes on where it was.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from paft import evaluation
 from paft.config import PolicyConfig, RunConfig, ServerConfig, SFTConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, few, nearest
 from paft.evaluation.budget import planned_cells
-from paft.evaluation.comparisons import Pairwise, gap, pairwise, scorer_mismatch
+from paft.evaluation.comparisons import Pairwise, Seeded, gap, over_seeds, pairwise, scorer_mismatch
 from paft.evaluation.evaluate import Asker, Evaluation, Scorer, cell_table, reference_row
 from paft.evaluation.few import compare_few
 from paft.evaluation.gate import Verdict, hunt, judge
@@ -586,6 +587,11 @@ def compare_runs(runs: Sequence[str], scorer: str | None = None) -> list[Pairwis
             tables[title] = _table_of(held[name], scorer, f"{folder}:{name}")
     if len(tables) < 2:
         raise DataError(f"{' '.join(runs)}: one model only; name another run or arm to compare it with")
+    return pairwise(_on_shared_cells(tables))
+
+
+def _on_shared_cells(tables: Mapping[str, ScoreMatrix]) -> dict[str, np.ndarray]:
+    """Scores of each table on the prompts and examples that all of them hold."""
     first, *others = tables.values()
     prompts, examples = (
         tuple(each for each in getattr(first, ids) if all(each in getattr(other, ids) for other in others))
@@ -596,7 +602,41 @@ def compare_runs(runs: Sequence[str], scorer: str | None = None) -> list[Pairwis
             f"{' '.join(tables)}: {len(prompts)} prompts and {len(examples)} examples in common; a paired comparison needs 2 and 2"
         )
     shared = ScoreMatrix(prompts, examples, *(np.zeros((len(prompts), len(examples))) for _ in range(4)))
-    return pairwise({title: aligned(table, shared, title) for title, table in tables.items()})
+    return {title: aligned(table, shared, title) for title, table in tables.items()}
+
+
+def compare_seeds(runs: Sequence[str], scorer: str | None = None, level: float = 0.95) -> list[Seeded]:
+    """The arms of runs that differ by their training seed, and every pair of them, over the seeds, on the cells that all share.
+
+    Raises DataError for fewer than two runs, two of one seed, no arm in common, or tables with holes.
+    """
+    seeds: dict[int, str] = {}
+    for each in runs:
+        seed = load_results(Path(each))["config"]["seed"]
+        if seed in seeds:
+            raise DataError(f"{each}: has the training seed of {seeds[seed]} ({seed}); give runs with different seeds")
+        seeds[seed] = each
+    if len(runs) < 2:
+        raise DataError(f"{' '.join(runs)}: one run; expected two or more that differ by their seed")
+    held = {each: load_tables(Path(each)) for each in runs}
+    arms = [arm for arm in held[runs[0]] if all(arm in tables for tables in held.values())]
+    if not arms:
+        raise DataError(f"{' '.join(runs)}: no arm in common; they have {few(arm for t in held.values() for arm in t)}")
+    named = {
+        f"{each}:{arm}": _table_of(tables[arm], scorer, f"{each}:{arm}")
+        for each, tables in held.items()
+        for arm in arms
+    }
+    scores = _on_shared_cells(named)
+    for title, values_KN in scores.items():
+        if np.isnan(values_KN).any():
+            raise DataError(f"{title}: cells were not bought; score it with evaluate.budget.kind=full")
+    of = {arm: [scores[f"{each}:{arm}"] for each in runs] for arm in arms}
+    found = [Seeded(arm, None, over_seeds(of[arm], level)) for arm in arms]
+    for earlier, later in itertools.combinations(arms, 2):
+        differences = [a_KN - b_KN for a_KN, b_KN in zip(of[later], of[earlier], strict=True)]
+        found.append(Seeded(later, earlier, over_seeds(differences, level, (-1.0, 1.0))))
+    return found
 
 
 def _comparisons(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:

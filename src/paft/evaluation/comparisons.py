@@ -147,8 +147,24 @@ class OverSeeds:
         }
 
 
-def over_seeds(tables: Sequence[np.ndarray], level: float = 0.95) -> OverSeeds:
-    """Mean over new prompts, new examples and new seeds, from a complete table of the same cells per seed.
+@dataclass(frozen=True)
+class Seeded:
+    """An arm over several trainings, or (b) the paired difference of two arms over them."""
+
+    a: str
+    b: str | None
+    over: OverSeeds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"a": self.a, "b": self.b, **self.over.to_dict()}
+
+
+def over_seeds(
+    tables: Sequence[np.ndarray], level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)
+) -> OverSeeds:
+    """Mean over new prompts, new examples and new seeds, from a complete table of the same cells per seed; of paired differences
+    with bounds (-1, 1).
 
     The table averaged over seeds is decomposed and var(mean of a seed) / S added, which counts noise of single cells
     twice: a little wide. seed_sd: chi-square interval. Raises ShapeError for one seed or tables that do not match.
@@ -164,9 +180,9 @@ def over_seeds(tables: Sequence[np.ndarray], level: float = 0.95) -> OverSeeds:
     if total > 0:
         freedom = satterthwaite(total, [(squared, freedom), (seed_variance / seeds, seeds - 1)])
         value = float(mean_S.mean())
-        low, high = mean_interval(value, total, freedom, level)
+        low, high = mean_interval(value, total, freedom, level, bounds)
     else:
-        alike = mean_estimate(averaged_KN, level)
+        alike = mean_estimate(averaged_KN, level, bounds=bounds)
         value, low, high = alike.value, alike.low, alike.high
     k, n = averaged_KN.shape
     sd = math.sqrt(seed_variance)
@@ -178,7 +194,7 @@ def over_seeds(tables: Sequence[np.ndarray], level: float = 0.95) -> OverSeeds:
             low,
             high,
             level,
-            f"two-way score interval, new prompts, new examples, {seeds} new seeds",
+            f"two-way {'t' if bounds[0] < 0 else 'score interval'}, new prompts, new examples, {seeds} new seeds",
             k,
             n,
         ),
@@ -187,7 +203,7 @@ def over_seeds(tables: Sequence[np.ndarray], level: float = 0.95) -> OverSeeds:
             "seed_sd",
             sd,
             float(ends[0]),
-            min(float(ends[1]), max(0.5 * math.sqrt(2), sd)),
+            min(float(ends[1]), max((bounds[1] - bounds[0]) * math.sqrt(0.5), sd)),
             level,
             f"raw, chi-square interval, {seeds} new seeds, these prompts and examples",
             k,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from paft.evaluation.comparisons import Pairwise
+from paft.evaluation.comparisons import Pairwise, Seeded
 from paft.evaluation.gate import Checked, Verdict
 from paft.evaluation.stats import Estimate
-from paft.reports.wording import MISSING, clean, signed
+from paft.reports.wording import MISSING, clean, number, signed
 
 SIGNS = {"pass": "met", "fail": "missed", "undecided": "open"}
 
@@ -72,6 +72,28 @@ def pairs_table(pairs: Sequence[Pairwise]) -> str:
         f"brackets {100 * mean.level:g} % intervals, each for one pair.",
     ]
     return "\n".join(lines)
+
+
+def seeds_table(rows: Sequence[Seeded]) -> str:
+    """Markdown: every arm over the training seeds, then every paired difference, in points with intervals."""
+    head = ("over seeds", "mean", "SD over prompts", "SD over seeds")
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * 3]
+    for row in rows:
+        title = clean(row.a) if row.b is None else f"{clean(row.a)} - {clean(row.b)}"
+        centre = _difference(row.over.mean) if row.b is not None else _share(row.over.mean)
+        lines.append("| " + " | ".join([title, centre, _share(row.over.prompt_sd), _share(row.over.seed_sd)]) + " |")
+    mean = rows[0].over.mean
+    lines += [
+        "",
+        f"Percent and points; {mean.prompts} prompts x {mean.examples} examples; in brackets {100 * mean.level:g} % intervals over new "
+        "prompts, new examples and new seeds. SD over prompts: item noise removed, of the scores averaged over seeds (a difference: of the "
+        "differences).",
+    ]
+    return "\n".join(lines)
+
+
+def _share(part: Estimate) -> str:
+    return f"{number(part.value)} ({number(part.low)} to {number(part.high)})"
 
 
 def _difference(part: Estimate | None) -> str:
