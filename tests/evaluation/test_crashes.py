@@ -62,6 +62,8 @@ def finish(pid):
 def keys(store):
     with sqlite3.connect(store) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'cells'").fetchone():
+            return set()  # killed before the table was there
         return set(db.execute("SELECT model, question, max_new_tokens, answer FROM cells"))
 
 start = time.monotonic()
