@@ -185,6 +185,11 @@ def test_arms_over_training_seeds(world, tmp_path):
     assert base.over.mean.value == pytest.approx(told)
     assert base.over.seed_sd.value == 0  # not trained
     assert last.over.mean.value == pytest.approx(rows[2].over.mean.value - rows[1].over.mean.value)
+    page = tmp_path / "both.html"
+    command = [sys.executable, "-m", "paft.cli", "report", str(out), str(tmp_path / "b"), "-o", str(page)]
+    assert subprocess.run(command, timeout=120).returncode == 0
+    assert f"{tmp_path / 'b'}:paft" in page.read_text(encoding="utf-8")
+    assert "Between runs, free answers" in page.with_suffix(".md").read_text(encoding="utf-8")
     with pytest.raises(DataError, match="has the training seed of"):
         pipeline.compare_seeds([str(out), str(out)])
     with pytest.raises(DataError, match="one run"):

@@ -25,7 +25,7 @@ from rich.table import Table
 import paft
 from paft import assets
 from paft.config import RunConfig, dump_yaml, load_mapping, load_run_config
-from paft.errors import ConfigError, PaftError, few, nearest
+from paft.errors import ConfigError, DataError, PaftError, few, nearest
 from paft.prompts import ALL_SPLITS, SPLITS, PromptSet, PromptSplit, audit, shipped_sets
 from paft.tasks import TASKS, load_task
 
@@ -287,15 +287,22 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Finished run directories.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
 ) -> None:
-    """Write one page about one or more finished runs, and the same figures as a Markdown table beside it.
+    """Write one page about one or more finished runs, and the same figures as a Markdown table beside it. Models of different runs
+    are compared pair by pair where the runs share cells.
 
     Example: paft report runs/demo -o report.html
     """
-    from paft.pipeline import load_exhibit, load_results
+    from paft.pipeline import compare_across, load_exhibit, load_results
     from paft.reports import write_report
 
     results, exhibits = [load_results(path) for path in runs], [load_exhibit(path) for path in runs]
-    write_report(results, html=out, markdown=out.with_suffix(".md"), exhibits=exhibits)
+    across = {}
+    if len(runs) > 1:
+        try:
+            across = compare_across(runs)
+        except DataError as error:
+            _say(f"not compared between runs: {error}")
+    write_report(results, html=out, markdown=out.with_suffix(".md"), exhibits=exhibits, across=across)
     typer.echo(out)
 
 

@@ -590,6 +590,23 @@ def compare_runs(runs: Sequence[str], scorer: str | None = None) -> list[Pairwis
     return pairwise(_on_shared_cells(tables))
 
 
+def compare_across(runs: Sequence[Path]) -> dict[str, list[Pairwise]]:
+    """By scorer, every pair of models of different runs, as `compare_runs`; scorers that a run lacks are left out.
+
+    Raises DataError when the runs share fewer than 2 prompts and 2 examples.
+    """
+    held = {str(run): load_tables(run) for run in runs}
+    found: dict[str, list[Pairwise]] = {}
+    for scorer in ("generation", "likelihood"):
+        named = {
+            f"{run}:{arm}": by[scorer] for run, tables in held.items() for arm, by in tables.items() if scorer in by
+        }
+        if len({name.rpartition(":")[0] for name in named}) == len(held):
+            pairs = pairwise(_on_shared_cells(named))
+            found[scorer] = [pair for pair in pairs if pair.a.rpartition(":")[0] != pair.b.rpartition(":")[0]]
+    return found
+
+
 def _on_shared_cells(tables: Mapping[str, ScoreMatrix]) -> dict[str, np.ndarray]:
     """Scores of each table on the prompts and examples that all of them hold."""
     first, *others = tables.values()

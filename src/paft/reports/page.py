@@ -15,9 +15,11 @@ from markupsafe import Markup
 
 from paft.config import dump_yaml
 from paft.errors import DataError
+from paft.evaluation.comparisons import Pairwise
 from paft.reports import plots, tables, wording
 from paft.reports.cells import Cells, cells_view, missing
 from paft.reports.checks import check, complete
+from paft.reports.verdict import pairs_table
 from paft.reports.wording import clean
 from paft.store import write_text
 
@@ -109,6 +111,7 @@ class Run:
     verdicts: Sequence[str]
     cautions: Sequence[str]
     arms: Sequence[Arm]
+    titles: Mapping[str, str]
     main: str
     scorers: Sequence[ScorerView]
     level: str
@@ -134,19 +137,27 @@ def write_report(
     html: Path,
     markdown: Path | None,
     exhibits: Sequence[Mapping[str, Any] | None] | None = None,
+    across: Mapping[str, Sequence[Pairwise]] | None = None,
 ) -> None:
     """Write the page of these runs, one section each, and the Markdown table beside it.
 
-    exhibits: of each run what `exhibit_of` chose of its cells, None where there is nothing. Raises DataError, before anything is written, when a result contradicts itself.
+    exhibits: of each run what `exhibit_of` chose of its cells, None where there is nothing. across: by scorer, pairs of models of
+    different runs. Raises DataError, before anything is written, when a result contradicts itself.
     """
-    page = render(results, exhibits or [None] * len(results))
+    page = render(results, exhibits or [None] * len(results), across or {})
     table = tables.markdown_table(results) if markdown is not None else ""
+    for scorer, pairs in (across or {}).items():
+        table += f"\nBetween runs, {wording.SCORERS.get(scorer, scorer)}:\n\n{pairs_table(pairs)}\n"
     write_text(html, page)
     if markdown is not None:
         write_text(markdown, table)
 
 
-def render(results: Sequence[Mapping[str, Any]], exhibits: Sequence[Mapping[str, Any] | None]) -> str:
+def render(
+    results: Sequence[Mapping[str, Any]],
+    exhibits: Sequence[Mapping[str, Any] | None],
+    across: Mapping[str, Sequence[Pairwise]],
+) -> str:
     """The page as text."""
     if not results:
         raise DataError("no results to report; give at least one finished run directory")
@@ -173,6 +184,7 @@ def render(results: Sequence[Mapping[str, Any]], exhibits: Sequence[Mapping[str,
         script_hash=digest,
         why_both=wording.WHY_BOTH,
         cost_columns=tables.COST_COLUMNS,
+        between=[tables.between(pairs, scorer) for scorer, pairs in across.items()],
     )
 
 
@@ -194,6 +206,7 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
         verdicts=wording.verdicts(result, main),
         cautions=wording.cautions(result),
         arms=arms,
+        titles={arm.name: arm.title for arm in arms},
         main=main,
         scorers=[_scorer_view(result, arms, scorer) for scorer in scorers],
         level=wording.level(mean),

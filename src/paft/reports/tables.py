@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paft.evaluation.comparisons import Pairwise
 from paft.reports.checks import check, complete
 from paft.reports.wording import (
     MISSING,
@@ -17,6 +18,7 @@ from paft.reports.wording import (
     clean,
     headline,
     interval,
+    level,
     main_scorer,
     number,
     pick,
@@ -140,18 +142,34 @@ class Compared:
 
 def comparison_rows(result: Mapping[str, Any], scorer: str) -> list[Compared]:
     """Every pair of arms by one scorer, the last arm's pairs first."""
-    rows = []
-    for comparison in reversed(result["comparisons"]):
-        if comparison["scorer"] == scorer:
-            mean, sd, worst = (_figure(comparison[key], True) for key in ("mean", "prompt_sd", "worst"))
-            k = comparison["mean"]["prompts"]
-            count = f"{round(comparison['ahead'] * k)} of {k}"
-            rows.append(
-                Compared(
-                    comparison["a"], comparison["b"], scorer, mean, sd, worst, number(comparison["ahead"], 0), count
-                )
-            )
-    return rows
+    return [_compared(each, scorer) for each in reversed(result["comparisons"]) if each["scorer"] == scorer]
+
+
+def _compared(comparison: Mapping[str, Any], scorer: str) -> Compared:
+    mean, sd, worst = (_figure(comparison[key], True) for key in ("mean", "prompt_sd", "worst"))
+    k = comparison["mean"]["prompts"]
+    count = f"{round(comparison['ahead'] * k)} of {k}"
+    return Compared(
+        clean(comparison["a"]), clean(comparison["b"]), scorer, mean, sd, worst, number(comparison["ahead"], 0), count
+    )
+
+
+@dataclass(frozen=True)
+class Between:
+    """Models of several runs, pair by pair, by one scorer, on the cells that all of them share."""
+
+    title: str
+    level: str
+    prompts: int
+    examples: int
+    rows: Sequence[Compared]
+
+
+def between(pairs: Sequence[Pairwise], scorer: str) -> Between:
+    """The view of pairs whose names are RUN:ARM."""
+    mean = pairs[0].comparison.mean
+    rows = [_compared(pair.to_dict(), scorer) for pair in pairs]
+    return Between(SCORERS.get(scorer, scorer), level(mean.to_dict()), mean.prompts, mean.examples, rows)
 
 
 def methods(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -257,9 +275,9 @@ def _markdown(result: Mapping[str, Any]) -> list[str]:
             cells = [_cell(pick(arm["scores"][scorer]["estimates"], key)) for key in keys]
             lines.append("| " + " | ".join([_plain(arm["title"]), *cells]) + " |")
         lines.append("")
-    level = next(iter(result["arms"].values()))["scores"][main]["estimates"]["mean"]["level"]
+    confidence = next(iter(result["arms"].values()))["scores"][main]["estimates"]["mean"]["level"]
     lines.append(
-        f"Percent, standard deviations in points with item noise removed; in brackets {100 * level:g} % intervals. "
+        f"Percent, standard deviations in points with item noise removed; in brackets {100 * confidence:g} % intervals. "
         + " ".join(cautions(result))
     )
     lines += [
