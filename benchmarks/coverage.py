@@ -320,7 +320,7 @@ def of_gates(world: World, k: int, n: int, random: np.random.Generator, peeking:
             yield name, hunt(policy, n, lambda columns, part=part: part(columns), range(n), {"base": base_KN}).word
             each = (judge(part([size - 1]), policy, {"base": base_KN[:, :size]}).word for size in looks(policy, n))
             yield (
-                f"{name}, t or exact at every look",
+                f"{name}, fixed-n bounds at every look",
                 next((word for word in each if word != "INCONCLUSIVE"), "INCONCLUSIVE"),
             )
 
