@@ -13,10 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from paft.build import build_prompts
-from paft.config import BuildConfig, EvalConfig, FixedSchedule, PaftSchedule, RunConfig, SFTConfig
+from paft.config import BuildConfig, EvalConfig, FixedSchedule, PaftSchedule, RunConfig, ServerConfig, SFTConfig
 from paft.errors import PaftError
 from paft.evaluation import Comparison, Estimate, Evaluation, ScoreMatrix, compare, evaluate
 from paft.grid import Cell, Grid
+from paft.lm.server import open_server
 from paft.prompts import PromptSet, Template, audit
 from paft.tasks import Example, Task, load_task
 
@@ -45,6 +46,7 @@ __all__ = [
     "RunConfig",
     "SFTConfig",
     "ScoreMatrix",
+    "ServerConfig",
     "Task",
     "Template",
     "audit",
@@ -53,6 +55,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "load_task",
+    "open_server",
     "train_sft",
 ]
 

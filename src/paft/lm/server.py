@@ -305,9 +305,10 @@ class ServerLM:
         def counted(body: Any) -> Read:
             asked = usage(body, "prompt_tokens")
             if asked is not None and asked != len(ids):
+                other = "use a server that takes token ids, or " if self._as_ids is False else ""
                 raise EndpointError(
                     f"{self._name} counted {asked} tokens in a prompt of {len(ids)}: it reads something else than was rendered "
-                    "here; give the tokenizer of the served model"
+                    f"here; {other}give the tokenizer of the served model"
                 )
             found = read(body)
             self.tokens_read += len(ids) + (usage(body, "completion_tokens") or 0)
