@@ -97,7 +97,7 @@ def estimate_rows(arms: Sequence[Mapping[str, Any]], scorer: str) -> list[Row]:
         gaps = tuple(_figure(each and each["gap"], difference=True) for each in under)
         rows += [
             Row(f"Mean accuracy, {OTHERS[split]}", "%", means),
-            Row(f"{OTHERS[split].capitalize()} less the scored ones, same examples", "points", gaps, minor=True),
+            Row(f"The same less that of the scored ones, {OTHERS[split]}", "points", gaps, minor=True),
         ]
     if scorer == "generation":
         rows += [
