@@ -352,7 +352,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
         *(
             (
                 f"Distance of wordings, {tables.OTHERS[split]} to scored",
-                f"{other['mmd2']:.4f} (squared MMD of 5-grams, {other['prompts']} prompts; p {other['p']:.3g} that both are alike)",
+                f"{other['mmd2']:.4f} (squared MMD of 5-grams, {other['prompts']} prompts; permutation p {other['p']:.3g})",
             )
             for split, other in prompts.get("others", {}).items()
         ),
