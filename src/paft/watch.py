@@ -48,8 +48,8 @@ def spell(seconds: float | None) -> str:
 class LineWatcher:
     """Plain lines on standard error: one per stage, one every `every_s` seconds, things worth telling."""
 
-    def __init__(self, every_s: float = 15.0, quiet: bool = False):
-        self.every_s, self.quiet = every_s, quiet
+    def __init__(self, every_s: float = 15.0, quiet: bool = False, now: Callable[[], float] = time.monotonic):
+        self.every_s, self.quiet, self.now = every_s, quiet, now
         self.clock = Clock([])
         self.todo: list[Stage] = []
 
@@ -70,17 +70,20 @@ class LineWatcher:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Tick]:
         """A stage, with its progress."""
-        started = last = since = time.monotonic()
+        started = last = since = self.now()
         work, later = self.clock.work.get(name, 0.0), self._later(name)
-        counted, first_done = 0.0, -1
+        counted, first_done, known = 0.0, -1, 0
         self.begin(name)
 
         def tick(done: int, total: int, note: str) -> None:
-            nonlocal last, since, counted, first_done
+            nonlocal last, since, counted, first_done, work, known
+            if known and total != known:  # a budget that buys more: a cell stays as much work as it was
+                work *= total / known
+            known = total
             if first_done < 0:
-                first_done, since = done, time.monotonic()  # what was there already took no time
+                first_done, since = done, self.now()  # what was there already took no time
                 return
-            now = time.monotonic()
+            now = self.now()
             share = done / max(1, total) * work
             new = max(0.0, share - max(counted, first_done / max(1, total) * work))
             self.clock.advance(now - since, new)
@@ -91,7 +94,7 @@ class LineWatcher:
                 last = now
 
         yield tick
-        self.end(name, time.monotonic() - started)  # not reached when the stage fails: it is not done then
+        self.end(name, self.now() - started)  # not reached when the stage fails: it is not done then
 
     def begin(self, name: str) -> None:
         """A stage begins."""

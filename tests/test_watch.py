@@ -1,0 +1,29 @@
+"""The time left that a watcher tells, on a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from paft.pipeline import Stage
+from paft.watch import LineWatcher
+
+
+def told(capsys: pytest.CaptureFixture[str], ticks: list[tuple[int, int]], seconds_each: float) -> str:
+    """The last line of progress of a stage that is followed by nothing."""
+    clock = [0.0]
+    watch = LineWatcher(every_s=0.0, now=lambda: clock[0])
+    watch.plan([Stage("score", 7.0)])
+    with watch.stage("score") as tick:
+        for done, total in ticks:
+            tick(done, total, "")
+            clock[0] += seconds_each
+    return capsys.readouterr().err.splitlines()[-2]
+
+
+def test_time_left_goes_by_the_work_done(capsys):
+    assert told(capsys, [(n, 100) for n in range(51)], 10.0).endswith("score: 50/100    (about 8 min left)")
+
+
+def test_a_stage_that_grows_has_as_much_left_as_its_new_cells_take(capsys):
+    ticks = [*((n, 100) for n in range(101)), *((n, 500) for n in range(100, 201))]
+    assert told(capsys, ticks, 10.0).endswith("score: 200/500    (about 50 min left)")
