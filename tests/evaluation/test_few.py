@@ -105,6 +105,25 @@ def test_the_mean_over_new_prompts_and_examples_is_covered() -> None:
     assert np.mean(naive) < 0.85
 
 
+def test_examples_seen_once_each_leave_the_prompts_variance_known() -> None:
+    """No two prompts share an example: what their means vary by beyond noise is theirs, as between groups of one-way tables."""
+    from scipy.special import expit
+
+    generator, t = np.random.default_rng(8), 0.4
+    nodes = np.random.default_rng(0).normal(0, math.sqrt(t**2 + 1.5**2 + 0.5**2), 400_000)
+    truth, inside, half, variance = float(expit(1 + nodes).mean()), 0, [], []
+    for seed in range(200):
+        part_KN = part_of(logistic_table(generator, (20, 1200), t), 1200, seed)
+        found = mean_of_few(part_KN, 0.95, "both")
+        inside += found.low <= truth <= found.high
+        half.append((found.high - found.low) / 2)
+        variance.append(sampled(part_KN).s2_prompt)
+    assert 0.9 <= inside / 200 <= 0.985
+    assert np.mean(half) < 0.05
+    effects = expit(1 + generator.normal(0, t, (2000, 1)) + generator.normal(0, math.hypot(1.5, 0.5), 2000)).mean(1)
+    assert np.mean(variance) == pytest.approx(effects.var(), rel=0.25)
+
+
 def test_all_cells_alike() -> None:
     part_KN = part_of(np.ones((5, 40)), 80, 1)
     found = mean_of_few(part_KN)

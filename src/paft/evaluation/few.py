@@ -62,7 +62,8 @@ class Sampled:
 def sampled(values_KN: np.ndarray) -> Sampled:
     """Components from pairs of prompts that share examples (`pair_components`), the examples' from what is left.
 
-    Where no two prompts share 2 examples, the examples' differences cannot be told from the residual: s2_residual holds both.
+    Where no two prompts share 2 examples, the examples' differences cannot be told from the residual: s2_residual holds both, and
+    the prompts' variance is that of their means less the noise of these (one-way analysis).
     """
     seen_KN = ~np.isnan(values_KN)
     count, total = int(seen_KN.sum()), float(np.nanvar(values_KN))
@@ -71,9 +72,10 @@ def sampled(values_KN: np.ndarray) -> Sampled:
         prompt, residual = max(0.0, pairs.s2_prompt), pairs.s2_residual
         freedom = count - sum(values_KN.shape)
     except ShapeError:
-        within = np.nansum((values_KN - np.nanmean(values_KN, axis=1, keepdims=True)) ** 2)
+        accuracy_K1 = np.nanmean(values_KN, axis=1, keepdims=True)
         freedom = count - len(values_KN)
-        prompt, residual = total, float(within) / max(1, freedom)
+        residual = float(np.nansum((values_KN - accuracy_K1) ** 2)) / max(1, freedom)
+        prompt = max(0.0, float(accuracy_K1.var(ddof=1)) - residual * float((1 / seen_KN.sum(1)).mean()))
     by_prompt, by_item = (float(((visits / count) ** 2).sum()) for visits in (seen_KN.sum(1), seen_KN.sum(0)))
     item = max(0.0, total - residual - prompt)
     return Sampled(
