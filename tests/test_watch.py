@@ -27,3 +27,8 @@ def test_time_left_goes_by_the_work_done(capsys):
 def test_a_stage_that_grows_has_as_much_left_as_its_new_cells_take(capsys):
     ticks = [*((n, 100) for n in range(101)), *((n, 500) for n in range(100, 201))]
     assert told(capsys, ticks, 10.0).endswith("score: 200/500    (about 50 min left)")
+
+
+def test_no_time_left_is_told_from_a_first_cell_that_took_long(capsys):
+    assert told(capsys, [(0, 1280), (1, 1280), (2, 1280)], 10.0).endswith("score: 2/1280    (time left: measuring)")
+    assert told(capsys, [(n, 1280) for n in range(8)], 10.0).endswith("min left)")  # a minute has passed

@@ -30,8 +30,9 @@ class Clock:
         self.spent_work += work
 
     def seconds_left(self, work_left: float) -> float | None:
-        """Estimate, None before anything is known."""
-        if self.spent_work <= 0 or self.spent_s < 3:
+        """Estimate, None while too little is done to tell: first cells of a model take seconds that later ones do not."""
+        early = self.spent_s < 3 or (self.spent_s < 60 and self.spent_work < 0.01 * self.left)
+        if self.spent_work <= 0 or early:
             return None
         return work_left * self.spent_s / self.spent_work
 
