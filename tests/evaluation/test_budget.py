@@ -132,13 +132,16 @@ def test_adaptive_with_a_race_shares_cells(table_KN):
     assert spent.cells < alone.cells + spent.sampled_KN.sum()
 
 
-def test_expected_accuracies_follow_the_truth(table_KN):
-    shop = Shop(likelihood=table_KN)
-    spent = shop.spend(kind="balanced", cells=6000)
-    expected_K = expected_accuracies(matrix_of(shop.sold["likelihood"]), spent)
-    truth_K = table_KN.mean(1)
-    seen_K = np.nanmean(shop.sold["likelihood"], axis=1)
-    assert ((expected_K - truth_K) ** 2).mean() < ((seen_K - truth_K) ** 2).mean()
+def test_expected_accuracies_are_nearer_to_the_truth_than_observed_ones(table_KN, monkeypatch):
+    truth_K, expected, observed = table_KN.mean(1), [], []
+    for seed in range(4):
+        monkeypatch.setattr("paft.evaluation.budget.SEED", seed)
+        shop = Shop(likelihood=table_KN)
+        spent = shop.spend(kind="balanced", cells=6000)
+        expected_K = expected_accuracies(matrix_of(shop.sold["likelihood"]), spent)
+        expected.append(((expected_K - truth_K) ** 2).mean())
+        observed.append(((np.nanmean(shop.sold["likelihood"], axis=1) - truth_K) ** 2).mean())
+    assert sum(expected) < 0.9 * sum(observed)
 
 
 def test_stopping_when_narrow_keeps_the_level():

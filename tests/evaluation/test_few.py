@@ -31,7 +31,7 @@ def part_of(values_KN: np.ndarray, cells: int, seed: int) -> np.ndarray:
     return part_KN
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (5, 7), (12, 18), (3, 3), (1, 5), (50, 1000)])
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 7), (12, 18), (3, 3), (1, 5), (5, 1), (40, 32), (50, 1000)])
 def test_every_prefix_of_the_order_is_balanced(shape: tuple[int, int]) -> None:
     order = BalancedOrder(*shape, seed=3)
     k, i = order.cells(0, len(order))
@@ -56,6 +56,18 @@ def test_a_prompt_meets_examples_evenly() -> None:
         seen_N[i[k == 1]] += 1
     expected = 2000 * 4 / 12
     assert ((seen_N - expected) ** 2 / expected).sum() < 40  # chi-square with 11 degrees of freedom: 1e-4 lies at 37
+
+
+@pytest.mark.parametrize("shape", [(40, 32), (50, 300), (48, 36)])
+def test_prompts_share_examples_as_often_as_chance_has_it(shape: tuple[int, int]) -> None:
+    """Also where K and N have large divisors in common, which a walk down the diagonal shows: groups of prompts see the same."""
+    k, i = BalancedOrder(*shape, seed=1).cells(0, 4 * shape[1])
+    asked_KN = np.zeros(shape)
+    asked_KN[k, i] = 1
+    shared = (asked_KN @ asked_KN.T)[np.triu_indices(shape[0], 1)]
+    per_prompt = 4 * shape[1] / shape[0]
+    assert shared.mean() == pytest.approx(per_prompt**2 / shape[1], rel=0.25)
+    assert shared.var() < 1.3 * shared.mean()
 
 
 def test_a_complete_table_gives_what_the_complete_formulas_give() -> None:
@@ -87,6 +99,17 @@ def test_the_mean_is_unbiased_and_covered(cells: int, t: float) -> None:
     assert predicted >= 0.85 * error_R.var()
     if cells > 400:
         assert predicted == pytest.approx(error_R.var(), rel=0.25)
+
+
+@pytest.mark.parametrize("visits", [2, 3, 4])
+def test_the_mean_of_a_table_of_fewer_examples_than_prompts_is_covered(visits: int) -> None:
+    """Three cells of a prompt: few pairs of prompts share examples, and their differences alone do not tell the residual."""
+    inside = []
+    for seed in range(300):
+        table_KN = logistic_table(np.random.default_rng(seed), (40, 32), 0.3)
+        found = mean_of_few(part_of(table_KN, visits * 32, seed))
+        inside.append(found.low <= table_KN.mean() <= found.high)
+    assert 0.925 <= np.mean(inside) <= 0.995
 
 
 def test_the_mean_over_new_prompts_and_examples_is_covered() -> None:

@@ -48,6 +48,7 @@ from paft.evaluation.variance import (
     s2_prompt_interval,
     spread_corrected,
     squared_error,
+    two_way_components,
     untried_share,
     worst_bracket,
 )
@@ -811,6 +812,31 @@ def test_tables_with_cells_missing_tell_the_same_spread():
     assert abs(np.mean(s2) - model.sd**2) < three_errors < np.mean(naive) - model.sd**2
     assert share_covered(found) >= 0.94  # cautious: pairs do not share all of their noise
     assert np.mean([estimate.high - estimate.low for estimate, _ in found]) < 7 * np.std(np.sqrt(np.maximum(0, s2)))
+
+
+@given(tables)
+@settings(deadline=None, max_examples=40)
+def test_constants_fitted_to_a_complete_table_are_its_decomposition(table):
+    d, fitted = decompose(table), two_way_components(table, least_freedom=1)
+    assert (fitted.s2_prompt, fitted.s2_residual) == pytest.approx((d.s2_prompt, d.s2_residual), abs=1e-9)
+    assert fitted.freedom == (table.shape[0] - 1) * (table.shape[1] - 1)
+
+
+def test_constants_fitted_to_few_cells_are_unbiased():
+    """A tenth of normal tables whose three variances are known; cells that share nothing are refused."""
+    generator = np.random.default_rng(3)
+    fits = []
+    for _ in range(400):
+        table = (
+            generator.normal(0, 0.3, (30, 1)) + generator.normal(0, 0.7, (1, 60)) + generator.normal(0, 0.5, (30, 60))
+        )
+        fits.append(two_way_components(np.where(generator.random(table.shape) < 0.1, table, np.nan)))
+    for name, truth in (("s2_prompt", 0.09), ("s2_item", 0.49), ("s2_residual", 0.25)):
+        values = np.array([getattr(fit, name) for fit in fits])
+        assert values.mean() == pytest.approx(truth, abs=3.5 * values.std() / 20), name
+        assert values.std() < truth
+    with pytest.raises(ShapeError, match="leave 0 degrees of freedom"):
+        two_way_components(np.where(np.eye(6) > 0, 1.0, np.nan))
 
 
 def test_no_spread_at_all_is_centred_on_zero():

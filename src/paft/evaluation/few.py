@@ -15,7 +15,7 @@ from scipy import stats as distributions
 
 from paft.errors import ShapeError
 from paft.evaluation.stats import Comparison, Estimate, prompt_sd_of_pairs, sd_difference
-from paft.evaluation.variance import mean_interval, pair_components, satterthwaite
+from paft.evaluation.variance import mean_interval, satterthwaite, two_way_components
 
 
 @dataclass(frozen=True)
@@ -60,26 +60,33 @@ class Sampled:
 
 
 def sampled(values_KN: np.ndarray) -> Sampled:
-    """Components from pairs of prompts that share examples (`pair_components`), the examples' from what is left.
+    """Components by `two_way_components`, cut at 0.
 
-    Where no two prompts share 2 examples, the examples' differences cannot be told from the residual: s2_residual holds both, and
-    the prompts' variance is that of their means less the noise of these (one-way analysis).
+    Where prompts share too few examples for that, the examples' differences cannot be told from the residual: s2_residual holds
+    both, and the prompts' variance is that of their means less the noise of these (one-way analysis).
     """
     seen_KN = ~np.isnan(values_KN)
-    count, total = int(seen_KN.sum()), float(np.nanvar(values_KN))
+    count = int(seen_KN.sum())
     try:
-        pairs = pair_components(values_KN)
-        prompt, residual = max(0.0, pairs.s2_prompt), pairs.s2_residual
-        freedom = count - sum(values_KN.shape)
+        found = two_way_components(values_KN)
+        prompt, item, residual, freedom = found.s2_prompt, found.s2_item, found.s2_residual, found.freedom
     except ShapeError:
         accuracy_K1 = np.nanmean(values_KN, axis=1, keepdims=True)
         freedom = count - len(values_KN)
         residual = float(np.nansum((values_KN - accuracy_K1) ** 2)) / max(1, freedom)
-        prompt = max(0.0, float(accuracy_K1.var(ddof=1)) - residual * float((1 / seen_KN.sum(1)).mean()))
+        prompt = float(accuracy_K1.var(ddof=1)) - residual * float((1 / seen_KN.sum(1)).mean())
+        item = float(np.nanvar(values_KN)) - residual - max(0.0, prompt)
     by_prompt, by_item = (float(((visits / count) ** 2).sum()) for visits in (seen_KN.sum(1), seen_KN.sum(0)))
-    item = max(0.0, total - residual - prompt)
     return Sampled(
-        values_KN.shape, count, prompt, item, residual, by_prompt, by_item, max(1, freedom), int(seen_KN.any(0).sum())
+        shape=values_KN.shape,
+        count=count,
+        s2_prompt=max(0.0, prompt),
+        s2_item=max(0.0, item),
+        s2_residual=residual,
+        uneven_prompts=by_prompt,
+        uneven_items=by_item,
+        freedom=max(1, freedom),
+        items=int(seen_KN.any(0).sum()),
     )
 
 

@@ -316,6 +316,54 @@ def _pair_freedom(observed_K: np.ndarray, weight_K: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
+class TwoWay:
+    """Variance components of an additive table with cells missing; freedom: degrees of freedom of s2_residual."""
+
+    s2_prompt: float
+    s2_item: float
+    s2_residual: float
+    freedom: int
+
+
+def two_way_components(values_KN: np.ndarray, least_freedom: int = 10) -> TwoWay:
+    """Components by fitting constants, Henderson's method III (Searle, Casella, McCulloch, Variance Components, ch. 5.5).
+
+    Sums of squares of prompts given examples, of examples given prompts, and of what neither explains, set equal to what they
+    are expected to be: unbiased for cells missing at random, no shape of effects assumed, not cut at 0. On a complete table
+    this is `decompose`. Raises ShapeError where prompts share too few examples to leave `least_freedom` degrees of freedom.
+    """
+    seen_KN = (~np.isnan(values_KN)).astype(float)
+    seen_KN = seen_KN[np.ix_(seen_KN.any(1), seen_KN.any(0))]
+    filled_KN = values_KN[np.ix_(~np.isnan(values_KN).all(1), ~np.isnan(values_KN).all(0))]
+    filled_KN = np.nan_to_num(filled_KN - np.nanmean(values_KN))
+    n_K, m_N = seen_KN.sum(1), seen_KN.sum(0)
+    sum_K, sum_N = filled_KN.sum(1), filled_KN.sum(0)
+    # the normal equations of the prompts with the examples' constants eliminated
+    left_KK = np.diag(n_K) - (seen_KN / m_N) @ seen_KN.T
+    right_K = sum_K - seen_KN @ (sum_N / m_N)
+    weight_K, axis_KK = np.linalg.eigh(left_KK)
+    kept_K = weight_K > 1e-9 * max(1.0, weight_K[-1])
+    rank, count = int(kept_K.sum()), int(n_K.sum())
+    freedom = count - len(m_N) - rank
+    if freedom < least_freedom or not rank:
+        raise ShapeError(
+            f"{count} cells of {len(n_K)} prompts and {len(m_N)} examples leave {max(0, freedom)} degrees of freedom for what is "
+            f"neither the prompt's nor the example's; at least {least_freedom} are needed"
+        )
+    prompts = float((((axis_KK.T @ right_K)[kept_K]) ** 2 / weight_K[kept_K]).sum())
+    items = float((sum_N**2 / m_N).sum())
+    residual = max(0.0, float((filled_KN**2).sum()) - items - prompts) / freedom
+    items += prompts - float((sum_K**2 / n_K).sum())
+    item_rank = len(m_N) + rank - len(n_K)
+    return TwoWay(
+        (prompts - rank * residual) / float(np.trace(left_KK)),
+        (items - item_rank * residual) / max(1.0, count - len(n_K)),
+        residual,
+        freedom,
+    )
+
+
+@dataclass(frozen=True)
 class WorstBracket:
     """Four readings of the accuracy of the worst of K prompts, in the order of their bias on new examples.
 
