@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.special import expit
 
+from paft.config import CellBudgetConfig
+from paft.evaluation.budget import spend
 from paft.evaluation.few import mean_of_few
 from paft.evaluation.mixture import PromptMixture
 from paft.evaluation.sampling import BalancedOrder
@@ -48,9 +50,8 @@ VISITS = 2, 4, 8
 NAMES = "table_mean", "table_sd", "table_p10", "table_median", "table_share", "table_worst"
 
 
-def simulated(random: np.random.Generator, shape: str, size: tuple[int, int]) -> np.ndarray:
+def simulated(random: np.random.Generator, centre: float, effects: Draw, size: tuple[int, int]) -> np.ndarray:
     """A table values_KN."""
-    centre, effects = SHAPES[shape]
     logit_KN = effects(random, size[0])[:, None] + random.normal(centre, 1.5, size[1]) + random.normal(0, 0.5, size)
     return (random.random(size) < expit(logit_KN)).astype(float)
 
@@ -99,6 +100,32 @@ def whole_tables(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield f"{arm}, {scorer}", matrix.values_KN
 
 
+ADAPTIVE = ((20, 400), 0.3, 0.014), ((50, 1000), 0.15, 0.01), ((50, 1000), 0.8, 0.01), ((5, 2000), 0.3, 0.01)
+
+
+def adaptive(shape: tuple[int, int], sd: float, wanted: float, tables: int) -> str:
+    """A row of the table of `adaptive`: what was bought, and how often the interval that ended the buying holds."""
+    random, bought, inside = np.random.default_rng([*shape, round(100 * sd)]), [], []
+    for _ in range(tables):
+        values_KN, sold_KN = (
+            simulated(random, 1, lambda random, k: random.normal(0, sd, k), shape),
+            np.full(shape, np.nan),
+        )
+
+        def ask(cells: Sequence[tuple[int, int]], values_KN=values_KN, sold_KN=sold_KN) -> dict[str, np.ndarray]:
+            for cell in cells:
+                sold_KN[cell] = values_KN[cell]
+            return {"likelihood": sold_KN}
+
+        budget = CellBudgetConfig(kind="adaptive", half_width={"table_mean": wanted})
+        spent = spend(budget, shape, ["likelihood"], ask, 0.95, lambda _: None)
+        found = mean_of_few(sold_KN, spent.level)
+        bought.append(spent.cells)
+        inside.append(found.low <= values_KN.mean() <= found.high)
+    share = np.mean(bought) / (shape[0] * shape[1])
+    return f"| {shape[0]} x {shape[1]:,}, {sd:g} | {100 * wanted:g} | {np.mean(bought):,.0f} ({share:.0%}) | {np.mean(inside):.3f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scores", nargs="*", type=Path, help="scores.parquet of runs that bought every cell")
@@ -106,8 +133,13 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="lines whose shape of effects holds this text; 'none' for no simulation"
     )
+    parser.add_argument("--adaptive", action="store_true", help="only the table of adaptive buying")
     parser.add_argument("--size", default="", help="lines of this size, as 50x300")
     options = parser.parse_args()
+    if options.adaptive:
+        for shape, sd, wanted in ADAPTIVE:
+            print(adaptive(shape, sd, wanted, options.tables), flush=True)
+        return
     print("| prompts x examples, effects of prompts | cells per example | " + " | ".join(NAMES) + " |")
     print("| --- | ---: |" + " ---: |" * len(NAMES))
     started = time.monotonic()
@@ -117,7 +149,7 @@ def main() -> None:
                 continue
             for visits in VISITS:
                 random = np.random.default_rng([*size, list(SHAPES).index(shape)])
-                tables = ((simulated(random, shape, size), seed) for seed in range(options.tables))
+                tables = ((simulated(random, *SHAPES[shape], size), seed) for seed in range(options.tables))
                 print(line(f"{size[0]} x {size[1]:,}, {shape}", visits, tables), flush=True)
     for path in options.scores:
         for name, values_KN in whole_tables(path):

@@ -36,8 +36,14 @@ def refused(*overrides: str, **values: Any) -> str:
             "train.schedule.steps_per_promt=2",
             "unknown key 'train.schedule.steps_per_promt', did you mean 'steps_per_prompt'?",
         ),
-        ("train.schedule.prompt=2", "unknown key 'train.schedule.prompt'; known here: kind, steps_per_prompt"),
-        ("train.schedule.kind=paff", "train.schedule.kind = 'paff', did you mean 'paft'?; expected fixed or paft"),
+        ("train.schedule.prompt=2", "unknown key 'train.schedule.prompt'; known here: batches_per_prompt, examples_per_prompt, kind, steps_per_prompt"),
+        ("train.schedule.kind=paff", "train.schedule.kind = 'paff', did you mean 'paft'?; expected fixed or paft or balanced"),
+        (
+            "train.schedule={steps_per_prompt: 2, examples_per_prompt: 3}",
+            "steps_per_prompt and examples_per_prompt: a prompt is kept for one count; give one of them",
+        ),
+        ("train.schedule.batches_per_prompt=2", "say how large they are: micro_batch_size"),
+        ("train.schedule={kind: mixture, share: 1}", "train.schedule.share = '1': Input should be less than 1"),
         ("arms.paft.tain={}", "unknown key 'arms.paft.tain', did you mean 'train'?"),
         ("arms.paft.train.epoch=2", "arms.paft.train: unknown key 'epoch', did you mean 'epochs'?"),
         (
@@ -65,6 +71,13 @@ def refused(*overrides: str, **values: Any) -> str:
 )
 def test_a_wrong_setting_is_named_with_the_nearest_right_one(override: str, message: str) -> None:
     assert message in refused(override)
+
+
+def test_an_arm_may_count_in_another_unit_than_the_common_settings() -> None:
+    own = ["train.schedule.steps_per_prompt=2", "arms={p: {train: {schedule: {kind: paft, examples_per_prompt: 1}}}}"]
+    settings = load_run_config(None, [*own, "model=m", "task=piqa"]).training_of("p")
+    assert settings is not None
+    assert settings.schedule.hold == (1, "examples")  # type: ignore[union-attr]
 
 
 def test_a_missing_key_is_named() -> None:

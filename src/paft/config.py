@@ -38,19 +38,100 @@ class FixedSchedule(Strict):
     prompt: int | str = 0
 
 
-class PaftSchedule(Strict):
-    """Algorithm 1 of the paper: a prompt drawn uniformly, kept for `steps_per_prompt` optimizer updates, drawn anew
-    at the start of every epoch. The paper uses 4; short runs want 1 (docs/method.md shows why).
+class Holding(Strict):
+    """How long a prompt is kept, counted in one of three units."""
+
+    steps_per_prompt: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer updates; 4 where no unit is given."""
+    batches_per_prompt: Annotated[int, Field(ge=1)] | None = None
+    """Forward passes of `micro_batch_size` examples, which must then be given."""
+    examples_per_prompt: Annotated[int, Field(ge=1)] | None = None
+    """Examples; 1 draws a prompt for each, so that an update mixes prompts."""
+
+    @property
+    def hold(self) -> tuple[int, Literal["steps", "batches", "examples"]]:
+        """(count, unit)."""
+        if self.batches_per_prompt is not None:
+            return self.batches_per_prompt, "batches"
+        if self.examples_per_prompt is not None:
+            return self.examples_per_prompt, "examples"
+        return (4 if self.steps_per_prompt is None else self.steps_per_prompt), "steps"
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Holding:
+        given = [name for name in Holding.model_fields if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: a prompt is kept for one count; give one of them")
+        return self
+
+
+class PaftSchedule(Holding):
+    """Algorithm 1 of the paper: a prompt drawn uniformly with replacement, kept for K, drawn anew at the start of every epoch.
+
+    The paper uses 4 updates; short runs want 1 (docs/method.md shows why).
     """
 
     kind: Literal["paft"] = "paft"
-    steps_per_prompt: Annotated[int, Field(ge=1)] = 4
 
 
-KINDS = ("fixed", "paft")
+class BalancedSchedule(Holding):
+    """Prompts drawn without replacement: counts of draws differ by at most one at any time.
+
+    With `examples_per_prompt: 1`, which is what no unit means here, each example meets a new prompt in every epoch.
+    """
+
+    kind: Literal["balanced"] = "balanced"
+
+    @property
+    def hold(self) -> tuple[int, Literal["steps", "batches", "examples"]]:
+        """(count, unit)."""
+        given = self.steps_per_prompt, self.batches_per_prompt, self.examples_per_prompt
+        return super().hold if any(value is not None for value in given) else (1, "examples")
+
+
+class MixtureSchedule(Holding):
+    """A canonical prompt for a share of the draws, the others uniformly."""
+
+    kind: Literal["mixture"] = "mixture"
+    prompt: int | str = 0
+    """The canonical prompt: position among the train prompts, or a template id."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+
+
+class CurriculumSchedule(Holding):
+    """Prompts come in by and by, in a stated order."""
+
+    kind: Literal["curriculum"] = "curriculum"
+    order: list[int | str] = []
+    """Positions or ids of the prompts that come first; the others follow in the order of the set."""
+    start: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the prompts that are in from the start (one at least)."""
+    until: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the run after which all are in."""
+
+
+class AdaptiveSchedule(Holding):
+    """Clusters of prompts are drawn more often where the running loss is higher: weight = share of prompts x
+    clip(loss / mean loss, floor, cap).
+    """
+
+    kind: Literal["adaptive"] = "adaptive"
+    by: Literal["prompt", "placement", "cue", "format", "layout", "system"] = "format"
+    """What makes a cluster: a feature of how prompts are put together, or each prompt for itself."""
+    every: Annotated[int, Field(ge=1)] = 25
+    """Optimizer updates of a round; weights change from round to round and rest on losses of the rounds before the last."""
+    memory: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """What a cluster's running loss keeps of itself at each update in which the cluster occurs."""
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.5
+    cap: Annotated[float, Field(ge=1)] = 2.0
+
+
+ScheduleConfig = Annotated[
+    FixedSchedule | PaftSchedule | BalancedSchedule | MixtureSchedule | CurriculumSchedule | AdaptiveSchedule,
+    Field(discriminator="kind"),
+]
+KINDS = ("fixed", "paft", "balanced", "mixture", "curriculum", "adaptive")
 """Kinds of schedules."""
-
-ScheduleConfig = Annotated[FixedSchedule | PaftSchedule, Field(discriminator="kind")]
 
 
 class SFTConfig(Strict):
@@ -92,6 +173,14 @@ class SFTConfig(Strict):
     @classmethod
     def _default_kind(cls, value: Any) -> Any:
         return {"kind": "paft", **value} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _check_batches(self) -> SFTConfig:
+        if isinstance(self.schedule, Holding) and self.schedule.batches_per_prompt and self.micro_batch_size is None:
+            raise ValueError(
+                "schedule.batches_per_prompt counts forward passes; say how large they are: micro_batch_size"
+            )
+        return self
 
 
 class CellBudgetConfig(Strict):
@@ -294,7 +383,9 @@ class RunConfig(Strict):
             isinstance(schedule, Mapping)
             and schedule.get("kind", common["schedule"]["kind"]) == common["schedule"]["kind"]
         ):
-            own = {**own, "schedule": {**common["schedule"], **schedule}}
+            units = Holding.model_fields.keys()
+            under = {k: v for k, v in common["schedule"].items() if k not in units or not units & schedule.keys()}
+            own = {**own, "schedule": {**under, **schedule}}
         return validate(SFTConfig, {**common, **own}, f"arms.{arm}.train")
 
 

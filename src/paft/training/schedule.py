@@ -6,16 +6,29 @@ workers, ranks, resume points or how often an index is asked for, and changing o
 
 from __future__ import annotations
 
+import itertools
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from paft.config import FixedSchedule, PaftSchedule
+from paft.config import (
+    AdaptiveSchedule,
+    BalancedSchedule,
+    CurriculumSchedule,
+    FixedSchedule,
+    MixtureSchedule,
+    PaftSchedule,
+    ScheduleConfig,
+)
 from paft.errors import ConfigError
 from paft.grid import Cell, Grid
+from paft.prompts.structure import structure
 
 _MASK = (1 << 64) - 1
 
@@ -62,82 +75,232 @@ def permutation(count: int, *keys: int) -> np.ndarray:
     return order
 
 
+SMALL = 4096
+"""Longest permutation that is laid out whole; longer ones are computed place by place."""
+_ROUNDS = 8
+
+
+def permuted(place: int, count: int, *keys: int) -> int:
+    """The element at a place of a permutation of range(count) keyed by integers, in constant time and memory.
+
+    Up to SMALL this is `permutation`. Beyond, a Feistel network over a rectangle of just over `count` places, walked until the
+    result is one of them (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002); on few places it would be less even.
+    """
+    if count <= SMALL:
+        return int(permutation(count, *keys)[place])
+    high = math.isqrt(count - 1) + 1
+    low = -(-count // high)
+    key = mix(*keys)
+    while True:
+        a, b = divmod(place, low)
+        for number in range(0, _ROUNDS, 2):
+            a = (a + mix(key, number, b)) % high
+            b = (b + mix(key, number + 1, a)) % low
+        place = a * low + b
+        if place < count:
+            return place
+
+
 _ORDER, _PROMPT, SUBSET = 1, 2, 3  # streams
 
 
-@dataclass(frozen=True)
-class FixedPrompt:
-    """Every example meets one prompt: ordinary fine-tuning, the baseline."""
+@dataclass(frozen=True, kw_only=True)
+class Blocks(ABC):
+    """A run of `epochs` over N examples, each epoch in an order of its own, cut into blocks of `block_size` examples that share
+    a prompt; the blocks start anew with every epoch. What a schedule adds is `prompt_of`.
 
-    num_examples: int
-    prompt: int
-    epochs: int
-    seed: int
-
-    def cell(self, epoch: int, position: int) -> Cell:
-        """The example at this place of the epoch's order, always with the same prompt."""
-        return Cell(epoch, self.prompt, _example_at(self, epoch, position))
-
-    def cells(self, epoch: int) -> Iterator[Cell]:
-        """All cells of an epoch in order."""
-        return (self.cell(epoch, position) for position in range(self.num_examples))
-
-
-@dataclass(frozen=True)
-class PaftPrompts:
-    """Algorithm 1 of PAFT (arXiv 2502.12859): a prompt drawn uniformly with replacement for each block of
-    `steps_per_prompt` optimizer updates; the blocks start anew with every epoch.
-
-    batch_size: examples per optimizer update, over all ranks and accumulation steps; they share the prompt.
+    Any cell is found in constant time and memory, and the order of the examples is the same under every schedule of a seed.
     """
 
     num_examples: int
     num_prompts: int
-    batch_size: int
-    steps_per_prompt: int
+    block_size: int
     epochs: int
     seed: int
 
+    @abstractmethod
+    def prompt_of(self, epoch: int, block: int) -> int:
+        """The prompt of a block of an epoch."""
+
+    @property
+    def blocks_per_epoch(self) -> int:
+        """The last one of an epoch may be shorter than the others."""
+        return -(-self.num_examples // self.block_size)
+
     def cell(self, epoch: int, position: int) -> Cell:
-        """The example at this place of the epoch's order, with the prompt of its block."""
-        block = position // self.batch_size // self.steps_per_prompt
-        return Cell(epoch, draw(self.num_prompts, self.seed, _PROMPT, epoch, block), _example_at(self, epoch, position))
+        """The example at this place of the epoch's order, with its prompt. Raises IndexError outside the run."""
+        if not (0 <= epoch < self.epochs and 0 <= position < self.num_examples):
+            raise IndexError(f"epoch {epoch}, position {position}: outside {self.epochs} epochs of {self.num_examples}")
+        example = permuted(position, self.num_examples, self.seed, _ORDER, epoch)
+        return Cell(epoch, self.prompt_of(epoch, position // self.block_size), example)
 
     def cells(self, epoch: int) -> Iterator[Cell]:
         """All cells of an epoch in order."""
         return (self.cell(epoch, position) for position in range(self.num_examples))
 
 
-def _example_at(schedule: FixedPrompt | PaftPrompts, epoch: int, position: int) -> int:
-    if not (0 <= epoch < schedule.epochs and 0 <= position < schedule.num_examples):
-        raise IndexError(
-            f"epoch {epoch}, position {position}: outside {schedule.epochs} epochs of {schedule.num_examples}"
-        )
-    return int(permutation(schedule.num_examples, schedule.seed, _ORDER, epoch)[position])
+@dataclass(frozen=True, kw_only=True)
+class FixedPrompt(Blocks):
+    """Every example meets one prompt: ordinary fine-tuning, the baseline."""
+
+    prompt: int
+
+    def prompt_of(self, epoch: int, block: int) -> int:
+        """Always the same."""
+        return self.prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaftPrompts(Blocks):
+    """Algorithm 1 of PAFT (arXiv 2502.12859): a prompt drawn uniformly with replacement for each block."""
+
+    def prompt_of(self, epoch: int, block: int) -> int:
+        """A keyed draw."""
+        return draw(self.num_prompts, self.seed, _PROMPT, epoch, block)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancedPrompts(Blocks):
+    """Prompts drawn without replacement: at any time of the run no two differ by more than one in how many blocks they had."""
+
+    def prompt_of(self, epoch: int, block: int) -> int:
+        """The run's blocks in order, cut into passes over all prompts, each pass in an order of its own."""
+        number, place = divmod(epoch * self.blocks_per_epoch + block, self.num_prompts)
+        return permuted(place, self.num_prompts, self.seed, _PROMPT, number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancedExamples(Blocks):
+    """Every example meets a new prompt in every epoch until it has met all; in an epoch no two prompts differ by more than one in
+    how many examples they had. Blocks of one example.
+    """
+
+    def prompt_of(self, epoch: int, block: int) -> int:
+        """A place on the circle of prompts for each example, turned from epoch to epoch."""
+        example = permuted(block, self.num_examples, self.seed, _ORDER, epoch)
+        place = permuted(example, self.num_examples, self.seed, _PROMPT, 0)
+        turn, step = divmod(epoch, self.num_prompts)
+        step = permuted(step, self.num_prompts, self.seed, _PROMPT, 1, turn)
+        return permuted((place + step) % self.num_prompts, self.num_prompts, self.seed, _PROMPT, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixturePrompts(Blocks):
+    """One prompt, the canonical one, for a share of the blocks, spread evenly; the others drawn uniformly with replacement.
+
+    At any time of an epoch the canonical prompt has had its share of the blocks to within one.
+    """
+
+    prompt: int
+    share: float
+
+    def prompt_of(self, epoch: int, block: int) -> int:
+        """The canonical prompt where block x share passes a whole number, from a keyed start."""
+        start = mix(self.seed, _PROMPT, epoch) / 2**64
+        if math.floor((block + 1) * self.share + start) > math.floor(block * self.share + start):
+            return self.prompt
+        other = draw(self.num_prompts - 1, self.seed, _PROMPT, epoch, block)
+        return other + (other >= self.prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumPrompts(Blocks):
+    """Prompts come in by and by: a share of them from the start, all of them from a share of the run on, evenly between; drawn
+    uniformly with replacement from those that are in.
+    """
+
+    order: tuple[int, ...]
+    start: float
+    until: float
+
+    def prompt_of(self, epoch: int, block: int) -> int:
+        """A keyed draw from the first ones of the order."""
+        gone = (epoch * self.blocks_per_epoch + block) / (self.epochs * self.blocks_per_epoch)
+        share = 1.0 if gone >= self.until else self.start + (1 - self.start) * gone / self.until
+        most = max(1, math.ceil(share * self.num_prompts - 1e-9))
+        return self.order[draw(most, self.seed, _PROMPT, epoch, block)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptivePrompts(Blocks):
+    """Clusters of prompts drawn by weights that follow their losses; a prompt of the cluster uniformly.
+
+    The run is cut into rounds of `round_blocks` blocks. The weights of a round rest on the losses up to the end of the round
+    before the last, so that what is drawn does not depend on how far data workers read ahead; rounds 0 and 1 are uniform over
+    prompts. `weights_RC` is the only state of a schedule: a list that grows by a row for each round that is known, which a
+    checkpoint keeps.
+    """
+
+    cluster_K: tuple[int, ...]
+    round_blocks: int
+    weights_RC: list[tuple[float, ...]] = field(default_factory=list, hash=False)
+
+    def prompt_of(self, epoch: int, block: int) -> int:
+        """A cluster by weight, then a prompt of it. Raises IndexError for a round whose weights are not known yet."""
+        number = (epoch * self.blocks_per_epoch + block) // self.round_blocks
+        if number < 2:
+            return draw(self.num_prompts, self.seed, _PROMPT, epoch, block)
+        if number - 2 >= len(self.weights_RC):
+            raise IndexError(
+                f"round {number} of the adaptive schedule rests on losses of round {number - 2}, not known yet"
+            )
+        up_to_C = list(itertools.accumulate(self.weights_RC[number - 2]))
+        cluster = bisect_right(up_to_C, mix(self.seed, _PROMPT, epoch, block, 0) / 2**64 * up_to_C[-1])
+        members = [prompt for prompt, its in enumerate(self.cluster_K) if its == cluster]
+        return members[draw(len(members), self.seed, _PROMPT, epoch, block, 1)]
 
 
 def make_schedule(
-    config: FixedSchedule | PaftSchedule, grid: Grid, *, batch_size: int, epochs: int, seed: int
-) -> FixedPrompt | PaftPrompts:
-    """The schedule that a configuration describes, over the templates and examples of a grid."""
+    config: ScheduleConfig, grid: Grid, *, batch_size: int, epochs: int, seed: int, micro: int = 1
+) -> Blocks:
+    """The schedule that a configuration describes, over the templates and examples of a grid.
+
+    batch_size: examples per optimizer update, over all ranks and accumulation steps; micro: per forward pass.
+    """
     num_prompts, num_examples = grid.shape
+    run: dict[str, Any] = {"num_examples": num_examples, "num_prompts": num_prompts, "epochs": epochs, "seed": seed}
+    if isinstance(config, FixedSchedule):
+        return FixedPrompt(**run, block_size=num_examples, prompt=_prompt(config.prompt, grid))
+    size, unit = config.hold
+    run["block_size"] = size * {"steps": batch_size, "batches": micro, "examples": 1}[unit]
     match config:
-        case PaftSchedule(steps_per_prompt=steps):
-            return PaftPrompts(num_examples, num_prompts, batch_size, steps, epochs, seed)
-        case FixedSchedule(prompt=str(wanted)):
-            ids = [template.id for template in grid.templates]
-            if wanted not in ids:
-                raise ConfigError(
-                    f"schedule: prompt {wanted!r} is not the id of a train prompt; `paft prompts show` lists them"
-                )
-            return FixedPrompt(num_examples, ids.index(wanted), epochs, seed)
-        case FixedSchedule(prompt=position):
-            ids = [template.id for template in grid.templates]
-            if str(position) in ids:  # an id of digits alone, which YAML reads as a number
-                return FixedPrompt(num_examples, ids.index(str(position)), epochs, seed)
-            if not 0 <= int(position) < num_prompts:
-                raise ConfigError(f"schedule: prompt {position} is not among the train prompts 0 to {num_prompts - 1}")
-            return FixedPrompt(num_examples, int(position), epochs, seed)
+        case PaftSchedule():
+            return PaftPrompts(**run)
+        case BalancedSchedule():
+            return BalancedExamples(**run) if run["block_size"] == 1 else BalancedPrompts(**run)
+        case MixtureSchedule(prompt=wanted, share=share):
+            if num_prompts < 2:
+                raise ConfigError("schedule: a mixture needs at least 2 train prompts; choose kind: fixed")
+            return MixturePrompts(**run, prompt=_prompt(wanted, grid), share=share)
+        case CurriculumSchedule(start=start, until=until):
+            return CurriculumPrompts(**run, order=_order(config, grid), start=start, until=until)
+        case AdaptiveSchedule(by=by, every=every):
+            values = [template.id if by == "prompt" else structure(template)[by] for template in grid.templates]
+            names = sorted(set(values))
+            rounds = max(1, round(every * batch_size / run["block_size"]))
+            return AdaptivePrompts(**run, cluster_K=tuple(names.index(value) for value in values), round_blocks=rounds)
+
+
+def _prompt(wanted: int | str, grid: Grid) -> int:
+    """Position of a prompt that is named by position or by id. Raises ConfigError."""
+    ids = [template.id for template in grid.templates]
+    if str(wanted) in ids:  # also an id of digits alone, which YAML reads as a number
+        return ids.index(str(wanted))
+    if isinstance(wanted, str):
+        raise ConfigError(
+            f"schedule: prompt {wanted!r} is not the id of a train prompt; `paft prompts show` lists them"
+        )
+    if not 0 <= wanted < len(ids):
+        raise ConfigError(f"schedule: prompt {wanted} is not among the train prompts 0 to {len(ids) - 1}")
+    return wanted
+
+
+def _order(config: CurriculumSchedule, grid: Grid) -> tuple[int, ...]:
+    """Positions of the prompts in the order in which they come in: those that are named, then the others in the set's order."""
+    first = [_prompt(wanted, grid) for wanted in config.order]
+    if len(set(first)) < len(first):
+        raise ConfigError("schedule: order names a prompt twice; name each once")
+    return (*first, *(k for k in range(len(grid.templates)) if k not in set(first)))
 
 
 def updates_per_epoch(num_examples: int, batch_size: int) -> int:

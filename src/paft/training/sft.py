@@ -121,7 +121,14 @@ def _train(
     say: Callable[[str], None],
 ) -> HFModel:
     grid = dataset.grid
-    schedule = make_schedule(config.schedule, grid, batch_size=config.batch_size, epochs=config.epochs, seed=seed)
+    schedule = make_schedule(
+        config.schedule,
+        grid,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=seed,
+        micro=config.micro_batch_size or config.batch_size,
+    )
     per_epoch = updates_per_epoch(grid.shape[1], config.batch_size)
     resume = out.last_checkpoint()
     done = int(resume.name.rpartition("-")[2]) if resume else 0
