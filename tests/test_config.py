@@ -36,8 +36,14 @@ def refused(*overrides: str, **values: Any) -> str:
             "train.schedule.steps_per_promt=2",
             "unknown key 'train.schedule.steps_per_promt', did you mean 'steps_per_prompt'?",
         ),
-        ("train.schedule.prompt=2", "unknown key 'train.schedule.prompt'; known here: batches_per_prompt, examples_per_prompt, kind, steps_per_prompt"),
-        ("train.schedule.kind=paff", "train.schedule.kind = 'paff', did you mean 'paft'?; expected fixed or paft or balanced"),
+        (
+            "train.schedule.prompt=2",
+            "unknown key 'train.schedule.prompt'; known here: batches_per_prompt, examples_per_prompt, kind, steps_per_prompt",
+        ),
+        (
+            "train.schedule.kind=paff",
+            "train.schedule.kind = 'paff', did you mean 'paft'?; expected fixed or paft or balanced",
+        ),
         (
             "train.schedule={steps_per_prompt: 2, examples_per_prompt: 3}",
             "steps_per_prompt and examples_per_prompt: a prompt is kept for one count; give one of them",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from paft import pipeline
 from paft.config import load_run_config
 from paft.errors import ConfigError
 from paft.lm.ranks import Ranks, launched
+from paft.store import read_jsonl
 from paft.watch import LineWatcher
 from tests import tiny
 
@@ -32,13 +35,13 @@ def scores_of(results: dict) -> dict:
     return {name: arm["scores"] for name, arm in results["arms"].items()}
 
 
-def launch(size: int, arguments: list[str]) -> list[subprocess.CompletedProcess[str]]:
+def start(size: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "paft.cli", *arguments]
-    running = [
+    return [
         subprocess.Popen(
             command,
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -48,10 +51,13 @@ def launch(size: int, arguments: list[str]) -> list[subprocess.CompletedProcess[
         )
         for rank in range(size)
     ]
+
+
+def launch(size: int, arguments: list[str]) -> list[subprocess.CompletedProcess[str]]:
     done = []
-    for child in running:
+    for child in start(size, arguments):
         out, err = child.communicate(timeout=300)
-        done.append(subprocess.CompletedProcess(command, child.returncode, out, err))
+        done.append(subprocess.CompletedProcess(child.args, child.returncode, out, err))
     return done
 
 
@@ -74,12 +80,50 @@ def test_two_launched_processes_give_what_one_gives(world, tmp_path, budget):
     assert again["arms"]["base"]["cells_asked"] == 0  # the first process kept what the second computed
 
 
-def test_what_is_not_trained_is_refused_in_one_line(world, tmp_path):
-    config, _ = world
-    for done in launch(2, ["run", str(config), "--out", str(tmp_path / "two")]):
-        assert done.returncode == 2
-        assert "not trained in" in done.stderr
-        assert "Traceback" not in done.stderr
+LOGGED = "step", "epoch", "prompts", "examples", "tokens", "answer_tokens"
+
+
+def tuned_arm(schedule: str) -> list[str]:
+    """Settings of one arm: 21 examples in updates of 4, so that an epoch ends with an update of which one process has no part."""
+    train = f"{{epochs: 4, batch_size: 4, save_every: 4, eval_every: null, schedule: {schedule}}}"
+    return [f"arms={{tuned: {{train: {train}}}}}", "data.train_examples=21"]
+
+
+def steps_of(run: Path) -> list[dict]:
+    return read_jsonl(run / "tuned" / "steps.jsonl")
+
+
+def assert_same_training(found: list[dict], expected: list[dict]) -> None:
+    assert [[row[key] for key in LOGGED] for row in found] == [[row[key] for key in LOGGED] for row in expected]
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "schedule", ["{kind: paft, steps_per_prompt: 1}", "{kind: adaptive, by: prompt, every: 3, steps_per_prompt: 1}"]
+)
+def test_two_launched_processes_train_what_one_trains(tmp_path, schedule):
+    """Also when both are killed within an epoch and go on, as two or as one."""
+    config, overrides = tiny.write_config(tmp_path), tuned_arm(schedule)
+    alone = pipeline.run(load_run_config(config, overrides), tmp_path / "alone", LineWatcher(quiet=True))
+    expected = steps_of(tmp_path / "alone")
+    assert [len(row["examples"]) for row in expected] == [4, 4, 4, 4, 4, 1] * 4
+    arguments = ["run", str(config), "--out", str(tmp_path / "two"), *overrides]
+    running = start(2, arguments)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and running[0].poll() is None and len(steps_of(tmp_path / "two")) < 10:
+        time.sleep(0.01)
+    for each in running:
+        each.kill()
+        each.communicate()
+    assert 10 <= len(steps_of(tmp_path / "two")) < 24, "killed too late to show anything"
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    done = launch(2, arguments)
+    assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert_same_training(steps_of(tmp_path / "two"), expected)
+    results = json.loads((tmp_path / "two" / "results.json").read_text(encoding="utf-8"))
+    assert results["arms"]["tuned"]["scores"] == json.loads(json.dumps(alone["arms"]["tuned"]["scores"]))
+    pipeline.run(load_run_config(config, overrides), tmp_path / "one", LineWatcher(quiet=True), stages=["train"])
+    assert_same_training(steps_of(tmp_path / "one"), expected)
 
 
 def test_the_others_end_in_one_line_when_one_process_fails(world, tmp_path):

@@ -165,14 +165,12 @@ def run(
 ) -> dict[str, Any]:
     """The whole run; returns what results.json holds. `stages` limits it to some of train, score, report.
 
-    In a launch of several processes they share the scoring; the first alone writes.
+    In a launch of several processes they share each update of a training, and the scoring; the first alone writes.
     """
     wanted = set(stages)
     with launched() as ranks:
         materials = prepare(config, watch.say)
         folder = RunDir(out)
-        if ranks.size > 1:
-            _only_trained(config, folder)
         if ranks.rank > 0:
             return _run_arms(config, materials, folder, watch, wanted, ranks)
         with folder.locked():
@@ -213,12 +211,11 @@ def score_shard(config: RunConfig, out: Path, watch: Watcher, number: int, of: i
 
 
 def _only_trained(config: RunConfig, folder: RunDir) -> None:
-    """Training is the work of one process."""
+    """A shard trains nothing."""
     todo = [name for name in config.arms if config.training_of(name) is not None and not folder.arm(name).trained]
     if todo:
         raise ConfigError(
-            f"{few(todo)}: not trained in {folder.root}, and several processes share the scoring; "
-            "train with one first (paft train) into that directory"
+            f"{few(todo)}: not trained in {folder.root}, and a shard is for scoring; train first (paft train) into that directory"
         )
 
 
@@ -232,7 +229,7 @@ def _run_arms(
             for shard in folder.shards:
                 if taken := store.absorb(shard):
                     watch.say(f"{shard}: {taken:,} answers taken over")
-        for name, learner in _learners(config, m, folder, watch, list(config.arms)):
+        for name, learner in _learners(config, m, folder, watch, list(config.arms), ranks):
             if "score" in wanted:
                 evaluations[name], cost = _score_arm(name, learner, config, m.grid, store, watch, ranks)
                 others: dict[str, Evaluation] = {}
@@ -302,7 +299,12 @@ def _gpu() -> str | None:
 
 
 def _learners(
-    config: RunConfig, m: Materials, folder: RunDir, watch: Watcher, names: Sequence[str]
+    config: RunConfig,
+    m: Materials,
+    folder: RunDir,
+    watch: Watcher,
+    names: Sequence[str],
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Generator[tuple[str, LM]]:
     """The models of some arms, one after the other: each is only good until the next is asked for."""
     model: HFModel | None = None
@@ -323,7 +325,7 @@ def _learners(
         assert model is not None
         learner = _load(config, arm.model, watch) if arm.model is not None else model
         if settings is not None:
-            learner = _train_arm(name, settings, config, m, model, identity, folder.arm(name), watch)
+            learner = _train_arm(name, settings, config, m, model, identity, folder.arm(name), watch, ranks)
         if arm.adapter is not None:
             learner = learner.with_adapter(Path(arm.adapter))
         yield name, learner
@@ -364,6 +366,7 @@ def _train_arm(
     identity: str,
     out: ArmDir,
     watch: Watcher,
+    ranks: Ranks,
 ) -> Any:
     from paft.lm.hf import load_model
     from paft.training.sft import train_sft
@@ -384,11 +387,13 @@ def _train_arm(
     parts = [what, config.seed, identity, [t.id for t in m.prompts.train], [e.id for e in m.train]]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     with watch.stage(f"train {name}") as tick:
-        if out.begin_training(what, fingerprint):
+        if ranks.share(out.begin_training(what, fingerprint) if ranks.rank == 0 else None):
             dev = Grid(m.prompts.dev[: settings.dev_prompts], _take(m.dev, settings.dev_examples, DEV_SUBSET))
             with disk_errors(out.root):
                 grid = Grid(m.prompts.train, m.train)
-                tuned = train_sft(model, grid, settings, out, seed=config.seed, dev=dev, tick=tick, say=watch.say)
+                tuned = train_sft(
+                    model, grid, settings, out, seed=config.seed, dev=dev, tick=tick, say=watch.say, ranks=ranks
+                )
             if settings.lora is not None:
                 return tuned
         else:

@@ -23,7 +23,7 @@ from paft.prompts import PromptSet
 from paft.store import ArmDir, read_jsonl
 from paft.tasks import load_task
 from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad
-from paft.training.objectives import IGNORED, completion_nll
+from paft.training.objectives import IGNORED, token_nll
 from paft.training.schedule import make_schedule
 from paft.training.sft import answer_logits, train_sft
 from tests import tiny
@@ -129,8 +129,9 @@ def test_the_loss_is_the_mean_over_answer_tokens_of_a_plain_forward(tmp_path):
     data = CellDataset(g, lm.renderer, 1024)
     rows = [data[g.flat(Cell(0, k % 5, k))] for k in range(4)]
     batch = pad(rows, lm.renderer.eos_id)
-    logits, places = answer_logits(lm.model, batch)
-    ours = completion_nll(logits, batch["shift_labels"][:, places])
+    logits_MV, targets_M, rows_M = answer_logits(lm.model, batch)
+    ours = token_nll(logits_MV, targets_M).sum()
+    assert rows_M.tolist() == [n for n, row in enumerate(rows) for _ in row.ids[row.start :]]
     plain = 0.0
     for row in rows:
         logp_TV = lm.model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
@@ -148,8 +149,8 @@ def ragged_rows(folder: Path, lm, count: int = 5) -> list:
 
 def losses_and_gradients(lm, batch) -> tuple[float, dict]:
     model = copy.deepcopy(lm.model).requires_grad_(True)
-    logits, places = answer_logits(model, batch)
-    loss = completion_nll(logits, batch["shift_labels"][:, places])
+    logits_MV, targets_M, _ = answer_logits(model, batch)
+    loss = token_nll(logits_MV, targets_M).sum()
     loss.backward()
     return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,15 +18,18 @@ from paft.training.schedule import Schedule
 
 @dataclass(frozen=True)
 class Row:
-    """A cell in token ids: prompt, answer and end mark; loss from `start` on."""
+    """A cell in token ids: prompt, answer and end mark; loss from `start` on. A silent row carries no loss."""
 
     index: int
     ids: list[int]
     start: int
+    silent: bool = False
 
 
 class CellDataset(torch.utils.data.Dataset[Row]):
-    """All cells of all epochs, addressed by flat index. `len` is the number of examples: one epoch of the sampler."""
+    """All cells of all epochs, addressed by flat index; ~index is the cell as a silent row. `len` is the number of examples: one
+    epoch of the sampler.
+    """
 
     def __init__(self, grid: Grid, renderer: Renderer, max_length: int):
         self.grid, self.renderer, self.max_length = grid, renderer, max_length
@@ -34,6 +38,8 @@ class CellDataset(torch.utils.data.Dataset[Row]):
         return self.grid.shape[1]
 
     def __getitem__(self, index: int) -> Row:
+        if index < 0:
+            return replace(self[~index], silent=True)
         cell = self.grid.cell(index)
         ids, start = self.renderer.training_ids(self.grid.chat(cell), self.grid.target(cell))
         if len(ids) > self.max_length:
@@ -58,25 +64,31 @@ class CellDataset(torch.utils.data.Dataset[Row]):
 class ScheduleSampler(torch.utils.data.Sampler[int]):
     """Yields the flat indices of one epoch in schedule order. The index carries epoch and prompt; workers hold no state.
 
+    Several processes take turns by `multiple` examples (a forward pass of each); where the epoch does not fill the last turn,
+    silent rows do (~index), so that every process makes as many passes and no example counts twice.
     `set_epoch` is called by the training loop (on some paths twice, on some never: see `sft.EpochSetter`).
     """
 
-    def __init__(self, grid: Grid, schedule: Schedule):
-        self.grid, self.schedule, self.epoch = grid, schedule, 0
+    def __init__(self, grid: Grid, schedule: Schedule, multiple: int = 1):
+        self.grid, self.schedule, self.multiple, self.epoch = grid, schedule, multiple, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration yields; past the last one it stays there (loops ask once too often)."""
         self.epoch = min(epoch, self.schedule.epochs - 1)
 
     def __len__(self) -> int:
-        return self.grid.shape[1]
+        return -(-self.grid.shape[1] // self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[int]:
-        return (self.grid.flat(cell) for cell in self.schedule.cells(self.epoch))
+        index = 0
+        for cell in self.schedule.cells(self.epoch):
+            index = self.grid.flat(cell)
+            yield index
+        yield from itertools.repeat(~index, len(self) - self.grid.shape[1])
 
 
 def pad(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
-    """One row each, padded on the left: input_ids_BT, attention_mask_BT, position_ids_BT, targets_BT, and the cells.
+    """One row each, padded on the left: input_ids_BT, attention_mask_BT, position_ids_BT, and what `_targets` adds.
 
     targets_BT: the answer token to be predicted *from* a position, IGNORED elsewhere (no further shift).
     """
@@ -87,8 +99,10 @@ def pad(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
         "input_ids": torch.tensor([[pad_id] * pad + row.ids for pad, row in zip(pads, rows, strict=True)]),
         "attention_mask": mask_BT,
         "position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0),
-        **_targets([[IGNORED] * pad + _targets_of(row) for pad, row in zip(pads, rows, strict=True)]),
-        "cells": torch.tensor([row.index for row in rows]),
+        **_targets(
+            [[IGNORED] * pad + _targets_of(row) for pad, row in zip(pads, rows, strict=True)],
+            [[number] * width for number in range(len(rows))],
+        ),
     }
 
 
@@ -114,8 +128,7 @@ def pack(rows: Sequence[Row]) -> dict[str, Any]:
         "input_ids": torch.tensor([ids]),
         "attention_mask": sees_TT.tril()[None, None],
         "position_ids": torch.tensor([places]),
-        **_targets([targets]),
-        "cells": torch.tensor([row.index for row in rows]),
+        **_targets([targets], [[number - 1 for number in branch]]),
     }
 
 
@@ -133,10 +146,13 @@ def cheaper_packed(rows: Sequence[Row], hidden_size: int) -> bool:
 
 
 def _targets_of(row: Row) -> list[int]:
+    if row.silent:
+        return [IGNORED] * len(row.ids)
     return [IGNORED] * (row.start - 1) + row.ids[row.start :] + [IGNORED]
 
 
-def _targets(targets: list[list[int]]) -> dict[str, Any]:
+def _targets(targets: list[list[int]], rows: list[list[int]]) -> dict[str, Any]:
+    """targets_BT, and rows_BT: of which row, counted from 0, a place is (meant where there is a target)."""
     # the Trainer counts the answer tokens of an update in `shift_labels`, and looks there only when there are `labels`
     targets_BT = torch.tensor(targets)
-    return {"labels": targets_BT, "shift_labels": targets_BT}
+    return {"labels": targets_BT, "shift_labels": targets_BT, "rows": torch.tensor(rows)}

@@ -9,10 +9,6 @@ IGNORED = -100
 """Label of a token that carries no loss (the convention of torch and transformers)."""
 
 
-def completion_nll(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Sum of the negative log-likelihood of the targets, in nats; a scalar, computed in float32.
-
-    targets_BT[b, t] is the token to be predicted from position t (already shifted); IGNORED carries no loss.
-    """
-    logits = logits_BTV.float().flatten(0, 1)
-    return torch.nn.functional.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+def token_nll(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
+    """Negative log-likelihood of each answer token, in nats: nll_M, computed in float32."""
+    return torch.nn.functional.cross_entropy(logits_MV.float(), targets_M, reduction="none")

@@ -14,7 +14,8 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,16 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from paft.config import SFTConfig
+from paft.config import AdaptiveSchedule, SFTConfig
 from paft.errors import ConfigError, ResourceError
 from paft.grid import Cell, Grid
 from paft.lm.hf import HFModel, lora_config
 from paft.lm.passes import is_out_of_memory
+from paft.lm.ranks import Ranks
 from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
 from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad
-from paft.training.objectives import IGNORED, completion_nll
-from paft.training.schedule import make_schedule, updates_per_epoch
+from paft.training.objectives import IGNORED, token_nll
+from paft.training.schedule import AdaptivePrompts, make_schedule, updates_per_epoch
 
 Tick = Callable[[int, int, str], None]
 """Progress: (updates done, updates in all, what to show beside it)."""
@@ -59,17 +61,19 @@ def train_sft(
     dev: Grid | None = None,
     tick: Tick = lambda done, total, note: None,
     say: Callable[[str], None] = lambda _: None,
+    ranks: Ranks = Ranks(),  # noqa: B008 a frozen value
 ) -> HFModel:
     """The model fine-tuned on the cells of the grid in schedule order; its adapter, logs and checkpoints lie in `out`.
 
     dev: prompts and held-out examples for the checks while training; never the test prompts.
     Goes on from the last whole checkpoint in `out` when there is one: the remaining cells and losses are those of an
     uninterrupted run. When memory runs out the micro-batch is halved (the update stays what it was), which is said.
+    ranks: processes that share each update; cells, and losses but for rounding, are those of one process.
     """
     dataset = CellDataset(grid, model.renderer, config.max_length)
     longest = dataset.check_lengths()
     say(f"longest cell: {longest} tokens (limit {config.max_length})")
-    world = _world_size()
+    world = ranks.size
     if config.batch_size % world:
         raise ConfigError(
             f"train.batch_size {config.batch_size} is not a multiple of the {world} processes; the update is shared evenly"
@@ -82,10 +86,14 @@ def train_sft(
         )
     while True:
         try:
-            return _train(model, dataset, config, out, seed=seed, micro=micro, world=world, dev=dev, tick=tick, say=say)
+            return _train(model, dataset, config, out, seed=seed, micro=micro, ranks=ranks, dev=dev, tick=tick, say=say)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            if world > 1:
+                raise ResourceError(
+                    f"out of memory with {micro} examples at a time in each of {world} processes; set train.micro_batch_size lower"
+                ) from None
             if micro == 1:
                 raise ResourceError(
                     f"out of memory with one example of up to {longest} tokens at a time; use a smaller model, "
@@ -115,7 +123,7 @@ def _train(
     *,
     seed: int,
     micro: int,
-    world: int,
+    ranks: Ranks,
     dev: Grid | None,
     tick: Tick,
     say: Callable[[str], None],
@@ -130,10 +138,11 @@ def _train(
         micro=config.micro_batch_size or config.batch_size,
     )
     per_epoch = updates_per_epoch(grid.shape[1], config.batch_size)
-    resume = out.last_checkpoint()
+    resume = ranks.share(out.last_checkpoint())
     done = int(resume.name.rpartition("-")[2]) if resume else 0
-    for log in (out.steps, out.dev):
-        write_text(log, "".join(json.dumps(row) + "\n" for row in read_jsonl(log) if row["step"] <= done))
+    if ranks.rank == 0:
+        for log in (out.steps, out.dev):
+            write_text(log, "".join(json.dumps(row) + "\n" for row in read_jsonl(log) if row["step"] <= done))
 
     tuned = _with_lora(model, config.lora, seed) if config.lora is not None else model.model.requires_grad_(True)
     learner = model.wrapping(tuned)
@@ -143,7 +152,7 @@ def _train(
         arguments = TrainingArguments(
             output_dir=str(out.checkpoints),
             per_device_train_batch_size=micro,
-            gradient_accumulation_steps=config.batch_size // (micro * world),
+            gradient_accumulation_steps=config.batch_size // (micro * ranks.size),
             num_train_epochs=config.epochs,
             learning_rate=config.learning_rate,
             lr_scheduler_type=config.lr_scheduler,
@@ -168,24 +177,28 @@ def _train(
             disable_tqdm=True,
         )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used by `accelerate launch`, never by DataParallel
-    sampler = ScheduleSampler(grid, schedule)
+    sampler = ScheduleSampler(grid, schedule, micro * ranks.size if ranks.size > 1 else 1)
     packing = config.packing and micro > 1 and _packs_exactly(learner, dataset, sampler, micro, say)
     trainer = _Trainer(
         model=tuned,
         args=arguments,
         train_dataset=dataset,
         data_collator=_Collator(model.renderer.eos_id, learner.hidden_size if packing else None),
-        callbacks=[EpochSetter(sampler, per_epoch), _WholeCheckpoints()],
+        callbacks=[EpochSetter(sampler, per_epoch)],
     )
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.order = sampler
-    log = _StepLog(
-        trainer, grid, learner, dev, config, out, tick, per_epoch * config.epochs, log_main=arguments.process_index == 0
-    )
-    trainer.add_callback(log)
+    total = per_epoch * config.epochs
+    trainer.add_callback(_StepLog(trainer, grid, learner, dev, config, out, tick, total, ranks))
+    if isinstance(schedule, AdaptivePrompts):
+        follow = _FollowLosses(trainer, schedule, config, out, ranks)
+        follow.check_reach(micro * ranks.size)
+        follow.load(resume)
+        trainer.add_callback(follow)
+    trainer.add_callback(_WholeCheckpoints(ranks))  # after whatever else writes into a checkpoint
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
@@ -197,7 +210,7 @@ def _train(
     tuned.eval()
     for parameter in tuned.parameters():
         parameter.grad = None
-    if arguments.process_index == 0:
+    if ranks.rank == 0:
         if config.lora is None:
             out.save_model(tuned, model.tokenizer)
         else:
@@ -218,6 +231,7 @@ def _train(
         )
         out.finish_training(report.__dict__)
         shutil.rmtree(out.checkpoints, ignore_errors=True)
+    ranks.gather(None)  # nobody reads what is not written yet
     return learner
 
 
@@ -233,10 +247,15 @@ def _with_lora(model: HFModel, settings: dict[str, Any], seed: int) -> Any:
         raise ConfigError(f"train.lora {settings!r}: {str(error).splitlines()[0][:200]}") from None
 
 
-def _world_size() -> int:
-    import os
+@dataclass(frozen=True)
+class Seen:
+    """A row that went through training: its cell, the negative log-likelihood of its answer in nats, the answer's tokens, and
+    whether the likeliest token was the right one at every place."""
 
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    index: int
+    nll: float
+    answer_tokens: int
+    right: bool
 
 
 class _Trainer(Trainer):
@@ -246,10 +265,9 @@ class _Trainer(Trainer):
 
     def __init__(self, **given: Any):
         super().__init__(**given)
-        self.seen_cells: list[int] = []
-        self.seen_loss = 0.0
+        self.passes: list[tuple[list[int], torch.Tensor]] = []
         self.seen_tokens = 0
-        self.seen_answer_tokens = 0
+        self.update: list[Seen] = []
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ScheduleSampler:
         return self.order
@@ -258,30 +276,56 @@ class _Trainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Mean over the update's answer tokens of their negative log-likelihood, in nats; logits only where needed."""
-        targets_BT = inputs["shift_labels"]
-        logits_BLV, places_L = answer_logits(model, inputs)
-        count = num_items_in_batch if num_items_in_batch is not None else (targets_BT != IGNORED).sum()
-        loss = completion_nll(logits_BLV, targets_BT[:, places_L]) / count
-        self.seen_cells += inputs["cells"].tolist()
-        self.seen_loss += float(loss.detach())
+        logits_MV, targets_M, rows_M = answer_logits(model, inputs)
+        nll_M = token_nll(logits_MV, targets_M)
         self.seen_tokens += inputs["tokens"]
-        self.seen_answer_tokens += int((targets_BT != IGNORED).sum())
+        self.passes.append((inputs["cells"], _by_row(logits_MV, targets_M, rows_M, nll_M, len(inputs["cells"]))))
+        loss = nll_M.sum() / (num_items_in_batch if num_items_in_batch is not None else len(nll_M))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, the count is of all ranks
         return loss
 
+    def take_update(self, ranks: Ranks) -> tuple[list[Seen], int]:
+        """The rows of the update that just ended, of all ranks in the order of the schedule, and the tokens of all."""
+        mine = [(cells, sums_R3.tolist()) for cells, sums_R3 in self.passes]
+        found = ranks.gather((mine, self.seen_tokens))
+        self.passes, self.seen_tokens = [], 0
+        rows = [
+            Seen(index, nll, round(count), hits == count)
+            for turn in zip(*(passes for passes, _ in found), strict=True)
+            for cells, sums in turn
+            for index, (nll, count, hits) in zip(cells, sums, strict=True)
+        ]
+        return rows, sum(tokens for _, tokens in found)
 
-def answer_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a batch of `pad` or `pack` at the places that any row predicts an answer token from, and those places."""
-    places_L = (inputs["shift_labels"] != IGNORED).any(0).nonzero().squeeze(1)
+
+@torch.no_grad()
+def _by_row(
+    logits_MV: torch.Tensor, targets_M: torch.Tensor, rows_M: torch.Tensor, nll_M: torch.Tensor, count: int
+) -> torch.Tensor:
+    """sums_R3 of each row: negative log-likelihood, answer tokens, those that were the likeliest. Stays on the device."""
+    values_M3 = torch.stack(
+        [nll_M.double(), torch.ones_like(nll_M).double(), (logits_MV.argmax(-1) == targets_M).double()], 1
+    )
+    return torch.zeros(count, 3, dtype=values_M3.dtype, device=nll_M.device).index_add(0, rows_M, values_M3)
+
+
+def answer_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(logits_MV, targets_M, rows_M) of a batch of `pad` or `pack` at the M places that predict an answer token."""
+    aimed_BT = inputs["shift_labels"] != IGNORED
+    places_L = aimed_BT.any(0).nonzero().squeeze(1)
     mask, inner = inputs["attention_mask"], _innermost(model)
     if mask.dim() == 4:  # additive: the one form that every attention implementation takes
         kind = next(parameter.dtype for parameter in inner.parameters() if parameter.is_floating_point())
         mask = torch.zeros_like(mask, dtype=kind).masked_fill_(~mask, torch.finfo(kind).min)
     fed = {"input_ids": inputs["input_ids"], "attention_mask": mask, "position_ids": inputs["position_ids"]}
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
-        return model(**fed, use_cache=False, logits_to_keep=places_L).logits, places_L
-    return model(**fed, use_cache=False).logits[:, places_L], places_L
+        logits_BLV = model(**fed, use_cache=False, logits_to_keep=places_L).logits
+    else:
+        logits_BLV = model(**fed, use_cache=False).logits[:, places_L]
+    aimed_BL = aimed_BT[:, places_L]
+    logits_MV = logits_BLV[0] if len(logits_BLV) == 1 else logits_BLV[aimed_BL]
+    return logits_MV, inputs["shift_labels"][:, places_L][aimed_BL], inputs["rows"][:, places_L][aimed_BL]
 
 
 def _innermost(model: Any) -> Any:
@@ -297,8 +341,11 @@ class _Collator:
     hidden_size: int | None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        packed = self.hidden_size is not None and len(rows) > 1 and cheaper_packed(rows, self.hidden_size)
-        return (pack(rows) if packed else pad(rows, self.pad_id)) | {"tokens": sum(len(row.ids) for row in rows)}
+        heard = [row for row in rows if not row.silent]
+        fed = heard or rows[:1]  # a process whose turn is all silent still makes its pass
+        packed = self.hidden_size is not None and len(fed) > 1 and cheaper_packed(fed, self.hidden_size)
+        batch = pack(fed) if packed else pad(fed, self.pad_id)
+        return batch | {"cells": [row.index for row in heard], "tokens": sum(len(row.ids) for row in heard)}
 
 
 PACKED_TOLERANCE = {torch.float32: 1e-3}
@@ -323,12 +370,9 @@ def _packs_exactly(
         with torch.no_grad():
             for batch in (pad(rows, learner.renderer.eos_id), pack(rows)):
                 on_device = {name: tensor.to(learner.device) for name, tensor in batch.items()}
-                logits_BLV, places_L = answer_logits(learner.model, on_device)
-                targets_BL = on_device["shift_labels"][:, places_L]
-                logp_BLV = logits_BLV.float().log_softmax(-1)
-                picked_BL = logp_BLV.gather(-1, targets_BL.clamp(min=0)[..., None]).squeeze(-1)
+                logits_MV, targets_M, _ = answer_logits(learner.model, on_device)
                 # left padding and packing both keep the order of rows and tokens
-                sums.append(picked_BL[targets_BL != IGNORED])
+                sums.append(token_nll(logits_MV, targets_M))
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -359,8 +403,17 @@ class EpochSetter(TrainerCallback):
 class _WholeCheckpoints(TrainerCallback):
     """Marks a checkpoint as whole once all of it is written; a directory without the mark is never resumed from."""
 
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / ArmDir.WHOLE, "")
+        self.ranks.gather(None)  # every process has written its part
+        if self.ranks.rank == 0:
+            write_text(_checkpoint(args, state) / ArmDir.WHOLE, "")
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 class _StepLog(TrainerCallback):
@@ -376,34 +429,40 @@ class _StepLog(TrainerCallback):
         out: ArmDir,
         tick: Tick,
         total: int,
-        log_main: bool,
+        ranks: Ranks,
     ):
         self.trainer, self.grid, self.learner, self.dev = trainer, grid, learner, dev
-        self.config, self.out, self.tick, self.total, self.log_main = config, out, tick, total, log_main
+        self.config, self.out, self.tick, self.total, self.ranks = config, out, tick, total, ranks
         self.since = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.since = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        trainer, step = self.trainer, state.global_step
-        cells = [self.grid.cell(index) for index in trainer.seen_cells]
-        loss = trainer.seen_loss
+        step = state.global_step
+        seen, tokens = self.trainer.take_update(self.ranks)
+        self.trainer.update = seen
+        cells = [self.grid.cell(each.index) for each in seen]
+        answer_tokens = sum(each.answer_tokens for each in seen)
+        loss = sum(each.nll for each in seen) / answer_tokens
+        by_prompt: dict[str, list[Seen]] = {}
+        for each, cell in zip(seen, cells, strict=True):
+            by_prompt.setdefault(self.grid.templates[cell.prompt].id, []).append(each)
         now = time.perf_counter()
         row = {
             "step": step,
             "epoch": cells[0].epoch,
             "loss": round(loss, 6),
-            "prompts": sorted({self.grid.templates[cell.prompt].id for cell in cells}),
+            "prompts": sorted(by_prompt),
             "examples": [self.grid.examples[cell.example].id for cell in cells],
-            "tokens": trainer.seen_tokens,
-            "answer_tokens": trainer.seen_answer_tokens,
+            "by_prompt": {prompt: _told(rows) for prompt, rows in sorted(by_prompt.items())},
+            "tokens": tokens,
+            "answer_tokens": answer_tokens,
             "seconds": round(now - self.since, 3),
         }
-        trainer.seen_cells, trainer.seen_loss, trainer.seen_tokens, trainer.seen_answer_tokens = [], 0.0, 0, 0
         if not math.isfinite(loss):
             raise ResourceError(f"update {step}: the loss is {loss}; lower train.learning_rate or use dtype: float32")
-        if self.log_main:
+        if self.ranks.rank == 0:
             append_jsonl(self.out.steps, row)
             self.tick(step, self.total, f"loss {loss:.2f}")
             every = self.config.eval_every
@@ -411,6 +470,83 @@ class _StepLog(TrainerCallback):
                 append_jsonl(self.out.dev, {"step": step, **check_on_dev(self.learner, self.dev)})
                 self.trainer.model.train()
         self.since = time.perf_counter()
+
+
+def _told(rows: Sequence[Seen]) -> dict[str, Any]:
+    """Of the rows of a prompt: how many, mean loss in nats per answer token, share whose answer the model would have given."""
+    loss = sum(row.nll for row in rows) / sum(row.answer_tokens for row in rows)
+    return {"examples": len(rows), "loss": round(loss, 6), "right": sum(row.right for row in rows) / len(rows)}
+
+
+class _FollowLosses(TrainerCallback):
+    """Keeps the running loss of every cluster and tells an adaptive schedule the weights of each round that is over."""
+
+    FILE = "schedule.json"
+
+    def __init__(self, trainer: _Trainer, schedule: AdaptivePrompts, config: SFTConfig, out: ArmDir, ranks: Ranks):
+        assert isinstance(config.schedule, AdaptiveSchedule)
+        self.trainer, self.schedule, self.settings, self.out, self.ranks = (
+            trainer,
+            schedule,
+            config.schedule,
+            out,
+            ranks,
+        )
+        self.batch_size = config.batch_size
+        self.workers = config.dataloader_workers
+        self.loss_C: dict[int, float] = {}
+
+    def check_reach(self, turn: int) -> None:
+        """Raise ConfigError where data workers would read beyond what is known. turn: examples of a pass of all processes."""
+        ahead = turn * (2 * self.workers + 2) + self.batch_size
+        size = self.schedule.round_blocks * self.schedule.block_size
+        if ahead > size:
+            raise ConfigError(
+                f"schedule: a round of {size} examples is shorter than the {ahead} that are read ahead; set schedule.every to at "
+                f"least {math.ceil(self.settings.every * ahead / size)}, or fewer dataloader_workers"
+            )
+
+    def load(self, checkpoint: Path | None) -> None:
+        """Go on from a checkpoint."""
+        if checkpoint is not None:
+            held = json.loads((checkpoint / self.FILE).read_text(encoding="utf-8"))
+            self.loss_C = {int(cluster): loss for cluster, loss in held["loss_C"].items()}
+            self.schedule.weights_RC[:] = [tuple(row) for row in held["weights_RC"]]
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.ranks.rank == 0:
+            held = {"loss_C": self.loss_C, "weights_RC": self.schedule.weights_RC}
+            write_text(_checkpoint(args, state) / self.FILE, json.dumps(held))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        grid, schedule = self.trainer.order.grid, self.schedule
+        sums: dict[int, list[float]] = {}
+        for each in self.trainer.update:
+            at = sums.setdefault(schedule.cluster_K[grid.cell(each.index).prompt], [0.0, 0.0])
+            at[0] += each.nll
+            at[1] += each.answer_tokens
+        memory = self.settings.memory
+        for cluster, (nll, tokens) in sorted(sums.items()):
+            before = self.loss_C.get(cluster)
+            self.loss_C[cluster] = nll / tokens if before is None else memory * before + (1 - memory) * nll / tokens
+        per_epoch = updates_per_epoch(schedule.num_examples, self.batch_size)
+        epoch, update = divmod(state.global_step, per_epoch)
+        block = epoch * schedule.blocks_per_epoch + update * self.batch_size // schedule.block_size
+        while len(schedule.weights_RC) < block // schedule.round_blocks:
+            schedule.weights_RC.append(
+                cluster_weights(schedule.cluster_K, self.loss_C, self.settings.floor, self.settings.cap)
+            )
+
+
+def cluster_weights(
+    cluster_K: Sequence[int], loss_C: Mapping[int, float], floor: float, cap: float
+) -> tuple[float, ...]:
+    """Share of the prompts x clip(loss / mean loss, floor, cap), the mean over prompts; a cluster without a loss counts as average."""
+    counts = Counter(cluster_K)
+    known = {cluster: loss for cluster, loss in loss_C.items() if math.isfinite(loss)}
+    mean = sum(counts[c] * loss for c, loss in known.items()) / max(1, sum(counts[c] for c in known))
+    ratio = {c: min(cap, max(floor, loss / mean)) if mean > 0 else 1.0 for c, loss in known.items()}
+    return tuple(counts[c] / len(cluster_K) * ratio.get(c, 1.0) for c in range(len(counts)))
 
 
 def check_on_dev(learner: HFModel, dev: Grid) -> dict[str, Any]:
