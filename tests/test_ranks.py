@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from paft import pipeline
 from paft.config import load_run_config
@@ -22,6 +24,35 @@ from paft.watch import LineWatcher
 from tests import tiny
 
 ARMS = "arms={base: {}}"
+MAIN = "from paft.cli import main; main()"
+SHARDED = """
+import accelerate.state as state, torch.distributed.tensor as sharded
+from transformers import Trainer
+plain = state.PartialState.__init__
+def init(self, *given, **named):
+    plain(self, *given, **named)
+    if self.distributed_type == state.DistributedType.MULTI_CPU:
+        self.distributed_type = state.DistributedType.MULTI_GPU  # accelerate shards on GPUs alone
+state.PartialState.__init__ = init
+train = Trainer.train
+def checked(self, *given, **named):
+    found = train(self, *given, **named)
+    assert any(isinstance(weight, sharded.DTensor) for weight in self.model.parameters()), "nothing is sharded"
+    return found
+Trainer.train = checked
+from paft.cli import main
+main()
+"""
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "ACCELERATE_USE_CPU": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+"""What `accelerate launch --use_fsdp --fsdp_version 2` hands on."""
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +66,16 @@ def scores_of(results: dict) -> dict:
     return {name: arm["scores"] for name, arm in results["arms"].items()}
 
 
-def start(size: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
+def start(size: int, arguments: list[str], script: str = MAIN, **environment: str) -> list[subprocess.Popen[str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "paft.cli", *arguments]
+    command = [sys.executable, "-c", script, *arguments]
     return [
         subprocess.Popen(
             command,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **common, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -53,9 +84,11 @@ def start(size: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
     ]
 
 
-def launch(size: int, arguments: list[str]) -> list[subprocess.CompletedProcess[str]]:
+def launch(
+    size: int, arguments: list[str], script: str = MAIN, **environment: str
+) -> list[subprocess.CompletedProcess[str]]:
     done = []
-    for child in start(size, arguments):
+    for child in start(size, arguments, script, **environment):
         out, err = child.communicate(timeout=300)
         done.append(subprocess.CompletedProcess(child.args, child.returncode, out, err))
     return done
@@ -98,6 +131,17 @@ def assert_same_training(found: list[dict], expected: list[dict]) -> None:
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], abs=1e-5)
 
 
+def kill_at(step: int, run: Path, running: list[subprocess.Popen[str]]) -> None:
+    """Kill -9 all processes of a launch once an update is logged."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and running[0].poll() is None and len(steps_of(run)) < step:
+        time.sleep(0.01)
+    for each in running:
+        each.kill()
+        each.communicate()
+    assert step <= len(steps_of(run)) < 24, "killed too late to show anything"
+
+
 @pytest.mark.parametrize(
     "schedule", ["{kind: paft, steps_per_prompt: 1}", "{kind: adaptive, by: prompt, every: 3, steps_per_prompt: 1}"]
 )
@@ -108,14 +152,7 @@ def test_two_launched_processes_train_what_one_trains(tmp_path, schedule):
     expected = steps_of(tmp_path / "alone")
     assert [len(row["examples"]) for row in expected] == [4, 4, 4, 4, 4, 1] * 4
     arguments = ["run", str(config), "--out", str(tmp_path / "two"), *overrides]
-    running = start(2, arguments)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and running[0].poll() is None and len(steps_of(tmp_path / "two")) < 10:
-        time.sleep(0.01)
-    for each in running:
-        each.kill()
-        each.communicate()
-    assert 10 <= len(steps_of(tmp_path / "two")) < 24, "killed too late to show anything"
+    kill_at(10, tmp_path / "two", start(2, arguments))
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     done = launch(2, arguments)
     assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr
@@ -124,6 +161,24 @@ def test_two_launched_processes_train_what_one_trains(tmp_path, schedule):
     assert results["arms"]["tuned"]["scores"] == json.loads(json.dumps(alone["arms"]["tuned"]["scores"]))
     pipeline.run(load_run_config(config, overrides), tmp_path / "one", LineWatcher(quiet=True), stages=["train"])
     assert_same_training(steps_of(tmp_path / "one"), expected)
+
+
+@pytest.mark.parametrize("lora", ["{r: 4, target_modules: all-linear}", pytest.param("null", marks=pytest.mark.slow)])
+def test_weights_sharded_over_two_processes_are_trained_saved_and_resumed(tmp_path, lora):
+    config = tiny.write_config(tmp_path)
+    overrides = [*tuned_arm("{kind: paft, steps_per_prompt: 1}"), f"train.lora={lora}", "train.learning_rate=1e-3"]
+    pipeline.run(load_run_config(config, overrides), tmp_path / "alone", LineWatcher(quiet=True), stages=["train"])
+    arguments = ["run", str(config), "--out", str(tmp_path / "two"), *overrides]
+    kill_at(10, tmp_path / "two", start(2, arguments, SHARDED, **FSDP2))
+    done = launch(2, arguments, SHARDED, **FSDP2)
+    assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert_same_training(steps_of(tmp_path / "two"), steps_of(tmp_path / "alone"))
+    kind = "model" if lora == "null" else "adapter"
+    (one, two) = (next((tmp_path / run / "tuned" / kind).glob("*.safetensors")) for run in ("alone", "two"))
+    one, two = load_file(one), load_file(two)
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert torch.allclose(weight, two[name], atol=2e-4), name
 
 
 def test_the_others_end_in_one_line_when_one_process_fails(world, tmp_path):

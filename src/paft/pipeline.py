@@ -395,7 +395,8 @@ def _train_arm(
                     model, grid, settings, out, seed=config.seed, dev=dev, tick=tick, say=watch.say, ranks=ranks
                 )
             if settings.lora is not None:
-                return tuned
+                # what several processes have trained may be sharded over them
+                return tuned if ranks.size == 1 else _load(config, config.model, watch).with_adapter(out.adapter)
         else:
             watch.say(f"{name}: trained already, taking {out.adapter if settings.lora is not None else out.model}")
             if settings.lora is not None:

@@ -139,20 +139,26 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading bars and advice of libraries stay off the terminal; errors do not."""
+def without_chatter() -> Iterator[None]:
+    """Loading bars and advice of transformers stay off the terminal; errors do not."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
-        # the GGUF converter draws a bar of its own that no switch turns off
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # the GGUF converter draws a bar of its own that no switch turns off
+    with without_chatter(), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _identity(name: str, files: ModelFiles) -> str:

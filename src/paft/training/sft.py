@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from paft.config import AdaptiveSchedule, SFTConfig
 from paft.errors import ConfigError, ResourceError
 from paft.grid import Cell, Grid
-from paft.lm.hf import HFModel, lora_config
+from paft.lm.hf import HFModel, lora_config, without_chatter
 from paft.lm.passes import is_out_of_memory
 from paft.lm.ranks import Ranks
 from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
@@ -68,7 +68,8 @@ def train_sft(
     dev: prompts and held-out examples for the checks while training; never the test prompts.
     Goes on from the last whole checkpoint in `out` when there is one: the remaining cells and losses are those of an
     uninterrupted run. When memory runs out the micro-batch is halved (the update stays what it was), which is said.
-    ranks: processes that share each update; cells, and losses but for rounding, are those of one process.
+    ranks: processes that share each update; cells, and losses but for rounding, are those of one process. Under FSDP the model
+    that is returned is sharded: load what lies in `out` to go on with it.
     """
     dataset = CellDataset(grid, model.renderer, config.max_length)
     longest = dataset.check_lengths()
@@ -172,6 +173,7 @@ def _train(
             logging_steps=10,
             report_to=config.report_to or "none",
             eval_strategy="no",
+            ddp_find_unused_parameters=False,
             remove_unused_columns=False,
             label_names=["labels"],
             disable_tqdm=True,
@@ -200,25 +202,25 @@ def _train(
         trainer.add_callback(follow)
     trainer.add_callback(_WholeCheckpoints(ranks))  # after whatever else writes into a checkpoint
     started = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="Could not find a config file")
+    with without_chatter():
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.perf_counter() - started
     tuned.eval()
     for parameter in tuned.parameters():
         parameter.grad = None
+    # where weights are sharded over the processes all of them take part in putting them together
+    whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
     if ranks.rank == 0:
         if config.lora is None:
-            out.save_model(tuned, model.tokenizer)
+            if whole is not None:  # put together, a tied weight is there twice
+                whole = {name: weight for name, weight in whole.items() if name not in tuned.all_tied_weights_keys}
+            out.save_model(tuned, model.tokenizer, state_dict=whole)
         else:
             tuned.peft_config["default"].base_model_name_or_path = model.name  # not the cache directory of this machine
             touched = str(config.lora.get("target_modules")) + str(config.lora.get("trainable_token_indices"))
             embeds = "embed" in touched or "lm_head" in touched
             # "auto" would ask the hub whether the vocabulary grew; here it never does
-            out.save_model(tuned, save_embedding_layers="auto" if embeds else False)
+            out.save_model(tuned, save_embedding_layers="auto" if embeds else False, state_dict=whole)
         rows = read_jsonl(out.steps)
         report = TrainReport(
             updates=per_epoch * config.epochs,
@@ -462,13 +464,16 @@ class _StepLog(TrainerCallback):
         }
         if not math.isfinite(loss):
             raise ResourceError(f"update {step}: the loss is {loss}; lower train.learning_rate or use dtype: float32")
-        if self.ranks.rank == 0:
+        first, every = self.ranks.rank == 0, self.config.eval_every
+        if first:
             append_jsonl(self.out.steps, row)
             self.tick(step, self.total, f"loss {loss:.2f}")
-            every = self.config.eval_every
-            if self.dev is not None and (step == self.total or (every and step % every == 0)):
-                append_jsonl(self.out.dev, {"step": step, **check_on_dev(self.learner, self.dev)})
+        if self.dev is not None and (step == self.total or (every and step % every == 0)):
+            if first or self.trainer.is_fsdp_enabled:  # sharded weights answer when all processes ask
+                found = check_on_dev(self.learner, self.dev)
                 self.trainer.model.train()
+            if first:
+                append_jsonl(self.out.dev, {"step": step, **found})
         self.since = time.perf_counter()
 
 
