@@ -48,6 +48,10 @@ def refused(*overrides: str, **values: Any) -> str:
             "train.schedule={steps_per_prompt: 2, examples_per_prompt: 3}",
             "steps_per_prompt and examples_per_prompt: a prompt is kept for one count; give one of them",
         ),
+        (
+            "train={schedule: {kind: adaptive, every: 6}, dataloader_workers: 2}",
+            "schedule.every 6: with 2 dataloader_workers the draws run up to 7 updates ahead of the losses; give 7 or more",
+        ),
         ("train.schedule.batches_per_prompt=2", "say how large they are: micro_batch_size"),
         ("train.schedule={kind: mixture, share: 1}", "train.schedule.share = '1': Input should be less than 1"),
         ("arms.paft.tain={}", "unknown key 'arms.paft.tain', did you mean 'train'?"),

@@ -213,6 +213,37 @@ def test_a_grid_too_small_for_intervals_is_refused_before_any_work(world, tmp_pa
     assert not (tmp_path / "cells.sqlite").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["arms={p: {train: {schedule: {kind: curriculum, order: [99]}}}}"],
+            "prompt 99 is not among the train prompts 0 to 4",
+        ),
+        (["arms={p: {train: {schedule: {kind: mixture, prompt: zz}}}}"], "'zz' is not the id of a train prompt"),
+        (["evaluate.budget={kind: balanced, cells: 2}"], "evaluate.budget.cells 2: fewer than the 3 prompts"),
+    ],
+)
+def test_what_the_prompts_do_not_allow_is_refused_before_anything_is_written(world, tmp_path, overrides, said):
+    config, _, _ = world
+    with pytest.raises(ConfigError, match=said):
+        run(config, tmp_path / "out", *overrides)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_size_of_a_pass_is_part_of_a_training_where_prompts_are_kept_for_passes(world, tmp_path):
+    config, _, _ = world
+    settings = "train.schedule={kind: paft, batches_per_prompt: 1}", "arms={p: {train: {}}}"
+    pipeline.run(
+        load_run_config(config, [*settings, "train.micro_batch_size=2"]),
+        tmp_path,
+        LineWatcher(quiet=True),
+        stages=["train"],
+    )
+    with pytest.raises(StoreError, match=r"other settings \(changed: micro_batch_size\)"):
+        run(config, tmp_path, *settings, "train.micro_batch_size=4")
+
+
 def test_other_settings_in_a_used_directory_are_refused_by_name(world, tmp_path):
     config, _, _ = world
     run(config, tmp_path, "train.epochs=1")

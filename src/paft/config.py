@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -49,13 +49,12 @@ class Holding(Strict):
     """Examples; 1 draws a prompt for each, so that an update mixes prompts."""
 
     @property
-    def hold(self) -> tuple[int, Literal["steps", "batches", "examples"]]:
-        """(count, unit)."""
-        if self.batches_per_prompt is not None:
-            return self.batches_per_prompt, "batches"
-        if self.examples_per_prompt is not None:
-            return self.examples_per_prompt, "examples"
-        return (4 if self.steps_per_prompt is None else self.steps_per_prompt), "steps"
+    def hold(self) -> tuple[int, str]:
+        """(count, unit), the unit one of steps, batches, examples."""
+        given = ((getattr(self, name), name.partition("_")[0]) for name in Holding.model_fields)
+        return next((hold for hold in given if hold[0] is not None), self._default_hold)
+
+    _default_hold: ClassVar[tuple[int, str]] = (4, "steps")
 
     @model_validator(mode="after")
     def _one_unit(self) -> Holding:
@@ -81,12 +80,7 @@ class BalancedSchedule(Holding):
     """
 
     kind: Literal["balanced"] = "balanced"
-
-    @property
-    def hold(self) -> tuple[int, Literal["steps", "batches", "examples"]]:
-        """(count, unit)."""
-        given = self.steps_per_prompt, self.batches_per_prompt, self.examples_per_prompt
-        return super().hold if any(value is not None for value in given) else (1, "examples")
+    _default_hold: ClassVar[tuple[int, str]] = (1, "examples")
 
 
 class MixtureSchedule(Holding):
@@ -175,7 +169,13 @@ class SFTConfig(Strict):
         return {"kind": "paft", **value} if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
-    def _check_batches(self) -> SFTConfig:
+    def _check_schedule(self) -> SFTConfig:
+        ahead = 2 * self.dataloader_workers + 3  # updates that are drawn before the one in progress ends, at most
+        if isinstance(self.schedule, AdaptiveSchedule) and self.schedule.every < ahead:
+            raise ValueError(
+                f"schedule.every {self.schedule.every}: with {self.dataloader_workers} dataloader_workers the draws run up to "
+                f"{ahead} updates ahead of the losses; give {ahead} or more"
+            )
         if isinstance(self.schedule, Holding) and self.schedule.batches_per_prompt and self.micro_batch_size is None:
             raise ValueError(
                 "schedule.batches_per_prompt counts forward passes; say how large they are: micro_batch_size"

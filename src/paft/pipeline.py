@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from paft import evaluation
-from paft.config import PolicyConfig, RunConfig, ServerConfig, SFTConfig, dump_yaml, load_run_config
+from paft.config import Holding, PolicyConfig, RunConfig, ServerConfig, SFTConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, few, nearest
 from paft.evaluation.budget import planned_cells
 from paft.evaluation.comparisons import Pairwise, Seeded, gap, over_seeds, pairwise, scorer_mismatch
@@ -44,7 +44,7 @@ from paft.reports import exhibit_of, write_report
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, read_jsonl, write_json, write_text
 from paft.tasks import Example, Split, Task, load_task
 from paft.tasks.types import content_id
-from paft.training.schedule import subset, updates_per_epoch
+from paft.training.schedule import make_schedule, subset, updates_per_epoch
 
 # streams of the keyed subsets, apart from the seed that training uses
 TEST_SUBSET, DEV_SUBSET, GATE_ORDER, OTHER_SUBSET = 101, 102, 103, 104
@@ -115,6 +115,10 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
         )
     grid = Grid(asked, test)
     reference_row(config.evaluate.reference, grid)
+    if (most := config.evaluate.budget.cells) is not None and most < len(asked):
+        raise ConfigError(
+            f"evaluate.budget.cells {most}: fewer than the {len(asked)} prompts; each needs a cell, and some more for an interval"
+        )
     others: dict[PromptSplit, Grid] = {}
     for split in config.evaluate.also:
         if len(beside := prompts.split(split)) < 2:
@@ -144,6 +148,17 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
                 f"{len(train) - len(clean)} train examples also occur among the scored or held-out ones; left out of training"
             )
             train = clean
+        for (
+            name
+        ) in config.arms:  # a prompt that a schedule names and the set lacks is found out before anything is written
+            if (settings := config.training_of(name)) is not None:
+                make_schedule(
+                    settings.schedule,
+                    Grid(prompts.train, train),
+                    batch_size=settings.batch_size,
+                    epochs=settings.epochs,
+                    seed=config.seed,
+                )
     rejected = tuple(f"{r.row}: {r.reason}" for split in splits.values() for r in split.rejected)
     for line in rejected[:5]:
         say(f"row not readable, left out: {line}")
@@ -374,7 +389,6 @@ def _train_arm(
     out.root.mkdir(parents=True, exist_ok=True)
     # settings that cannot change the result stay out of what makes two trainings the same
     free = {
-        "micro_batch_size",
         "packing",
         "dataloader_workers",
         "report_to",
@@ -383,6 +397,8 @@ def _train_arm(
         "dev_prompts",
         "dev_examples",
     }
+    if not (isinstance(settings.schedule, Holding) and settings.schedule.batches_per_prompt):
+        free.add("micro_batch_size")  # else it says how long a prompt is kept
     what = settings.model_dump(exclude=free)
     parts = [what, config.seed, identity, [t.id for t in m.prompts.train], [e.id for e in m.train]]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from gguf import GGUFWriter
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from paft.errors import AssetError
 from paft.lm.hf import load_renderer
 
 
@@ -51,3 +52,12 @@ def test_text_is_cut_as_the_file_says(tmp_path: Path, kind: str | None, tokens: 
     tokenizer.save_pretrained(tmp_path / "saved")
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert saved.convert_ids_to_tokens(saved("\n\n12a")["input_ids"]) == tokens
+
+
+@pytest.mark.parametrize("kept", [4, 30, 2000])
+def test_a_file_that_was_cut_is_one_line(tmp_path: Path, kept: int) -> None:
+    write(tmp_path / "w.gguf", "smollm")
+    whole = (tmp_path / "w.gguf").read_bytes()
+    (tmp_path / "w.gguf").write_bytes(whole[:kept])
+    with pytest.raises(AssetError, match=r"w\.gguf.*: the file is damaged or was cut; fetch it again$"):
+        load_renderer(str(tmp_path / "w.gguf"), style="raw")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paft.config import FixedSchedule, PaftSchedule, SFTConfig
+from paft.config import AdaptiveSchedule, FixedSchedule, PaftSchedule, SFTConfig
 from paft.errors import ConfigError, RenderError, ResourceError
 from paft.grid import Cell, Grid
 from paft.prompts import PromptSet
@@ -25,7 +25,7 @@ from paft.tasks import load_task
 from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad
 from paft.training.objectives import IGNORED, token_nll
 from paft.training.schedule import make_schedule
-from paft.training.sft import answer_logits, train_sft
+from paft.training.sft import _by_row, answer_logits, cluster_weights, train_sft
 from tests import tiny
 
 CONFIG = SFTConfig(
@@ -94,6 +94,57 @@ def test_each_example_meets_as_many_prompts_as_the_schedule_promises(tmp_path):
     assert max(len(prompts) for prompts in met.values()) > 2
     fixed = train(tmp_path / "fixed", config.model_copy(update={"schedule": FixedSchedule(prompt=1)}))
     assert {prompt for row in fixed for prompt in row["prompts"]} == {grid(tmp_path / "d2").templates[1].id}
+
+
+def test_the_log_tells_loss_and_hits_of_each_prompt_of_an_update(tmp_path):
+    config = CONFIG.model_copy(update={"schedule": PaftSchedule(examples_per_prompt=1), "epochs": 8})
+    rows = train(tmp_path, config)
+    assert seen(rows) == promised(tmp_path / "data", config)
+    assert max(len(row["by_prompt"]) for row in rows) > 1
+    for row in rows:
+        told = row["by_prompt"]
+        assert list(told) == row["prompts"]
+        assert sum(each["examples"] for each in told.values()) == len(row["examples"])
+        low, high = min(each["loss"] for each in told.values()), max(each["loss"] for each in told.values())
+        assert low - 1e-6 <= row["loss"] <= high + 1e-6  # their mean by answer tokens
+
+
+def test_rows_are_told_apart_and_right_when_every_token_of_the_answer_was_the_likeliest():
+    logits_MV = torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    targets_M, rows_M = torch.tensor([1, 0, 1, 1]), torch.tensor([0, 2, 2, 1])
+    nll_M = token_nll(logits_MV, targets_M)
+    sums_R3 = _by_row(logits_MV, targets_M, rows_M, nll_M, 3)
+    assert sums_R3[:, 1:].tolist() == [[1, 1], [1, 0], [2, 2]]
+    assert sums_R3[:, 0].tolist() == pytest.approx([float(nll_M[0]), float(nll_M[3]), float(nll_M[1] + nll_M[2])])
+
+
+def test_weights_of_clusters_follow_their_losses():
+    clusters = 0, 0, 0, 1, 2  # mean over prompts (3 x 1 + 4 + 3) / 5 = 2
+    assert cluster_weights(clusters, {0: 1.0, 1: 4.0, 2: 3.0}, 0.5, 2.0) == pytest.approx((0.3, 0.4, 0.3))
+    assert cluster_weights(clusters, {0: 1.0, 1: 40.0, 2: 3.0}, 0.5, 2.0) == pytest.approx((0.3, 0.4, 0.1))
+    assert cluster_weights(clusters, {1: 4.0}, 0.5, 2.0) == pytest.approx((0.6, 0.2, 0.2))
+
+
+def test_an_adaptive_training_draws_what_its_losses_say(tmp_path):
+    """The clusters' running losses, redone from the log, give the cells that were trained on."""
+    settings = AdaptiveSchedule(by="prompt", every=3, steps_per_prompt=1, memory=0.5, floor=0.1, cap=5.0)
+    config = CONFIG.model_copy(update={"schedule": settings, "epochs": 16, "learning_rate": 5e-2})
+    rows = train(tmp_path, config)
+    g = grid(tmp_path / "data")
+    schedule = make_schedule(settings, g, batch_size=4, epochs=16, seed=0)
+    cluster = {template.id: schedule.cluster_K[k] for k, template in enumerate(g.templates)}
+    running: dict[int, float] = {}
+    for number, row in enumerate(rows, 1):
+        (prompt,) = row["prompts"]
+        before = running.get(cluster[prompt])
+        running[cluster[prompt]] = row["loss"] if before is None else 0.5 * before + 0.5 * row["loss"]
+        if number % 3 == 0:
+            schedule.weights_RC.append(cluster_weights(schedule.cluster_K, running, 0.1, 5.0))
+    expected = [g.templates[schedule.prompt_of(epoch, block)].id for epoch in range(16) for block in range(6)]
+    assert [row["prompts"][0] for row in rows] == expected
+    plain = make_schedule(settings, g, batch_size=4, epochs=16, seed=0)
+    plain.weights_RC.extend([cluster_weights(schedule.cluster_K, {}, 0.1, 5.0)] * 40)
+    assert expected != [g.templates[plain.prompt_of(epoch, block)].id for epoch in range(16) for block in range(6)]
 
 
 def test_two_runs_with_one_seed_agree_cell_by_cell_and_loss_by_loss(tmp_path):

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -114,6 +115,8 @@ def loading(name: str, files: ModelFiles) -> Iterator[None]:
     try:
         with _quiet():
             yield
+    except struct.error:
+        raise AssetError(f"model {name!r} ({files.origin}): the file is damaged or was cut; fetch it again") from None
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise AssetError(
             f"model {name!r} ({files.origin}): cannot be loaded ({str(error).splitlines()[0][:200]})"

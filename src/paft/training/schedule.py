@@ -277,7 +277,7 @@ def make_schedule(
         case AdaptiveSchedule(by=by, every=every):
             values = [template.id if by == "prompt" else structure(template)[by] for template in grid.templates]
             names = sorted(set(values))
-            rounds = max(1, round(every * batch_size / run["block_size"]))
+            rounds = -(-every * batch_size // run["block_size"])
             return AdaptivePrompts(**run, cluster_K=tuple(names.index(value) for value in values), round_blocks=rounds)
 
 

@@ -196,8 +196,7 @@ def _train(
     total = per_epoch * config.epochs
     trainer.add_callback(_StepLog(trainer, grid, learner, dev, config, out, tick, total, ranks))
     if isinstance(schedule, AdaptivePrompts):
-        follow = _FollowLosses(trainer, schedule, config, out, ranks)
-        follow.check_reach(micro * ranks.size)
+        follow = _FollowLosses(trainer, schedule, config, ranks)
         follow.load(resume)
         trainer.add_callback(follow)
     trainer.add_callback(_WholeCheckpoints(ranks))  # after whatever else writes into a checkpoint
@@ -488,28 +487,11 @@ class _FollowLosses(TrainerCallback):
 
     FILE = "schedule.json"
 
-    def __init__(self, trainer: _Trainer, schedule: AdaptivePrompts, config: SFTConfig, out: ArmDir, ranks: Ranks):
+    def __init__(self, trainer: _Trainer, schedule: AdaptivePrompts, config: SFTConfig, ranks: Ranks):
         assert isinstance(config.schedule, AdaptiveSchedule)
-        self.trainer, self.schedule, self.settings, self.out, self.ranks = (
-            trainer,
-            schedule,
-            config.schedule,
-            out,
-            ranks,
-        )
+        self.trainer, self.schedule, self.settings, self.ranks = trainer, schedule, config.schedule, ranks
         self.batch_size = config.batch_size
-        self.workers = config.dataloader_workers
         self.loss_C: dict[int, float] = {}
-
-    def check_reach(self, turn: int) -> None:
-        """Raise ConfigError where data workers would read beyond what is known. turn: examples of a pass of all processes."""
-        ahead = turn * (2 * self.workers + 2) + self.batch_size
-        size = self.schedule.round_blocks * self.schedule.block_size
-        if ahead > size:
-            raise ConfigError(
-                f"schedule: a round of {size} examples is shorter than the {ahead} that are read ahead; set schedule.every to at "
-                f"least {math.ceil(self.settings.every * ahead / size)}, or fewer dataloader_workers"
-            )
 
     def load(self, checkpoint: Path | None) -> None:
         """Go on from a checkpoint."""
