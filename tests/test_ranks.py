@@ -116,9 +116,11 @@ def test_two_launched_processes_give_what_one_gives(world, tmp_path, budget):
 LOGGED = "step", "epoch", "prompts", "examples", "tokens", "answer_tokens"
 
 
-def tuned_arm(schedule: str) -> list[str]:
+def tuned_arm(schedule: str, objective: str = "{}") -> list[str]:
     """Settings of one arm: 21 examples in updates of 4, so that an epoch ends with an update of which one process has no part."""
-    train = f"{{epochs: 4, batch_size: 4, save_every: 4, eval_every: null, schedule: {schedule}}}"
+    train = (
+        f"{{epochs: 4, batch_size: 4, save_every: 4, eval_every: null, schedule: {schedule}, objective: {objective}}}"
+    )
     return [f"arms={{tuned: {{train: {train}}}}}", "data.train_examples=21"]
 
 
@@ -129,6 +131,9 @@ def steps_of(run: Path) -> list[dict]:
 def assert_same_training(found: list[dict], expected: list[dict]) -> None:
     assert [[row[key] for key in LOGGED] for row in found] == [[row[key] for key in LOGGED] for row in expected]
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], abs=1e-5)
+    assert [row.get("weights", {}) for row in found[-2:]] == [
+        pytest.approx(row.get("weights", {}), abs=1e-5) for row in expected[-2:]
+    ]
 
 
 def kill_at(step: int, run: Path, running: list[subprocess.Popen[str]]) -> None:
@@ -143,11 +148,16 @@ def kill_at(step: int, run: Path, running: list[subprocess.Popen[str]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", ["{kind: paft, steps_per_prompt: 1}", "{kind: adaptive, by: prompt, every: 3, steps_per_prompt: 1}"]
+    ("schedule", "objective"),
+    [
+        ("{kind: paft, steps_per_prompt: 1}", "{}"),
+        ("{kind: adaptive, by: prompt, every: 3, steps_per_prompt: 1}", "{}"),
+        ("{kind: paft, steps_per_prompt: 1}", "{consistency: {weight: 2}, worst: {by: prompt, step_size: 2}}"),
+    ],
 )
-def test_two_launched_processes_train_what_one_trains(tmp_path, schedule):
+def test_two_launched_processes_train_what_one_trains(tmp_path, schedule, objective):
     """Also when both are killed within an epoch and go on, as two or as one."""
-    config, overrides = tiny.write_config(tmp_path), tuned_arm(schedule)
+    config, overrides = tiny.write_config(tmp_path), tuned_arm(schedule, objective)
     alone = pipeline.run(load_run_config(config, overrides), tmp_path / "alone", LineWatcher(quiet=True))
     expected = steps_of(tmp_path / "alone")
     assert [len(row["examples"]) for row in expected] == [4, 4, 4, 4, 4, 1] * 4

@@ -104,13 +104,16 @@ class CurriculumSchedule(Holding):
     """Share of the run after which all are in."""
 
 
+Clustering = Literal["prompt", "placement", "cue", "format", "layout", "system"]
+
+
 class AdaptiveSchedule(Holding):
     """Clusters of prompts are drawn more often where the running loss is higher: weight = share of prompts x
     clip(loss / mean loss, floor, cap).
     """
 
     kind: Literal["adaptive"] = "adaptive"
-    by: Literal["prompt", "placement", "cue", "format", "layout", "system"] = "format"
+    by: Clustering = "format"
     """What makes a cluster: a feature of how prompts are put together, or each prompt for itself."""
     every: Annotated[int, Field(ge=1)] = 25
     """Optimizer updates of a round; weights change from round to round and rest on losses of the rounds before the last."""
@@ -128,10 +131,57 @@ KINDS = ("fixed", "paft", "balanced", "mixture", "curriculum", "adaptive")
 """Kinds of schedules."""
 
 
+class ConsistencyConfig(Strict):
+    """Every example is shown under two prompts, and the two predictions of each answer token are drawn together."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of the mean divergence per answer token, beside the mean loss of both."""
+    divergence: Literal["jsd", "kl"] = "jsd"
+    """Jensen-Shannon (PPCL), or both directions of Kullback-Leibler (R-Drop); in nats."""
+
+
+class GroupDROConfig(Strict):
+    """Clusters of prompts count more the higher their losses have been (GroupDRO)."""
+
+    kind: Literal["group_dro"] = "group_dro"
+    by: Clustering = "format"
+    """What makes a cluster: a feature of how prompts are put together, or each prompt for itself."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the worst case in the loss; the rest is the plain mean."""
+    step_size: Annotated[float, Field(gt=0)] = 0.1
+
+
+class CVaRConfig(Strict):
+    """Only the worst clusters of prompts count, by running losses (conditional value at risk)."""
+
+    kind: Literal["cvar"] = "cvar"
+    by: Clustering = "format"
+    """What makes a cluster: a feature of how prompts are put together, or each prompt for itself."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of the worst case in the loss; the rest is the plain mean."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the prompts that counts as the worst ones."""
+    memory: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """What a cluster's running loss keeps of itself at each update in which the cluster occurs."""
+
+
+class ObjectiveConfig(Strict):
+    """What is added to plain PAFT, whose loss is the mean over answer tokens: none, one or both."""
+
+    consistency: ConsistencyConfig | None = None
+    worst: Annotated[GroupDROConfig | CVaRConfig, Field(discriminator="kind")] | None = None
+
+    @field_validator("worst", mode="before")
+    @classmethod
+    def _default_kind(cls, value: Any) -> Any:
+        return {"kind": "group_dro", **value} if isinstance(value, Mapping) else value
+
+
 class SFTConfig(Strict):
     """Supervised fine-tuning. Defaults are the paper's (its Table of hyper-parameters); see docs/method.md."""
 
     schedule: ScheduleConfig = PaftSchedule()
+    objective: ObjectiveConfig = ObjectiveConfig()
     epochs: Annotated[int, Field(ge=1)] = 3
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Examples per optimizer update, over all devices and accumulation steps."""
@@ -175,6 +225,11 @@ class SFTConfig(Strict):
             raise ValueError(
                 f"schedule.every {self.schedule.every}: with {self.dataloader_workers} dataloader_workers the draws run up to "
                 f"{ahead} updates ahead of the losses; give {ahead} or more"
+            )
+        if self.objective.worst and not isinstance(self.schedule, PaftSchedule | BalancedSchedule):
+            raise ValueError(
+                f"objective.worst weighs prompts that are drawn equally often; with schedule.kind {self.schedule.kind} the weights "
+                "would meet the schedule's own; give paft or balanced"
             )
         if isinstance(self.schedule, Holding) and self.schedule.batches_per_prompt and self.micro_batch_size is None:
             raise ValueError(

@@ -44,7 +44,8 @@ from paft.reports import exhibit_of, write_report
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, read_jsonl, write_json, write_text
 from paft.tasks import Example, Split, Task, load_task
 from paft.tasks.types import content_id
-from paft.training.schedule import make_schedule, subset, updates_per_epoch
+from paft.training.schedule import make_schedule, make_twins, subset, updates_per_epoch
+from paft.training.weights import worst_case
 
 # streams of the keyed subsets, apart from the seed that training uses
 TEST_SUBSET, DEV_SUBSET, GATE_ORDER, OTHER_SUBSET = 101, 102, 103, 104
@@ -152,13 +153,17 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
             name
         ) in config.arms:  # a prompt that a schedule names and the set lacks is found out before anything is written
             if (settings := config.training_of(name)) is not None:
-                make_schedule(
+                schedule = make_schedule(
                     settings.schedule,
                     Grid(prompts.train, train),
                     batch_size=settings.batch_size,
                     epochs=settings.epochs,
                     seed=config.seed,
                 )
+                if settings.objective.consistency is not None:
+                    make_twins(schedule, prompts.train, batch_size=settings.batch_size)
+                if settings.objective.worst is not None:
+                    worst_case(settings.objective.worst, prompts.train)
     rejected = tuple(f"{r.row}: {r.reason}" for split in splits.values() for r in split.rejected)
     for line in rejected[:5]:
         say(f"row not readable, left out: {line}")

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from paft.config import dump_yaml
 from paft.lm.hf import HFModel
+from paft.tasks.answers import AnswerFormat, answer_format_from
 
 CORPUS = [
     "the cat sat on the mat and the dog ran to the park",
@@ -201,3 +202,9 @@ def write_config(folder: Path, **changes: Any) -> Path:
     path = folder / "config.yaml"
     path.write_text(dump_yaml(config), encoding="utf-8")
     return path
+
+
+def answer_of(kind: int) -> AnswerFormat:
+    """One of four ways to write an answer, for tests that need prompts and no task."""
+    given = ({"labels": ["red", "blue"]}, "letters", "text", {"labels": ["1", "2"]})[kind]
+    return answer_format_from(given)

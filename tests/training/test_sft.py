@@ -25,7 +25,8 @@ from paft.tasks import load_task
 from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad
 from paft.training.objectives import IGNORED, token_nll
 from paft.training.schedule import make_schedule
-from paft.training.sft import _by_row, answer_logits, cluster_weights, train_sft
+from paft.training.sft import _by_row, answer_logits, train_sft
+from paft.training.weights import cluster_weights
 from tests import tiny
 
 CONFIG = SFTConfig(
@@ -113,9 +114,10 @@ def test_rows_are_told_apart_and_right_when_every_token_of_the_answer_was_the_li
     logits_MV = torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
     targets_M, rows_M = torch.tensor([1, 0, 1, 1]), torch.tensor([0, 2, 2, 1])
     nll_M = token_nll(logits_MV, targets_M)
-    sums_R3 = _by_row(logits_MV, targets_M, rows_M, nll_M, 3)
-    assert sums_R3[:, 1:].tolist() == [[1, 1], [1, 0], [2, 2]]
-    assert sums_R3[:, 0].tolist() == pytest.approx([float(nll_M[0]), float(nll_M[3]), float(nll_M[1] + nll_M[2])])
+    apart_M = torch.tensor([0.5, 0.0, 0.25, 0.0])
+    sums_R4 = _by_row(logits_MV, targets_M, rows_M, nll_M, apart_M, 3)
+    assert sums_R4[:, 1:].tolist() == [[1, 1, 0.5], [1, 0, 0], [2, 2, 0.25]]
+    assert sums_R4[:, 0].tolist() == pytest.approx([float(nll_M[0]), float(nll_M[3]), float(nll_M[1] + nll_M[2])])
 
 
 def test_weights_of_clusters_follow_their_losses():

@@ -96,3 +96,18 @@ def structure_counts(splits: Mapping[str, Sequence[Template]]) -> dict[str, dict
             for value, count in Counter(each[feature] for each in found).most_common():
                 values.setdefault(value, dict.fromkeys(splits, 0))[split] = count
     return table
+
+
+def clusters(templates: Sequence[Template], by: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(names_C, cluster_K) of prompts that share a feature of how they are put together; by "prompt": each for itself."""
+    values = [template.id if by == "prompt" else structure(template)[by] for template in templates]
+    names = sorted(set(values))
+    return tuple(names), tuple(names.index(value) for value in values)
+
+
+def partners(templates: Sequence[Template]) -> tuple[tuple[int, ...], ...]:
+    """For each prompt the others that want the answer written the same way: the same tokens can be compared between them."""
+    return tuple(
+        tuple(other for other, its in enumerate(templates) if other != k and its.answer == template.answer)
+        for k, template in enumerate(templates)
+    )

@@ -13,7 +13,7 @@ from paft.errors import RenderError
 from paft.grid import Cell, Grid
 from paft.lm.render import Renderer, shared_prefix
 from paft.training.objectives import IGNORED
-from paft.training.schedule import Schedule
+from paft.training.schedule import Schedule, Twins
 
 
 @dataclass(frozen=True)
@@ -64,27 +64,35 @@ class CellDataset(torch.utils.data.Dataset[Row]):
 class ScheduleSampler(torch.utils.data.Sampler[int]):
     """Yields the flat indices of one epoch in schedule order. The index carries epoch and prompt; workers hold no state.
 
-    Several processes take turns by `multiple` examples (a forward pass of each); where the epoch does not fill the last turn,
+    twins: a cell is followed by the same example under its second prompt. Several processes take turns by `multiple` examples (a forward pass of each); where the epoch does not fill the last turn,
     silent rows do (~index), so that every process makes as many passes and no example counts twice.
     `set_epoch` is called by the training loop (on some paths twice, on some never: see `sft.EpochSetter`).
     """
 
-    def __init__(self, grid: Grid, schedule: Schedule, multiple: int = 1):
-        self.grid, self.schedule, self.multiple, self.epoch = grid, schedule, multiple, 0
+    def __init__(self, grid: Grid, schedule: Schedule, multiple: int = 1, twins: Twins | None = None):
+        self.grid, self.schedule, self.multiple, self.twins, self.epoch = grid, schedule, multiple, twins, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration yields; past the last one it stays there (loops ask once too often)."""
         self.epoch = min(epoch, self.schedule.epochs - 1)
 
+    @property
+    def per_example(self) -> int:
+        """Rows that an example gives."""
+        return 1 if self.twins is None else 2
+
     def __len__(self) -> int:
-        return -(-self.grid.shape[1] // self.multiple) * self.multiple
+        return -(-self.grid.shape[1] * self.per_example // self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[int]:
         index = 0
-        for cell in self.schedule.cells(self.epoch):
+        epoch = self.epoch
+        for position, cell in enumerate(self.schedule.cells(epoch)):
             index = self.grid.flat(cell)
             yield index
-        yield from itertools.repeat(~index, len(self) - self.grid.shape[1])
+            if self.twins is not None:
+                yield self.grid.flat(self.twins.twin(epoch, position))
+        yield from itertools.repeat(~index, len(self) - self.grid.shape[1] * self.per_example)
 
 
 def pad(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
@@ -143,6 +151,21 @@ def cheaper_packed(rows: Sequence[Row], hidden_size: int) -> bool:
     packed, width = sum(lengths) - shared * (len(rows) - 1), max(lengths)
     padded = len(rows) * width
     return packed + packed**2 / (6 * hidden_size) < padded + padded * width / (6 * hidden_size)
+
+
+def pairs(rows: Sequence[Row]) -> torch.Tensor:
+    """pairs_P2: which two of a batch's answer tokens (in the order of its rows) are one token under two prompts.
+
+    Rows 2j and 2j + 1 are twins. Answers that were cut into different tokens, and a prompt that is its own twin, give no pair.
+    """
+    ends = list(itertools.accumulate(len(row.ids) - row.start for row in rows))
+    found: list[tuple[int, int]] = []
+    for j in range(0, len(rows), 2):
+        a, b = rows[j], rows[j + 1]
+        if a.index != b.index and a.ids[a.start :] == b.ids[b.start :]:
+            count = len(a.ids) - a.start
+            found += zip(range(ends[j] - count, ends[j]), range(ends[j + 1] - count, ends[j + 1]), strict=True)
+    return torch.tensor(found, dtype=torch.long).view(-1, 2)
 
 
 def _targets_of(row: Row) -> list[int]:

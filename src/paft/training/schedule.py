@@ -10,7 +10,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -28,7 +28,8 @@ from paft.config import (
 )
 from paft.errors import ConfigError
 from paft.grid import Cell, Grid
-from paft.prompts.structure import structure
+from paft.prompts import Template
+from paft.prompts.structure import clusters, partners
 
 _MASK = (1 << 64) - 1
 
@@ -101,7 +102,7 @@ def permuted(place: int, count: int, *keys: int) -> int:
             return place
 
 
-_ORDER, _PROMPT, SUBSET = 1, 2, 3  # streams
+_ORDER, _PROMPT, SUBSET, _TWIN = 1, 2, 3, 4  # streams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +251,38 @@ class AdaptivePrompts(Blocks):
         return members[draw(len(members), self.seed, _PROMPT, epoch, block, 1)]
 
 
+@dataclass(frozen=True)
+class Twins:
+    """A second prompt for every cell of a schedule: of those that want the answer written the same way, drawn uniformly.
+
+    It is kept for `hold` examples, so that the examples of an update share both prompts where they share the first. A prompt
+    that has no partner is its own twin.
+    """
+
+    schedule: Blocks
+    partners_K: tuple[tuple[int, ...], ...]
+    hold: int
+
+    def twin(self, epoch: int, position: int) -> Cell:
+        """The same example under the second prompt."""
+        cell = self.schedule.cell(epoch, position)
+        others = self.partners_K[cell.prompt]
+        if not others:
+            return cell
+        return cell._replace(prompt=others[draw(len(others), self.schedule.seed, _TWIN, epoch, position // self.hold)])
+
+
+def make_twins(schedule: Blocks, templates: Sequence[Template], *, batch_size: int) -> Twins:
+    """Twins for a schedule. Raises ConfigError where no two prompts want the answer written the same way."""
+    found = partners(templates)
+    if not any(found):
+        raise ConfigError(
+            f"objective.consistency: no two of the {len(found)} train prompts want the answer written the same way, so there "
+            "is nothing to compare; add prompts or leave it out"
+        )
+    return Twins(schedule, found, min(schedule.block_size, batch_size))
+
+
 def make_schedule(
     config: ScheduleConfig, grid: Grid, *, batch_size: int, epochs: int, seed: int, micro: int = 1
 ) -> Blocks:
@@ -275,10 +308,8 @@ def make_schedule(
         case CurriculumSchedule(start=start, until=until):
             return CurriculumPrompts(**run, order=_order(config, grid), start=start, until=until)
         case AdaptiveSchedule(by=by, every=every):
-            values = [template.id if by == "prompt" else structure(template)[by] for template in grid.templates]
-            names = sorted(set(values))
             rounds = -(-every * batch_size // run["block_size"])
-            return AdaptivePrompts(**run, cluster_K=tuple(names.index(value) for value in values), round_blocks=rounds)
+            return AdaptivePrompts(**run, cluster_K=clusters(grid.templates, by)[1], round_blocks=rounds)
 
 
 def _prompt(wanted: int | str, grid: Grid) -> int:

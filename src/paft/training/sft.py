@@ -14,8 +14,7 @@ import math
 import shutil
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,17 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from paft.config import AdaptiveSchedule, SFTConfig
+from paft.config import AdaptiveSchedule, ConsistencyConfig, SFTConfig
 from paft.errors import ConfigError, ResourceError
 from paft.grid import Cell, Grid
 from paft.lm.hf import HFModel, lora_config, without_chatter
 from paft.lm.passes import is_out_of_memory
 from paft.lm.ranks import Ranks
 from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
-from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad
-from paft.training.objectives import IGNORED, token_nll
-from paft.training.schedule import AdaptivePrompts, make_schedule, updates_per_epoch
+from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad, pairs
+from paft.training.objectives import IGNORED, divergence, token_nll
+from paft.training.schedule import AdaptivePrompts, make_schedule, make_twins, updates_per_epoch
+from paft.training.weights import ClusterWeights, cluster_weights, running, worst_case
 
 Tick = Callable[[int, int, str], None]
 """Progress: (updates done, updates in all, what to show beside it)."""
@@ -138,6 +138,15 @@ def _train(
         seed=seed,
         micro=config.micro_batch_size or config.batch_size,
     )
+    objective = config.objective
+    twins = make_twins(schedule, grid.templates, batch_size=config.batch_size) if objective.consistency else None
+    if twins is not None and (alone := sum(not others for others in twins.partners_K)):
+        say(
+            f"{alone} of {len(grid.templates)} prompts have no other that wants the answer written the same way; not compared"
+        )
+    rows = micro * (1 if twins is None else 2)  # in a forward pass
+    sampler = ScheduleSampler(grid, schedule, rows * ranks.size if ranks.size > 1 else 1, twins)
+    worst = worst_case(objective.worst, grid.templates) if objective.worst else None
     per_epoch = updates_per_epoch(grid.shape[1], config.batch_size)
     resume = ranks.share(out.last_checkpoint())
     done = int(resume.name.rpartition("-")[2]) if resume else 0
@@ -152,7 +161,7 @@ def _train(
         warnings.simplefilter("ignore")
         arguments = TrainingArguments(
             output_dir=str(out.checkpoints),
-            per_device_train_batch_size=micro,
+            per_device_train_batch_size=rows,
             gradient_accumulation_steps=config.batch_size // (micro * ranks.size),
             num_train_epochs=config.epochs,
             learning_rate=config.learning_rate,
@@ -179,26 +188,33 @@ def _train(
             disable_tqdm=True,
         )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used by `accelerate launch`, never by DataParallel
-    sampler = ScheduleSampler(grid, schedule, micro * ranks.size if ranks.size > 1 else 1)
-    packing = config.packing and micro > 1 and _packs_exactly(learner, dataset, sampler, micro, say)
+    packing = (
+        config.packing
+        and micro * sampler.per_example > 1
+        and _packs_exactly(learner, dataset, sampler, micro * sampler.per_example, say)
+    )
     trainer = _Trainer(
         model=tuned,
         args=arguments,
         train_dataset=dataset,
-        data_collator=_Collator(model.renderer.eos_id, learner.hidden_size if packing else None),
+        data_collator=_Collator(model.renderer.eos_id, learner.hidden_size if packing else None, twins is not None),
         callbacks=[EpochSetter(sampler, per_epoch)],
     )
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.order = sampler
+    trainer.order, trainer.consistency, trainer.worst = sampler, objective.consistency, worst
     total = per_epoch * config.epochs
     trainer.add_callback(_StepLog(trainer, grid, learner, dev, config, out, tick, total, ranks))
     if isinstance(schedule, AdaptivePrompts):
         follow = _FollowLosses(trainer, schedule, config, ranks)
         follow.load(resume)
         trainer.add_callback(follow)
+    if worst is not None:
+        weigh = _FollowClusters(trainer, worst, ranks)
+        weigh.load(resume)
+        trainer.add_callback(weigh)
     trainer.add_callback(_WholeCheckpoints(ranks))  # after whatever else writes into a checkpoint
     started = time.perf_counter()
     with without_chatter():
@@ -220,15 +236,15 @@ def _train(
             embeds = "embed" in touched or "lm_head" in touched
             # "auto" would ask the hub whether the vocabulary grew; here it never does
             out.save_model(tuned, save_embedding_layers="auto" if embeds else False, state_dict=whole)
-        rows = read_jsonl(out.steps)
+        steps = read_jsonl(out.steps)
         report = TrainReport(
             updates=per_epoch * config.epochs,
             examples=grid.shape[1],
-            distinct_prompts=len({prompt for row in rows for prompt in row["prompts"]}),
+            distinct_prompts=len({prompt for row in steps for prompt in row["prompts"]}),
             micro_batch_size=micro,
-            tokens=sum(row["tokens"] for row in rows),
-            answer_tokens=sum(row["answer_tokens"] for row in rows),
-            seconds=seconds + sum(row.get("seconds", 0.0) for row in rows if row["step"] <= done),
+            tokens=sum(row["tokens"] for row in steps),
+            answer_tokens=sum(row["answer_tokens"] for row in steps),
+            seconds=seconds + sum(row.get("seconds", 0.0) for row in steps if row["step"] <= done),
         )
         out.finish_training(report.__dict__)
         shutil.rmtree(out.checkpoints, ignore_errors=True)
@@ -250,19 +266,22 @@ def _with_lora(model: HFModel, settings: dict[str, Any], seed: int) -> Any:
 
 @dataclass(frozen=True)
 class Seen:
-    """A row that went through training: its cell, the negative log-likelihood of its answer in nats, the answer's tokens, and
-    whether the likeliest token was the right one at every place."""
+    """A row that went through training: its cell, the negative log-likelihood of its answer in nats, the answer's tokens,
+    whether the likeliest token was the right one at every place, and the divergence from its twin in nats (of the first of two)."""
 
     index: int
     nll: float
     answer_tokens: int
     right: bool
+    divergence: float
 
 
 class _Trainer(Trainer):
     """The Trainer with our order and our loss."""
 
     order: ScheduleSampler
+    consistency: ConsistencyConfig | None
+    worst: ClusterWeights | None
 
     def __init__(self, **given: Any):
         super().__init__(**given)
@@ -276,39 +295,57 @@ class _Trainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Mean over the update's answer tokens of their negative log-likelihood, in nats; logits only where needed."""
+        """Mean over the update's answer tokens of their negative log-likelihood, in nats; logits only where needed.
+
+        Weighted by cluster under a worst-case objective; plus the mean divergence of twins under consistency.
+        """
         logits_MV, targets_M, rows_M = answer_logits(model, inputs)
         nll_M = token_nll(logits_MV, targets_M)
+        total, apart_M = nll_M.sum(), torch.zeros_like(nll_M)
+        if self.worst is not None:
+            weight_C, cluster_K = self.worst.weight_C, self.worst.cluster_K
+            weight_R = nll_M.new_tensor([weight_C[cluster_K[self.order.grid.cell(i).prompt]] for i in inputs["cells"]])
+            total = (nll_M * weight_R[rows_M]).sum()
+        if self.consistency is not None:
+            a_P, b_P = inputs["pairs"].unbind(1)
+            apart_M = apart_M.index_add(0, a_P, divergence(logits_MV[a_P], logits_MV[b_P], self.consistency.divergence))
+            total = total + 2 * self.consistency.weight * apart_M.sum()  # of two rows each
         self.seen_tokens += inputs["tokens"]
-        self.passes.append((inputs["cells"], _by_row(logits_MV, targets_M, rows_M, nll_M, len(inputs["cells"]))))
-        loss = nll_M.sum() / (num_items_in_batch if num_items_in_batch is not None else len(nll_M))
+        self.passes.append(
+            (inputs["cells"], _by_row(logits_MV, targets_M, rows_M, nll_M, apart_M, len(inputs["cells"])))
+        )
+        loss = total / (num_items_in_batch if num_items_in_batch is not None else len(nll_M))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, the count is of all ranks
         return loss
 
     def take_update(self, ranks: Ranks) -> tuple[list[Seen], int]:
         """The rows of the update that just ended, of all ranks in the order of the schedule, and the tokens of all."""
-        mine = [(cells, sums_R3.tolist()) for cells, sums_R3 in self.passes]
+        mine = [(cells, sums_R4.tolist()) for cells, sums_R4 in self.passes]
         found = ranks.gather((mine, self.seen_tokens))
         self.passes, self.seen_tokens = [], 0
         rows = [
-            Seen(index, nll, round(count), hits == count)
+            Seen(index, nll, round(count), hits == count, apart)
             for turn in zip(*(passes for passes, _ in found), strict=True)
             for cells, sums in turn
-            for index, (nll, count, hits) in zip(cells, sums, strict=True)
+            for index, (nll, count, hits, apart) in zip(cells, sums, strict=True)
         ]
         return rows, sum(tokens for _, tokens in found)
 
 
 @torch.no_grad()
 def _by_row(
-    logits_MV: torch.Tensor, targets_M: torch.Tensor, rows_M: torch.Tensor, nll_M: torch.Tensor, count: int
+    logits_MV: torch.Tensor,
+    targets_M: torch.Tensor,
+    rows_M: torch.Tensor,
+    nll_M: torch.Tensor,
+    apart_M: torch.Tensor,
+    count: int,
 ) -> torch.Tensor:
-    """sums_R3 of each row: negative log-likelihood, answer tokens, those that were the likeliest. Stays on the device."""
-    values_M3 = torch.stack(
-        [nll_M.double(), torch.ones_like(nll_M).double(), (logits_MV.argmax(-1) == targets_M).double()], 1
-    )
-    return torch.zeros(count, 3, dtype=values_M3.dtype, device=nll_M.device).index_add(0, rows_M, values_M3)
+    """sums_R4 of each row: negative log-likelihood, answer tokens, those that were the likeliest, divergence. On the device."""
+    hits_M = logits_MV.argmax(-1) == targets_M
+    values_M4 = torch.stack([nll_M.double(), torch.ones_like(nll_M).double(), hits_M.double(), apart_M.double()], 1)
+    return torch.zeros(count, 4, dtype=values_M4.dtype, device=nll_M.device).index_add(0, rows_M, values_M4)
 
 
 def answer_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -336,16 +373,19 @@ def _innermost(model: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Collator:
-    """Rows to a batch: packed where that is cheaper, else padded. hidden_size None: always padded."""
+    """Rows to a batch: packed where that is cheaper, else padded. hidden_size None: always padded. twins: rows come in twos."""
 
     pad_id: int
     hidden_size: int | None
+    twins: bool
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         heard = [row for row in rows if not row.silent]
         fed = heard or rows[:1]  # a process whose turn is all silent still makes its pass
         packed = self.hidden_size is not None and len(fed) > 1 and cheaper_packed(fed, self.hidden_size)
         batch = pack(fed) if packed else pad(fed, self.pad_id)
+        if self.twins:
+            batch["pairs"] = pairs(heard)
         return batch | {"cells": [row.index for row in heard], "tokens": sum(len(row.ids) for row in heard)}
 
 
@@ -446,6 +486,7 @@ class _StepLog(TrainerCallback):
         cells = [self.grid.cell(each.index) for each in seen]
         answer_tokens = sum(each.answer_tokens for each in seen)
         loss = sum(each.nll for each in seen) / answer_tokens
+        sampler, worst = self.trainer.order, self.trainer.worst
         by_prompt: dict[str, list[Seen]] = {}
         for each, cell in zip(seen, cells, strict=True):
             by_prompt.setdefault(self.grid.templates[cell.prompt].id, []).append(each)
@@ -455,12 +496,16 @@ class _StepLog(TrainerCallback):
             "epoch": cells[0].epoch,
             "loss": round(loss, 6),
             "prompts": sorted(by_prompt),
-            "examples": [self.grid.examples[cell.example].id for cell in cells],
+            "examples": [self.grid.examples[cell.example].id for cell in cells[:: sampler.per_example]],
             "by_prompt": {prompt: _told(rows) for prompt, rows in sorted(by_prompt.items())},
             "tokens": tokens,
             "answer_tokens": answer_tokens,
             "seconds": round(now - self.since, 3),
         }
+        if sampler.twins is not None:
+            row["divergence"] = round(2 * sum(each.divergence for each in seen) / answer_tokens, 6)
+        if worst is not None:
+            row["weights"] = {name: round(weight, 6) for name, weight in zip(worst.names, worst.weight_C, strict=True)}
         if not math.isfinite(loss):
             raise ResourceError(f"update {step}: the loss is {loss}; lower train.learning_rate or use dtype: float32")
         first, every = self.ranks.rank == 0, self.config.eval_every
@@ -506,16 +551,9 @@ class _FollowLosses(TrainerCallback):
             write_text(_checkpoint(args, state) / self.FILE, json.dumps(held))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        grid, schedule = self.trainer.order.grid, self.schedule
-        sums: dict[int, list[float]] = {}
-        for each in self.trainer.update:
-            at = sums.setdefault(schedule.cluster_K[grid.cell(each.index).prompt], [0.0, 0.0])
-            at[0] += each.nll
-            at[1] += each.answer_tokens
-        memory = self.settings.memory
-        for cluster, (nll, tokens) in sorted(sums.items()):
-            before = self.loss_C.get(cluster)
-            self.loss_C[cluster] = nll / tokens if before is None else memory * before + (1 - memory) * nll / tokens
+        schedule = self.schedule
+        for cluster, loss in _loss_by_cluster(self.trainer, schedule.cluster_K).items():
+            self.loss_C[cluster] = running(self.loss_C.get(cluster), loss, self.settings.memory)
         per_epoch = updates_per_epoch(schedule.num_examples, self.batch_size)
         epoch, update = divmod(state.global_step, per_epoch)
         block = epoch * schedule.blocks_per_epoch + update * self.batch_size // schedule.block_size
@@ -525,15 +563,35 @@ class _FollowLosses(TrainerCallback):
             )
 
 
-def cluster_weights(
-    cluster_K: Sequence[int], loss_C: Mapping[int, float], floor: float, cap: float
-) -> tuple[float, ...]:
-    """Share of the prompts x clip(loss / mean loss, floor, cap), the mean over prompts; a cluster without a loss counts as average."""
-    counts = Counter(cluster_K)
-    known = {cluster: loss for cluster, loss in loss_C.items() if math.isfinite(loss)}
-    mean = sum(counts[c] * loss for c, loss in known.items()) / max(1, sum(counts[c] for c in known))
-    ratio = {c: min(cap, max(floor, loss / mean)) if mean > 0 else 1.0 for c, loss in known.items()}
-    return tuple(counts[c] / len(cluster_K) * ratio.get(c, 1.0) for c in range(len(counts)))
+class _FollowClusters(TrainerCallback):
+    """Tells a worst-case objective the losses of each update, and keeps what it has learned in the checkpoints."""
+
+    FILE = "objective.json"
+
+    def __init__(self, trainer: _Trainer, worst: ClusterWeights, ranks: Ranks):
+        self.trainer, self.worst, self.ranks = trainer, worst, ranks
+
+    def load(self, checkpoint: Path | None) -> None:
+        """Go on from a checkpoint."""
+        if checkpoint is not None:
+            self.worst.load(json.loads((checkpoint / self.FILE).read_text(encoding="utf-8")))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.ranks.rank == 0:
+            write_text(_checkpoint(args, state) / self.FILE, json.dumps(self.worst.state()))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.worst.learn(_loss_by_cluster(self.trainer, self.worst.cluster_K))
+
+
+def _loss_by_cluster(trainer: _Trainer, cluster_K: Sequence[int]) -> dict[int, float]:
+    """Mean loss of the update that just ended, in nats per answer token, of each cluster that it held; in order."""
+    sums: dict[int, list[float]] = {}
+    for each in trainer.update:
+        at = sums.setdefault(cluster_K[trainer.order.grid.cell(each.index).prompt], [0.0, 0.0])
+        at[0] += each.nll
+        at[1] += each.answer_tokens
+    return {cluster: nll / tokens for cluster, (nll, tokens) in sorted(sums.items())}
 
 
 def check_on_dev(learner: HFModel, dev: Grid) -> dict[str, Any]:
