@@ -42,6 +42,8 @@ prompts_app = typer.Typer(
     help="Build prompt sets, look at them, check them.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(prompts_app, name="prompts")
+export_app = typer.Typer(help="The schedule for other trainers.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an interrupted run goes on from what it holds.")]
 Embeddings = Annotated[
@@ -109,6 +111,53 @@ def train(
     for name, arm in settings.arms.items():
         if arm.train is not None:
             typer.echo(folder / name)
+
+
+@export_app.command("dataset")
+def export_dataset(
+    config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .parquet or .jsonl")] = Path("train.parquet"),
+    arm: Annotated[str, typer.Option(help="Arm whose training is written.")] = "paft",
+    form: Annotated[
+        str, typer.Option("--as", help="tokens (input_ids, labels), text (prompt, completion) or messages.")
+    ] = "tokens",
+    short: Annotated[
+        bool, typer.Option("--keep-short", help="Keep the last, smaller update of an epoch: rows are then not in step.")
+    ] = False,
+) -> None:
+    """Write the rows of a training, all epochs, in the order of its schedule: a trainer that reads them in order does PAFT.
+
+    Example: paft export dataset examples/piqa-small.yaml --arm paft --out piqa.parquet
+    """
+    from paft.grid import Grid
+    from paft.integrations.export import check_form
+    from paft.integrations.export import export_dataset as write
+    from paft.lm.hf import load_renderer
+    from paft.pipeline import prepare
+
+    checked = check_form(form)
+    settings = load_run_config(config, overrides or [])
+    training = settings.training_of(arm) if arm in settings.arms else None
+    if training is None:
+        tuned = [name for name in settings.arms if settings.training_of(name) is not None]
+        raise ConfigError(f"--arm {arm}: expected an arm that is trained: {few(tuned)}")
+    with _watcher() as watch:
+        materials = prepare(settings, watch.say)
+        assert settings.model is not None  # an arm is trained
+        renderer = load_renderer(settings.model, source=settings.source, style=settings.style, say=watch.say)
+        grid = Grid(materials.prompts.train, materials.train)
+        done = write(grid, renderer, training, out, seed=settings.seed, form=checked, short=short)
+    typer.echo(
+        f"{out}: {done.rows} rows, {done.updates} updates of {training.batch_size}, {training.epochs} epochs in order"
+    )
+    if done.dropped:
+        typer.echo(
+            f"  {done.dropped} of {len(materials.train)} examples are left out at the end of each epoch, so that updates stay whole"
+        )
+    typer.echo(
+        f"  train on it for 1 epoch, in order (no shuffling), {training.batch_size} rows an update; docs/trainers.md shows how"
+    )
 
 
 @app.command("eval")

@@ -82,6 +82,11 @@ class Renderer:
             )
         self.eos_id: int = tokenizer.eos_token_id
 
+    @property
+    def eos_text(self) -> str:
+        """The end-of-sequence token as text."""
+        return str(self.tokenizer.convert_ids_to_tokens(self.eos_id))
+
     def prompt_text(self, chat: Chat) -> str:
         """The text up to where the answer starts. Raises RenderError when a turn holds a control token of the model."""
         for message in chat:

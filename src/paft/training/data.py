@@ -66,7 +66,7 @@ class ScheduleSampler(torch.utils.data.Sampler[int]):
 
     twins: a cell is followed by the same example under its second prompt. Several processes take turns by `multiple` examples (a forward pass of each); where the epoch does not fill the last turn,
     silent rows do (~index), so that every process makes as many passes and no example counts twice.
-    `set_epoch` is called by the training loop (on some paths twice, on some never: see `sft.EpochSetter`).
+    `set_epoch` is called by the training loop (on some paths twice, on some never: see `order.EpochSetter`).
     """
 
     def __init__(self, grid: Grid, schedule: Schedule, multiple: int = 1, twins: Twins | None = None):

@@ -31,6 +31,7 @@ from paft.lm.ranks import Ranks
 from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
 from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad, pairs
 from paft.training.objectives import IGNORED, divergence, token_nll
+from paft.training.order import InScheduleOrder
 from paft.training.schedule import AdaptivePrompts, make_schedule, make_twins, updates_per_epoch
 from paft.training.weights import ClusterWeights, cluster_weights, running, worst_case
 
@@ -198,13 +199,13 @@ def _train(
         args=arguments,
         train_dataset=dataset,
         data_collator=_Collator(model.renderer.eos_id, learner.hidden_size if packing else None, twins is not None),
-        callbacks=[EpochSetter(sampler, per_epoch)],
     )
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.order, trainer.consistency, trainer.worst = sampler, objective.consistency, worst
+    trainer.follow(sampler, config.batch_size)
+    trainer.consistency, trainer.worst = objective.consistency, worst
     total = per_epoch * config.epochs
     trainer.add_callback(_StepLog(trainer, grid, learner, dev, config, out, tick, total, ranks))
     if isinstance(schedule, AdaptivePrompts):
@@ -276,10 +277,9 @@ class Seen:
     divergence: float
 
 
-class _Trainer(Trainer):
+class _Trainer(InScheduleOrder, Trainer):
     """The Trainer with our order and our loss."""
 
-    order: ScheduleSampler
     consistency: ConsistencyConfig | None
     worst: ClusterWeights | None
 
@@ -288,9 +288,6 @@ class _Trainer(Trainer):
         self.passes: list[tuple[list[int], torch.Tensor]] = []
         self.seen_tokens = 0
         self.update: list[Seen] = []
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> ScheduleSampler:
-        return self.order
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -424,21 +421,6 @@ def _packs_exactly(
         return True
     say(f"this model reads packed rows differently ({gap:.2g} nats per token); padding instead")
     return False
-
-
-class EpochSetter(TrainerCallback):
-    """Tells the sampler its epoch from the number of updates done, by integer division.
-
-    With transformers 5.23 and accelerate 1.15 a resume inside an epoch on two or more processes never does: the loader
-    nests one level too deep and epoch 0's order would be replayed in silence.
-    """
-
-    def __init__(self, sampler: ScheduleSampler, per_epoch: int):
-        self.sampler, self.per_epoch = sampler, per_epoch
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Set the epoch."""
-        self.sampler.set_epoch(state.global_step // self.per_epoch)
 
 
 class _WholeCheckpoints(TrainerCallback):

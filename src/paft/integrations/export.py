@@ -1,0 +1,151 @@
+"""The cells of a whole training, in the order of its schedule, as rows of a file: any trainer that reads them in order does PAFT."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from paft.config import AdaptiveSchedule, ObjectiveConfig, SFTConfig
+from paft.errors import ConfigError, few
+from paft.grid import Grid
+from paft.integrations.rows import token_row
+from paft.lm.render import Renderer
+from paft.store import disk_errors
+from paft.training.data import CellDataset, ScheduleSampler
+from paft.training.schedule import make_schedule, updates_per_epoch
+
+Form = Literal["tokens", "text", "messages"]
+"""What a row holds beside step, epoch, prompt_id and example_id: input_ids and labels; prompt and completion; messages."""
+
+_TOGETHER = 1024
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. dropped: examples left out at the end of every epoch's order, so that each update is whole."""
+
+    rows: int
+    updates: int
+    dropped: int
+
+
+def export_dataset(
+    grid: Grid,
+    renderer: Renderer,
+    config: SFTConfig,
+    path: Path,
+    *,
+    seed: int,
+    form: Form = "tokens",
+    short: bool = False,
+) -> Exported:
+    """Write the rows of all epochs to .parquet or .jsonl, whole or not at all; few rows in memory at any time.
+
+    A reader in batches of `batch_size` meets each update's rows together. Where the examples do not fill the last update of an
+    epoch it would take the rest from the next epoch and be out of step from there on: these examples (others in every epoch)
+    are left out, unless `short` keeps them.
+    Raises ConfigError for what cannot be told by rows (adaptive draws, objectives) and for another kind of file.
+    """
+    if isinstance(config.schedule, AdaptiveSchedule):
+        raise ConfigError(
+            "schedule.kind adaptive: draws that follow the losses cannot be written down before; train with paft"
+        )
+    if config.objective != ObjectiveConfig():
+        raise ConfigError("train.objective: rows of a file carry no objective; train with paft or leave it out")
+    if path.suffix not in (".parquet", ".jsonl"):
+        raise ConfigError(f"{path}: expected a name that ends in .parquet or .jsonl")
+    num_examples = grid.shape[1]
+    dropped = 0 if short else num_examples % config.batch_size
+    if dropped == num_examples:
+        raise ConfigError(
+            f"{num_examples} examples do not fill one update of {config.batch_size}; give more, or a smaller train.batch_size"
+        )
+    dataset = CellDataset(grid, renderer, config.max_length)
+    dataset.check_lengths()
+    rows = _rows(dataset, config, seed, form, num_examples - dropped)
+    _write(rows, path)
+    per_epoch = updates_per_epoch(num_examples - dropped, config.batch_size)
+    return Exported(config.epochs * (num_examples - dropped), config.epochs * per_epoch, dropped)
+
+
+def _rows(dataset: CellDataset, config: SFTConfig, seed: int, form: Form, kept: int) -> Iterator[dict[str, Any]]:
+    grid, renderer = dataset.grid, dataset.renderer
+    schedule = make_schedule(
+        config.schedule,
+        grid,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=seed,
+        micro=config.micro_batch_size or config.batch_size,
+    )
+    sampler = ScheduleSampler(grid, schedule)
+    per_epoch = updates_per_epoch(kept, config.batch_size)
+    for epoch in range(config.epochs):
+        sampler.set_epoch(epoch)
+        for position, index in enumerate(islice(sampler, kept)):
+            cell = grid.cell(index)
+            row: dict[str, Any] = {
+                "step": epoch * per_epoch + position // config.batch_size + 1,
+                "epoch": epoch,
+                "prompt_id": grid.templates[cell.prompt].id,
+                "example_id": grid.examples[cell.example].id,
+            }
+            match form:
+                case "tokens":
+                    row |= token_row(dataset[index])
+                case "text":
+                    prompt = renderer.prompt_text(grid.chat(cell))
+                    row["prompt"] = prompt
+                    row["completion"] = (
+                        renderer.answer_text(prompt, grid.target(cell))[len(prompt) :] + renderer.eos_text
+                    )
+                case "messages":
+                    turns = [{"role": turn.role, "content": turn.text} for turn in grid.chat(cell)]
+                    row["messages"] = [*turns, {"role": "assistant", "content": grid.target(cell)}]
+            yield row
+
+
+def _write(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        os.close(descriptor)
+        try:
+            if path.suffix == ".parquet":
+                _parquet(rows, scratch)
+            else:
+                with open(scratch, "w", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            os.chmod(scratch, 0o644)
+            os.replace(scratch, path)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+
+
+def _parquet(rows: Iterator[dict[str, Any]], path: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    writer = None
+    try:
+        while batch := list(islice(rows, _TOGETHER)):
+            table = pyarrow.Table.from_pylist(batch, schema=writer.schema if writer else None)
+            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def check_form(form: str) -> Form:
+    """Raises ConfigError for a form that there is not."""
+    if form not in get_args(Form):
+        raise ConfigError(f"--as {form}: expected one of {few(get_args(Form))}")
+    return form  # type: ignore[return-value]
