@@ -149,7 +149,7 @@ def export_dataset(
         grid = Grid(materials.prompts.train, materials.train)
         done = write(grid, renderer, training, out, seed=settings.seed, form=checked, short=short)
     typer.echo(
-        f"{out}: {done.rows} rows, {done.updates} updates of {training.batch_size}, {training.epochs} epochs in order"
+        f"{out}: {done.rows} rows, {done.updates} updates of {training.batch_size}, {training.epochs} epoch(s) in order"
     )
     if done.dropped:
         typer.echo(
