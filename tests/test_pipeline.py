@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from paft import pipeline
-from paft.config import load_run_config
+from paft.config import dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, StoreError
 from paft.watch import LineWatcher
 from tests import tiny
@@ -299,3 +299,59 @@ def test_a_full_disk_is_one_line_and_loses_nothing(world, tmp_path):
     assert "free some space" in last
     assert "Traceback" not in done.stderr
     assert figures(run(config, tmp_path)) == figures(results)
+
+
+def test_grpo_on_numbers_and_sft_side_by_side(tmp_path):
+    folder = tmp_path / "sums"
+    folder.mkdir()
+    rows = [{"q": f"{a} and {b}", "sum": a + b} for a in range(6) for b in range(6)]
+    for name, part in (("train", rows[:24]), ("test", rows[24:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    files = {"train": "train.jsonl", "test": "test.jsonl"}
+    spec = {
+        "name": "sums",
+        "kind": "number",
+        "fields": ["q"],
+        "answer": "sum",
+        "files": files,
+        "prompts": "prompts.yaml",
+    }
+    (folder / "task.yaml").write_text(dump_yaml(spec), encoding="utf-8")
+    forms = ["number", {"wrap": "#### {answer}", "of": "number"}]
+    texts = {
+        "train": ["{q}: total?", "add up {q}, write #### first"],
+        "dev": ["how much is the sum of {q}", "sum up please, #### before it: {q}"],
+        "test": ["{q}, taken together, gives", "hash marks (####), then what {q} make"],
+    }
+    prompts = {
+        split: [{"text": text, "answer": form} for text, form in zip(some, forms, strict=True)]
+        for split, some in texts.items()
+    }
+    (folder / "prompts.yaml").write_text(dump_yaml({"task": "sums", "version": 2, **prompts}), encoding="utf-8")
+    config = folder / "run.yaml"
+    lora = {"r": 2, "target_modules": "all-linear"}
+    grpo = {"method": "grpo", "epochs": 1, "batch_size": 4, "num_generations": 3, "max_new_tokens": 4, "lora": lora}
+    values = {
+        "task": str(folder / "task.yaml"),
+        "model": str(tiny.saved_model(tmp_path / "model")),
+        "train": {"epochs": 1, "batch_size": 4, "lora": lora},
+        "arms": {"base": {}, "sft": {"train": {}}, "grpo": {"train": grpo}},
+        "evaluate": {"split": "test", "scorers": ["generation"]},
+    }
+    config.write_text(dump_yaml(values), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"open answers.*set evaluate.scorers=\[generation\]"):
+        run(config, tmp_path / "no", "evaluate.scorers=[generation,likelihood]")
+    assert not (tmp_path / "no").exists()
+    results = run(config, tmp_path / "out")
+    assert list(results["arms"]) == ["base", "sft", "grpo"]
+    told = results["arms"]["grpo"]["train"]
+    assert (told["updates"], told["completions"], len(told["reward"])) == (5, 60, 5)
+    assert told["dev"][-1]["step"] == 5
+    assert results["arms"]["sft"]["train"]["dev"][-1]["accuracy_K"]
+    alone = run(config, tmp_path / "alone", "arms={base: {}}")
+    assert alone["arms"]["base"]["fingerprint"] == results["arms"]["base"]["fingerprint"]
+    again = run(config, tmp_path / "out")
+    assert figures(again) == figures(results)
+    assert all(arm["cells_asked"] == 0 for arm in again["arms"].values())
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Reward" in html

@@ -19,7 +19,7 @@ from paft import pipeline
 from paft.config import load_run_config
 from paft.errors import ConfigError
 from paft.lm.ranks import Ranks, launched
-from paft.store import read_jsonl
+from paft.store import ArmDir, read_jsonl
 from paft.watch import LineWatcher
 from tests import tiny
 
@@ -241,3 +241,41 @@ def test_alone_nothing_is_exchanged():
         assert ranks == Ranks(0, 1)
         assert ranks.share("x") == "x"
         assert ranks.gather("x") == ["x"]
+
+
+GRPO = """
+import json, sys
+from pathlib import Path
+from paft.config import GRPOConfig
+from paft.lm.ranks import launched
+from paft.store import ArmDir
+from paft.training.grpo import train_grpo
+from tests import tiny
+from tests.training.test_grpo import CONFIG, letters, sums
+config = CONFIG.model_copy(update={"rewards": {"letters": 1.0, "format": 0.5}, "micro_batch_size": 3, **json.loads(sys.argv[2])})
+with launched() as ranks:
+    train_grpo(tiny.hf_model(), sums(), config, ArmDir(Path(sys.argv[1])), seed=0, rewards={"letters": letters}, ranks=ranks)
+"""
+
+
+@pytest.mark.parametrize("group", ["prompt", "example"])
+def test_two_processes_share_the_groups_of_an_update(tmp_path, group):
+    """12 answers an update, six in each process: the middle group lies in both, and is judged as one."""
+    from tests.training import test_grpo
+
+    config = test_grpo.CONFIG.model_copy(update={"group": group})
+    alone = test_grpo.train(tmp_path / "one", config)
+    (tmp_path / "two").mkdir()
+    for done in launch(2, [str(tmp_path / "two"), json.dumps({"group": group})], GRPO, ACCELERATE_USE_CPU="true"):
+        assert done.returncode == 0, done.stderr
+    both = ArmDir(tmp_path / "two")
+    cells = [
+        [(each["prompt"], each["example"]) for row in read_jsonl(arm.rollouts) for each in row["rollouts"]]
+        for arm in (alone, both)
+    ]
+    assert cells[0] == cells[1]
+    losses = [row["loss"] for row in read_jsonl(both.steps)]
+    assert losses == pytest.approx(
+        test_grpo.replay(both, config), abs=1e-5
+    )  # of its own answers: each draws by a seed of its own
+    assert json.loads(both.train.read_text())["report"]["completions"] == 72

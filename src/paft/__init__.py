@@ -4,7 +4,7 @@
     prompts = paft.PromptSet.load("sst2")
     model = paft.load_model("HuggingFaceTB/SmolLM2-135M-Instruct")
 
-What needs torch (`load_model`, `train_sft`) is imported when it is first used.
+What needs torch (`load_model`, `train_sft`, `train_grpo`) is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from paft.build import build_prompts
-from paft.config import BuildConfig, EvalConfig, FixedSchedule, PaftSchedule, RunConfig, ServerConfig, SFTConfig
+from paft.config import (
+    BuildConfig,
+    EvalConfig,
+    FixedSchedule,
+    GRPOConfig,
+    PaftSchedule,
+    RunConfig,
+    ServerConfig,
+    SFTConfig,
+)
 from paft.errors import PaftError
 from paft.evaluation import Comparison, Estimate, Evaluation, ScoreMatrix, compare, evaluate
 from paft.grid import Cell, Grid
@@ -23,11 +32,17 @@ from paft.tasks import Example, Task, load_task
 
 if TYPE_CHECKING:
     from paft.lm.hf import HFModel, load_model
+    from paft.training.grpo import train_grpo
     from paft.training.sft import train_sft
 
 __version__ = "0.1.0"
 
-_NEEDS_TORCH = {"HFModel": "paft.lm.hf", "load_model": "paft.lm.hf", "train_sft": "paft.training.sft"}
+_NEEDS_TORCH = {
+    "HFModel": "paft.lm.hf",
+    "load_model": "paft.lm.hf",
+    "train_grpo": "paft.training.grpo",
+    "train_sft": "paft.training.sft",
+}
 
 __all__ = [
     "BuildConfig",
@@ -38,6 +53,7 @@ __all__ = [
     "Evaluation",
     "Example",
     "FixedSchedule",
+    "GRPOConfig",
     "Grid",
     "HFModel",
     "PaftError",
@@ -56,6 +72,7 @@ __all__ = [
     "load_model",
     "load_task",
     "open_server",
+    "train_grpo",
     "train_sft",
 ]
 

@@ -5,6 +5,7 @@ Values are checked here, where they enter; a message names the nearest known key
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from paft.errors import ConfigError, PaftError, few, nearest
 
@@ -177,18 +178,15 @@ class ObjectiveConfig(Strict):
         return {"kind": "group_dro", **value} if isinstance(value, Mapping) else value
 
 
-class SFTConfig(Strict):
-    """Supervised fine-tuning. Defaults are the paper's (its Table of hyper-parameters); see docs/method.md."""
+class TrainingConfig(Strict):
+    """What every training has: an order of prompts, an optimizer, an adapter, checks and logs."""
 
     schedule: ScheduleConfig = PaftSchedule()
-    objective: ObjectiveConfig = ObjectiveConfig()
     epochs: Annotated[int, Field(ge=1)] = 3
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Examples per optimizer update, over all devices and accumulation steps."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Examples per forward pass on one device; None tries the whole batch and halves it when memory runs out."""
-    packing: bool = True
-    """Compute what the examples of a forward pass share once, without padding, where the model allows it and it is cheaper."""
+    """Rows per forward pass on one device; None: all of an update."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     lr_scheduler: str = "cosine"
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -218,6 +216,17 @@ class SFTConfig(Strict):
     def _default_kind(cls, value: Any) -> Any:
         return {"kind": "paft", **value} if isinstance(value, Mapping) else value
 
+
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning. Defaults are the paper's (its Table of hyper-parameters); see docs/method.md."""
+
+    method: Literal["sft"] = "sft"
+    objective: ObjectiveConfig = ObjectiveConfig()
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Examples per forward pass on one device; None tries the whole batch and halves it when memory runs out."""
+    packing: bool = True
+    """Compute what the examples of a forward pass share once, without padding, where the model allows it and it is cheaper."""
+
     @model_validator(mode="after")
     def _check_schedule(self) -> SFTConfig:
         ahead = 2 * self.dataloader_workers + 3  # updates that are drawn before the one in progress ends, at most
@@ -236,6 +245,62 @@ class SFTConfig(Strict):
                 "schedule.batches_per_prompt counts forward passes; say how large they are: micro_batch_size"
             )
         return self
+
+
+class GRPOConfig(TrainingConfig):
+    """Reinforcement learning by groups of answers (GRPO, arXiv 2402.03300), computed by trl (extra `rl`); see docs/grpo.md.
+
+    A group is `num_generations` answers whose rewards are compared with each other. Defaults are the paper's as far as it tells.
+    """
+
+    method: Literal["grpo"] = "grpo"
+    group: Literal["prompt", "example"] = "prompt"
+    """What the answers of a group have in common: example and prompt, or the example alone, asked under as many prompts as the
+    group has answers (if there are as many)."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Groups per optimizer update, over all devices and accumulation steps."""
+    num_generations: Annotated[int, Field(ge=2)] = 16
+    """Answers per group."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Answers per forward pass on one device; None: all of an update."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+    rewards: Annotated[dict[str, float], Field(min_length=1)] = {"correct": 1.0, "format": 0.1}
+    """Weights. correct: the prompt's parser reads the right answer; format: it reads an answer. "module:function": your own, called
+    with (example, template, completion)."""
+    kl: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the divergence from the untrained model."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """Longest answer in tokens."""
+    trl: dict[str, Any] = {}
+    """More settings of trl.GRPOConfig, as they are: loss_type, epsilon, scale_rewards, top_p, use_vllm and so on."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> GRPOConfig:
+        kind = self.schedule.kind
+        if isinstance(self.schedule, AdaptiveSchedule):
+            raise ValueError("schedule.kind adaptive follows losses of answers, which grpo has not; choose another")
+        if isinstance(self.schedule, Holding) and self.schedule.batches_per_prompt:
+            raise ValueError(
+                "schedule.batches_per_prompt with method grpo; give steps_per_prompt or examples_per_prompt"
+            )
+        if self.group == "example" and not isinstance(self.schedule, PaftSchedule | BalancedSchedule):
+            raise ValueError(
+                f"group example asks every example under several prompts; schedule.kind {kind} would not hold"
+            )
+        return self
+
+
+METHODS = ("sft", "grpo")
+"""Ways to train."""
+
+
+def _method(value: Any) -> Any:
+    return {"method": "sft", **value} if isinstance(value, Mapping) else value
+
+
+TrainConfig = Annotated[SFTConfig | GRPOConfig, Field(discriminator="method"), BeforeValidator(_method)]
 
 
 class CellBudgetConfig(Strict):
@@ -344,6 +409,8 @@ class ArmConfig(Strict):
     title: str | None = None
     train: dict[str, Any] | None = None
     """Settings that differ from the common ones; null: not tuned here."""
+    start: str | None = None
+    """An arm named before this one whose adapter the training goes on from, as when GRPO follows SFT."""
     model: str | None = None
     """Another model in place of the run's: hub id, directory or wheel."""
     adapter: str | None = None
@@ -353,6 +420,8 @@ class ArmConfig(Strict):
 
     @model_validator(mode="after")
     def _check_origin(self) -> ArmConfig:
+        if self.start is not None and self.train is None:
+            raise ValueError(f"start: {self.start} without train; what goes on from an adapter is trained")
         if self.train is not None and (self.model or self.adapter or self.server):
             raise ValueError("an arm is tuned here (train) or taken as it is (model, adapter, server), not both")
         if self.server is not None and (self.model or self.adapter):
@@ -380,7 +449,7 @@ class RunConfig(Strict):
     style: Literal["auto", "chat", "raw"] = "auto"
     """auto: the model's chat template when it has one, else raw text."""
     data: DataConfig = DataConfig()
-    train: SFTConfig = SFTConfig()
+    train: TrainConfig = SFTConfig()
     arms: dict[str, ArmConfig] = {
         "base": ArmConfig(title="Base model"),
         "single": ArmConfig(title="Tuned on one prompt", train={"schedule": {"kind": "fixed"}}),
@@ -401,6 +470,8 @@ class RunConfig(Strict):
                     raise ValueError(
                         f"arms.{name}: lora is null and quantization is set; quantised weights cannot be trained"
                     )
+            if arm.start is not None:
+                self._check_start(name, arm.start)
             if arm.server is None and arm.model is None and self.model is None:
                 raise ValueError("key 'model' is missing")
             if arm.server is not None and self.evaluate.stop == "settled":
@@ -427,12 +498,38 @@ class RunConfig(Strict):
             )
         return self
 
-    def training_of(self, arm: str) -> SFTConfig | None:
-        """The arm's full training settings: the common ones with the arm's own laid over; None for the base model."""
+    def _check_start(self, name: str, start: str) -> None:
+        earlier = list(itertools.takewhile(lambda each: each != name, self.arms))
+        if start not in earlier:
+            raise ValueError(
+                f"arms.{name}.start = {start!r}{nearest(start, earlier)}; expected an arm named before it: {few(earlier) or 'none'}"
+            )
+        before, own = self.training_of(start), self.training_of(name)
+        if before is None or before.lora is None:
+            raise ValueError(f"arms.{name}.start: {start} trains no adapter to go on from")
+        if own is not None and own.lora != before.lora:
+            raise ValueError(
+                f"arms.{name}: lora differs from that of {start}, whose adapter it goes on from; leave it out or repeat it"
+            )
+
+    def training_of(self, arm: str) -> SFTConfig | GRPOConfig | None:
+        """The arm's full training settings: the common ones with the arm's own laid over; None for the base model.
+
+        An arm of another method starts from the defaults of that method.
+        """
         own = self.arms[arm].train
         if own is None:
             return None
         common = self.train.model_dump()
+        method = own.get("method", common["method"])
+        where = f"arms.{arm}.train"
+        if method not in METHODS:
+            raise ConfigError(
+                f"{where}: method = {str(method)!r}{nearest(str(method), METHODS)}; expected {' or '.join(METHODS)}"
+            )
+        model: type[SFTConfig] | type[GRPOConfig] = GRPOConfig if method == "grpo" else SFTConfig
+        if method != common["method"]:
+            return validate(model, own, where)
         schedule = own.get("schedule")
         if (
             isinstance(schedule, Mapping)
@@ -441,7 +538,7 @@ class RunConfig(Strict):
             units = Holding.model_fields.keys()
             under = {k: v for k, v in common["schedule"].items() if k not in units or not units & schedule.keys()}
             own = {**own, "schedule": {**under, **schedule}}
-        return validate(SFTConfig, {**common, **own}, f"arms.{arm}.train")
+        return validate(model, {**common, **own}, where)
 
 
 class CriterionConfig(Strict):
@@ -645,7 +742,9 @@ def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model
         # pydantic puts the kind of a union's member into the path
         whole = [str(part) for part in first["loc"]]
         path = [
-            part for before, part in zip(["", *whole], whole, strict=False) if before != "schedule" or part not in KINDS
+            part
+            for before, part in zip(["", *whole], whole, strict=False)
+            if (before != "schedule" or part not in KINDS) and (before != "train" or part not in METHODS)
         ]
         place = ".".join(path)
         if first["type"] == "extra_forbidden":
@@ -655,8 +754,9 @@ def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model
         elif first["type"] == "missing":
             message = f"key {place!r} is missing"
         elif first["type"] == "union_tag_invalid":
-            kind = str(first["ctx"]["tag"])
-            message = f"{place}.kind = {kind!r}{nearest(kind, KINDS)}; expected {' or '.join(KINDS)}"
+            tag, key = str(first["ctx"]["tag"]), first["ctx"]["discriminator"].strip("'")
+            known_tags = METHODS if key == "method" else KINDS
+            message = f"{place}.{key} = {tag!r}{nearest(tag, known_tags)}; expected {' or '.join(known_tags)}"
         else:
             given = "" if first["type"] == "value_error" else f" = {str(first['input'])[:80]!r}"
             message = (f"{place}{given}: " if place else "") + first["msg"].removeprefix("Value error, ")
@@ -669,7 +769,9 @@ def _keys_at(model: type[BaseModel], path: Sequence[str]) -> set[str]:
     for part in path:
         found: list[type[BaseModel]] = []
         if kind := [
-            each for each in models if "kind" in each.model_fields and each.model_fields["kind"].default == part
+            each
+            for each in models
+            if any(key in each.model_fields and each.model_fields[key].default == part for key in ("kind", "method"))
         ]:
             models = kind
             continue

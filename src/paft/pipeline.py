@@ -24,7 +24,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from paft import evaluation
-from paft.config import Holding, PolicyConfig, RunConfig, ServerConfig, SFTConfig, dump_yaml, load_run_config
+from paft.config import (
+    GRPOConfig,
+    Holding,
+    PolicyConfig,
+    RunConfig,
+    ServerConfig,
+    SFTConfig,
+    dump_yaml,
+    load_run_config,
+)
 from paft.errors import ConfigError, DataError, few, nearest
 from paft.evaluation.budget import planned_cells
 from paft.evaluation.comparisons import Pairwise, Seeded, gap, over_seeds, pairwise, scorer_mismatch
@@ -44,7 +53,7 @@ from paft.reports import exhibit_of, write_report
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, read_jsonl, write_json, write_text
 from paft.tasks import Example, Split, Task, load_task
 from paft.tasks.types import content_id
-from paft.training.schedule import make_schedule, make_twins, subset, updates_per_epoch
+from paft.training.schedule import make_groups, make_schedule, make_twins, subset, updates_per_epoch
 from paft.training.weights import worst_case
 
 # streams of the keyed subsets, apart from the seed that training uses
@@ -54,7 +63,7 @@ if TYPE_CHECKING:
     from paft.lm.hf import HFModel
     from paft.lm.server import ServerLM
 
-PASSES_TRAIN, PASSES_SCORE = 3.3, 0.9
+PASSES_TRAIN, PASSES_SCORE, PASSES_WRITE = 3.3, 0.9, 2.0
 """Forward passes over a cell's tokens that training and scoring cost; only the time left depends on them."""
 
 
@@ -106,6 +115,10 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
         )
     prompts = PromptSet.load(name)
     prompts.check(task)
+    if task.num_choices == 1 and "likelihood" in config.evaluate.scorers:
+        raise ConfigError(
+            f"task {task.name!r} has open answers, and restricted choice needs choices; set evaluate.scorers=[generation]"
+        )
     trains = any(arm.train is not None for arm in config.arms.values())
     splits: dict[str, Split] = {config.evaluate.split: task.split(config.evaluate.split)}
     test = _take(splits[config.evaluate.split].examples, config.evaluate.examples, TEST_SUBSET)
@@ -160,6 +173,9 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
                     epochs=settings.epochs,
                     seed=config.seed,
                 )
+                if isinstance(settings, GRPOConfig):
+                    make_groups(schedule, settings.num_generations, across=settings.group == "example")
+                    continue
                 if settings.objective.consistency is not None:
                     make_twins(schedule, prompts.train, batch_size=settings.batch_size)
                 if settings.objective.worst is not None:
@@ -379,7 +395,7 @@ def _served(config: RunConfig, server: ServerConfig, watch: Watcher) -> ServerLM
 
 def _train_arm(
     name: str,
-    settings: SFTConfig,
+    settings: SFTConfig | GRPOConfig,
     config: RunConfig,
     m: Materials,
     model: Any,
@@ -389,8 +405,12 @@ def _train_arm(
     ranks: Ranks,
 ) -> Any:
     from paft.lm.hf import load_model
-    from paft.training.sft import train_sft
 
+    train: Any
+    if isinstance(settings, GRPOConfig):
+        from paft.training.grpo import train_grpo as train
+    else:
+        from paft.training.sft import train_sft as train
     out.root.mkdir(parents=True, exist_ok=True)
     # settings that cannot change the result stay out of what makes two trainings the same
     free = {
@@ -402,18 +422,32 @@ def _train_arm(
         "dev_prompts",
         "dev_examples",
     }
-    if not (isinstance(settings.schedule, Holding) and settings.schedule.batches_per_prompt):
-        free.add("micro_batch_size")  # else it says how long a prompt is kept
+    if isinstance(settings, SFTConfig):
+        free.add("method")  # of trainings before there was another
+        if not (isinstance(settings.schedule, Holding) and settings.schedule.batches_per_prompt):
+            free.add("micro_batch_size")  # else it says how long a prompt is kept
     what = settings.model_dump(exclude=free)
     parts = [what, config.seed, identity, [t.id for t in m.prompts.train], [e.id for e in m.train]]
+    start = out.beside(before) if (before := config.arms[name].start) is not None else None
+    if start is not None:
+        parts.append(start.fingerprint)
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     with watch.stage(f"train {name}") as tick:
         if ranks.share(out.begin_training(what, fingerprint) if ranks.rank == 0 else None):
             dev = Grid(m.prompts.dev[: settings.dev_prompts], _take(m.dev, settings.dev_examples, DEV_SUBSET))
             with disk_errors(out.root):
                 grid = Grid(m.prompts.train, m.train)
-                tuned = train_sft(
-                    model, grid, settings, out, seed=config.seed, dev=dev, tick=tick, say=watch.say, ranks=ranks
+                tuned = train(
+                    model,
+                    grid,
+                    settings,
+                    out,
+                    seed=config.seed,
+                    dev=dev,
+                    start=start.adapter if start is not None else None,
+                    tick=tick,
+                    say=watch.say,
+                    ranks=ranks,
                 )
             if settings.lora is not None:
                 # what several processes have trained may be sharded over them
@@ -457,6 +491,7 @@ def _arm_result(
             **report,
             "settings": settings.model_dump(),
             "loss": [{"step": row["step"], "loss": row["loss"], "prompts": row["prompts"]} for row in steps],
+            "reward": [row["reward"] for row in steps if "reward" in row],
             "dev": read_jsonl(out.dev),
         }
     return {
@@ -771,6 +806,8 @@ def _plan(config: RunConfig, m: Materials, folder: RunDir, wanted: set[str]) -> 
         settings = config.training_of(name)
         if settings is not None:
             rows = updates_per_epoch(len(m.train), settings.batch_size) * settings.batch_size * settings.epochs
+            if isinstance(settings, GRPOConfig):
+                rows *= round(settings.num_generations * PASSES_WRITE)
             stages.append(Stage(f"train {name}", rows * length(m.prompts.train, m.train) * PASSES_TRAIN))
         if "score" in wanted:
             stages.append(Stage(f"score {name}", score))

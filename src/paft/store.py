@@ -263,6 +263,11 @@ class ArmDir:
         return self.root / "dev.jsonl"
 
     @property
+    def rollouts(self) -> Path:
+        """Answers of a training by rewards, one line per update."""
+        return self.root / "rollouts.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints while training."""
         return self.root / "checkpoints"
@@ -304,6 +309,18 @@ class ArmDir:
             return held.get("report") is None
         write_json(self.train, {"settings": dict(settings), "fingerprint": fingerprint, "report": None})
         return True
+
+    def beside(self, name: str) -> ArmDir:
+        """Another model of the same comparison."""
+        return ArmDir(self.root.parent / name)
+
+    @property
+    def fingerprint(self) -> str:
+        """What the training here rests on. Raises StoreError where there is none."""
+        try:
+            return str(json.loads(self.train.read_text(encoding="utf-8"))["fingerprint"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise StoreError(f"{self.train}: no training is recorded there; train it first") from None
 
     @property
     def trained(self) -> bool:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from paft.errors import TemplateError
+from paft.errors import DataError, TemplateError
 from paft.tasks import AnswerFormat, ChoiceText, Example, Labels, Parsed, answer_format_from
-from paft.tasks.answers import Wrapped, answer_format_to
+from paft.tasks.answers import OTHER, Number, Wrapped, answer_format_to, number_in
 
 AMBIGUOUS, INVALID = Parsed("ambiguous", None), Parsed("invalid", None)
 
@@ -249,3 +249,58 @@ def test_what_follows_a_settled_answer_changes_nothing(begun: str, more: str, an
 )  # fmt: skip
 def test_an_answer_is_settled_when_its_first_line_is_over(answer: AnswerFormat, begun: str, settled: bool) -> None:
     assert answer.settled(begun, FOUR) is settled
+
+
+SUM = Example("e", {}, ("1234",), 0, is_open=True)
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("1234", 0), ("1,234.", 0), ("$1,234.00", 0), ("**1234**", 0), ("\uff11\uff12\uff13\uff14", 0), ("\\boxed{1234}", 0),
+        ("1233", OTHER), ("-1234", OTHER), ("12345", OTHER), ("12,34", OTHER), ("1/0", OTHER), ("9" * 5000, OTHER),
+        ("1234\nor rather 5", 0), ("The answer is 1,234 apples.", 0), ("3 + 4 = 7, so #### 1234", 0), ("5 and then 1234", 0),
+        ("The answer is 1234. Of these 7 are red.", 0), ("the total is 6; the answer: 1234", 0), ("x = 1234 = 12", OTHER),
+        ("5-1234", 0), ("answer: 5\nanswer: 1234", 0), ("x1234", "invalid"), ("none", "invalid"), ("", "invalid"),
+    ],
+)  # fmt: skip
+def test_a_number_is_read_where_the_answer_ends_up(completion, expected):
+    assert read(Number(), completion, SUM) == expected
+
+
+@pytest.mark.parametrize(
+    "wrap", ["#### {answer}", "\\boxed{{answer}}", "<a>{answer}</a>", '{"answer": "{answer}"}', "[{answer}]"]
+)
+def test_a_wrapped_number_is_read_inside_its_wrap_alone(wrap):
+    answer = Wrapped(wrap, Number())
+    (gold,) = answer.surfaces(SUM)
+    assert read(answer, gold, SUM) == 0
+    assert read(answer, gold.replace("1234", "1,234.0"), SUM) == 0
+    assert read(answer, gold.replace("1234", "7"), SUM) == OTHER
+    assert read(answer, "1234", SUM) == "invalid"
+    assert read(answer, f"{gold}\n{gold.replace('1234', '7')}", SUM) == "ambiguous"
+    assert answer_format_from(answer_format_to(answer)) == answer
+
+
+@given(st.fractions(max_denominator=50), st.sampled_from(["{}", "The answer is {}.", "#### {}", "so it is\n= {}"]))
+def test_every_number_is_read_back_by_value(value, around):
+    example = Example("e", {}, (str(value),), 0, is_open=True)
+    assert number_in(str(value)) == value
+    assert read(Number(), around.format(value), example) == 0
+    assert read(Number(), around.format(value + 1), example) == OTHER
+
+
+@given(st.text(), st.text())
+def test_a_settled_number_stays_whatever_follows(start, more):
+    if Number().settled(start, SUM):
+        assert Number().parse(start, SUM) == Number().parse(start + more, SUM)
+
+
+def test_numbers_are_for_open_answers_that_are_numbers():
+    for example in (FOUR, Example("e", {}, ("seven",), 0, is_open=True)):
+        with pytest.raises(TemplateError, match="needs an open answer that is a number"):
+            Number().surfaces(example)
+    for text in ("", "1.2.3", "--1", "1e5", "one", "1/0", "9" * 300, "1 2"):
+        assert number_in(text) is None
+    with pytest.raises(DataError, match="2 right answers"):
+        Example("e", {}, ("1", "2"), 0, is_open=True)

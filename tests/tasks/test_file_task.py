@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paft.errors import ConfigError, DataError
+from paft.prompts import Template
 from paft.tasks import load_task
+from paft.tasks.answers import Labels, Number
 from paft.tasks.load import FileTask, TaskFile, _answer_index, read_table
 
 FIXED = {
@@ -247,3 +249,29 @@ def test_paths_are_relative_to_the_description(tmp_path: Path) -> None:
         found.split("trian")
     with pytest.raises(DataError, match=r"nowhere.csv: cannot be read \(No such file"):
         read_table(tmp_path / "nowhere.csv")
+
+
+NUMBERS = {"name": "sums", "kind": "number", "fields": ["q"], "answer": "sum"}
+
+
+def test_a_task_whose_answers_are_numbers(tmp_path):
+    found = task(tmp_path, NUMBERS, [{"q": "1+1", "sum": 2}, {"q": "5/2", "sum": "2.5"}])
+    first, second = found.split("train").examples
+    assert (first.choices, first.answer, first.is_open, second.choices) == (("2",), 0, True, ("2.5",))
+    assert (found.num_choices, found.choices) == (1, None)
+    with pytest.raises(DataError, match="holds 'two'; expected a number"):
+        task(tmp_path, NUMBERS, [{"q": "1+1", "sum": "two"}]).split("train")
+    with pytest.raises(DataError, match="kind number has no choices"):
+        task(tmp_path, {**NUMBERS, "choices": ["1", "2"]}, [{"q": "1+1", "sum": 2}])
+
+
+def test_prompts_for_numbers_and_prompts_for_choices_are_not_mixed_up(tmp_path):
+    numbers = task(tmp_path, NUMBERS, [{"q": "1+1", "sum": 2}])
+    choices = task(tmp_path, FIXED, ROWS, "choices.jsonl")
+    good = Template("{q}", Number())
+    assert list(good.faults(numbers)) == []
+    assert [fault.name for fault in Template("{q}", Labels()).faults(numbers)] == ["contract"]
+    assert [fault.name for fault in Template("{q} {choices}", Number()).faults(numbers)] == ["slot_unknown"]
+    assert "contract" in [fault.name for fault in Template("{text}", Number()).faults(choices)]
+    (asked,) = good.render(numbers.split("train").examples[0])
+    assert asked.text == "1+1"

@@ -267,7 +267,7 @@ class _Words:
         """The form that the words ask for, where it is plain, against the form of the target."""
         inner = self.template.inner_answer
         text = re.sub(r"\{[A-Za-z_]+\}", "\u25a1", self.text)
-        is_text = isinstance(inner, ChoiceText) and self.task.choices is None
+        is_text = isinstance(inner, ChoiceText) and self.task.choices is None and self.task.num_choices > 1
         if reason := self._wrap_asked(text) or self._mapping(text):
             return reason
         letter, number = _asks(text, "letter"), _asks(text, "number|digit")

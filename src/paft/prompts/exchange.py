@@ -180,6 +180,10 @@ def _any_example(task: Task, form: str) -> Example:
     names = [*task.fields, *task.optional_fields]
     if taken := _TAKEN[form].intersection(names):
         raise PromptSetError(f"format {form}: it gives {few(sorted(taken))} a meaning of its own; rename that field")
+    if task.num_choices == 1:
+        raise PromptSetError(
+            f"format {form}: task {task.name!r} has open answers; only tasks with choices can be exported"
+        )
     if task.choices is None and task.num_choices > len(LETTERS):
         raise PromptSetError(f"format {form}: {task.num_choices} options; expected at most {len(LETTERS)}")
     marks = {name: f"\ud800{name}\n\udfff" for name in (*names, *LETTERS[: task.num_choices])}

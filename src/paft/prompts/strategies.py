@@ -105,6 +105,18 @@ def make_request(
     return Request(writer, model, strategy, number, wanted, (Message("system", system), Message("user", text)), axes)
 
 
+def _choice_rules(task: Task) -> list[str]:
+    letters = LETTERS[: task.num_choices]
+    own = ", ".join(f'"{x}"' for x in ("p", "q", "r", "s", "t")[: task.num_choices])
+    return [
+        'With {choices}, "options" lays out one option ("{label}) {text}") and "joiner" stands between two.',
+        f'"answer" says what the model has to write: "letters" ({", ".join(letters)}), "text" (the right option itself), '
+        f'{{"labels": [{own}]}} (own labels in the order of the options), or one of these inside fixed text: '
+        '{"wrap": "<answer>{answer}</answer>", "of": "letters"}.',
+        "The words must ask for exactly that form, and for the bare answer: no explanation, no second answer.",
+    ]
+
+
 def _parts(
     task: Task, about: str, item: Example, axes: Mapping[str, str], shown: Sequence[Template], wanted: int
 ) -> Iterator[str]:
@@ -114,7 +126,9 @@ def _parts(
     rules = [f"Each template shows each of these slots exactly once: {fields}."]
     if task.optional_fields:
         rules.append(f"It may also show, at most once: {', '.join(f'{{{name}}}' for name in task.optional_fields)}.")
-    if task.choices:
+    if task.num_choices == 1:
+        pass
+    elif task.choices:
         rules.append(
             f"The possible answers are always, in this order: {', '.join(task.choices)}. They may be named in the words, or shown "
             "by the slot {choices}."
@@ -124,20 +138,22 @@ def _parts(
             f"The {task.num_choices} options are shown once each, by the slots {' '.join(f'{{{x}}}' for x in letters)}, or all by "
             "the slot {choices}."
         )
-    own = ", ".join(f'"{x}"' for x in ("p", "q", "r", "s", "t")[: task.num_choices])
+    if task.num_choices == 1:
+        rules += [
+            '"answer" says what the model has to write: "number" (the bare number), or a number inside fixed text: '
+            '{"wrap": "<answer>{answer}</answer>", "of": "number"}.',
+            "The words must ask for exactly that form; they may let the model reason before it, never after it.",
+        ]
+    else:
+        rules += _choice_rules(task)
     rules += [
-        'With {choices}, "options" lays out one option ("{label}) {text}") and "joiner" stands between two.',
-        f'"answer" says what the model has to write: "letters" ({", ".join(letters)}), "text" (the right option itself), '
-        f'{{"labels": [{own}]}} (own labels in the order of the options), or one of these inside fixed text: '
-        '{"wrap": "<answer>{answer}</answer>", "of": "letters"}.',
-        "The words must ask for exactly that form, and for the bare answer: no explanation, no second answer.",
         "The words never give an answer away and never ask for the wrong or worst option.",
         "No placeholders besides the slots; real line breaks; nothing that a person would have to fill in.",
     ]
     yield "Rules:\n" + "\n".join(f"- {rule}" for rule in rules)
-    record = {**item.fields, **({} if task.choices else {"options": list(item.choices)})}
+    offered = {} if task.choices or task.num_choices == 1 else {"options": list(item.choices)}
     yield "An item of the task, so that you know what fills the slots (do not copy it):\n" + json.dumps(
-        record, ensure_ascii=False
+        {**item.fields, **offered}, ensure_ascii=False
     )
     if shown:
         entries = [{k: v for k, v in template_to(t).items() if k not in ("id", "origin")} for t in shown]

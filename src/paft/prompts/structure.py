@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from paft.prompts.template import Template
-from paft.tasks.answers import ChoiceText, Wrapped
+from paft.tasks.answers import ChoiceText, Labels, Number, Wrapped
 
 STRUCTURE = ("placement", "cue", "format", "layout", "system")
 """The features of `structure`."""
@@ -66,7 +66,13 @@ def cue(template: Template) -> str:
 
 def answer_form(template: Template) -> str:
     """How the answer is written: its wrap, the option's text, or labels of a kind."""
-    inner = "text" if isinstance(template.inner_answer, ChoiceText) else f"labels {template.inner_answer.labels}"
+    match template.inner_answer:
+        case Labels(labels):
+            inner = f"labels {labels}"
+        case ChoiceText():
+            inner = "text"
+        case Number():
+            inner = "number"
     return f"{template.answer.wrap} of {inner}" if isinstance(template.answer, Wrapped) else inner
 
 

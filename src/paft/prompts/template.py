@@ -16,7 +16,16 @@ from typing import Any
 
 from paft.errors import TemplateError, few, nearest
 from paft.lm.types import Chat, Message
-from paft.tasks.answers import LETTERS, AnswerFormat, ChoiceText, Labels, Wrapped, answer_format_from, answer_format_to
+from paft.tasks.answers import (
+    LETTERS,
+    AnswerFormat,
+    ChoiceText,
+    Labels,
+    Number,
+    Wrapped,
+    answer_format_from,
+    answer_format_to,
+)
 from paft.tasks.types import Example, Task
 
 _SLOT = re.compile(r"\{\{(?P<literal>[A-Za-z_]\w*)\}\}|\{(?P<slot>[A-Za-z_]\w*)\}", re.ASCII)
@@ -70,7 +79,7 @@ class Template:
         return _SLOT.sub("", f"{self.system or ''}\n{self.text}")
 
     @property
-    def inner_answer(self) -> Labels | ChoiceText:
+    def inner_answer(self) -> Labels | ChoiceText | Number:
         """The answer format without its wrap."""
         return self.answer.of if isinstance(self.answer, Wrapped) else self.answer
 
@@ -82,8 +91,8 @@ class Template:
 
     def faults(self, task: Task) -> Iterator[Fault]:
         """What keeps this template from asking every question of the task; empty when it can."""
-        letters = LETTERS[: task.num_choices]
-        known = [*task.fields, *task.optional_fields, "choices", *letters]
+        is_open = task.num_choices == 1
+        known = [*task.fields, *task.optional_fields, *([] if is_open else ["choices", *LETTERS[: task.num_choices]])]
         counts = {name: self.slots.count(name) for name in self.slots}
         for name in counts:
             if name not in known:
@@ -102,7 +111,12 @@ class Template:
         for name, count in counts.items():
             if count > 1:
                 yield Fault("slot_repeated", f"slot {{{name}}} occurs {count} times; expected once")
-        yield from self._option_faults(task, counts)
+        if is_open != isinstance(self.inner_answer, Number):
+            wanted = "answer: number, or a wrap of it" if is_open else "answer: letters, text or labels"
+            what = "open answers, numbers" if is_open else f"{task.num_choices} choices"
+            yield Fault("contract", f"task {task.name!r} has {what}; expected {wanted}")
+        if not is_open:
+            yield from self._option_faults(task, counts)
         static = self.static_text + self.options + self.joiner
         if escape := _ESCAPE.search(static):
             yield Fault("escape", f"holds a literal {escape[0]!r} (two characters); write a real line break or tab")
@@ -170,7 +184,7 @@ class Template:
         return self.answer.surfaces(example)[example.answer]
 
     def _choices(self, example: Example) -> str:
-        labels = (Labels() if isinstance(self.inner_answer, ChoiceText) else self.inner_answer).surfaces(example)
+        labels = (self.inner_answer if isinstance(self.inner_answer, Labels) else Labels()).surfaces(example)
 
         def line(label: str, text: str) -> str:
             return _OPTION_SLOT.sub(lambda match: label if match[1] == "label" else text, self.options)

@@ -264,7 +264,7 @@ def _text(grid: Grid, evaluations: Mapping[str, Evaluation], k: int, i: int) -> 
     surfaces = template.answer.surfaces(example)
     answers = {arm: done.answers_KN[k][i] for arm, done in evaluations.items()}
     given = {int(matrix.answers_KN[k, i]) for done in evaluations.values() for matrix in done.scores.values()}
-    needed = {example.answer, *(choice for choice in given if choice >= 0)}
+    needed = {example.answer, *(choice for choice in given if 0 <= choice < len(surfaces))}
     others = [c for c in range(len(surfaces)) if c not in needed]
     kept = sorted([*needed, *others[: max(0, CHOICES - len(needed))]])
     return {

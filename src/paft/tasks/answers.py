@@ -8,6 +8,7 @@ import string
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -21,10 +22,16 @@ Status = Literal["valid", "invalid", "ambiguous"]
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a completion says. `choice` is an index into the example's choices, None unless the status is "valid"."""
+    """What a completion says. `choice` is an index into the example's choices, None unless the status is "valid".
+
+    Of an example with an open answer: 0 is the right one, OTHER any other.
+    """
 
     status: Status
     choice: int | None
+
+
+OTHER = 1
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,82 @@ class ChoiceText:
         return _first_line_decides(completion, example.choices)
 
 
+@dataclass(frozen=True)
+class Number:
+    """The answer is a number, compared by value: 1,234.0 is 1234, and 1/2 is 0.5. For examples with an open answer."""
+
+    def surfaces(self, example: Example) -> tuple[str, ...]:
+        """The right number as it is written. Raises TemplateError when the example's answer is none."""
+        if not example.is_open or number_in(example.choices[0]) is None:
+            raise TemplateError(
+                f"example {example.id!r}: `answer: number` needs an open answer that is a number, got {list(example.choices)!r}"[
+                    :200
+                ]
+            )
+        return example.choices
+
+    def parse(self, completion: str, example: Example) -> Parsed:
+        """Whether the completion ends up at the right number.
+
+        A first line that says nothing but a number decides. Else the last number that is given as the answer ("answer is",
+        "answer:", "####", "equals", "=") decides, and without one the last number. No number: invalid.
+        """
+        found = self._first_line(completion) or self._last(completion)
+        return _one({self._judged(found, example)} if found else set())
+
+    def settled(self, completion: str, example: Example) -> bool:
+        """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
+        line = next((line for line in completion.splitlines(keepends=True) if line.strip()), "")
+        return line.splitlines() != [line] and self._first_line(line) is not None
+
+    def alone(self, text: str, example: Example) -> set[int]:
+        """0 or OTHER when the text says nothing but a number."""
+        found = _WHOLE_NUMBER.fullmatch(unicodedata.normalize("NFKC", text))
+        return {self._judged(found[1], example)} if found else set()
+
+    @staticmethod
+    def _first_line(completion: str) -> str | None:
+        first = next((line for line in completion.splitlines() if line.strip()), "")
+        found = _WHOLE_NUMBER.fullmatch(unicodedata.normalize("NFKC", first))
+        return found[1] if found else None
+
+    @staticmethod
+    def _last(completion: str) -> str | None:
+        text = unicodedata.normalize("NFKC", completion)
+        given = [match["number"] for match in _GIVEN_NUMBER.finditer(text)]
+        said = given or [match[0] for match in _NUMBER.finditer(text)]
+        return said[-1] if said else None
+
+    @staticmethod
+    def _judged(found: str, example: Example) -> int:
+        return 0 if number_in(found) == number_in(example.choices[0]) else OTHER
+
+
+# signs belong to a number unless they stand between two: 5-3 holds 5 and 3
+_DIGITS = r"(?<![\w.])(?:(?<![\w)\]])[-+\u2212])?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:(?<=[0-9])(?:\.[0-9]+)?(?:/[0-9]+)?|\.[0-9]+)"
+_NUMBER = re.compile(_DIGITS)
+_MARKUP = r"[\s*_`$\\(){}\[\]\"'\u201c\u201d\u2018\u2019]*"
+_WHOLE_NUMBER = re.compile(rf"{_MARKUP}({_DIGITS}){_MARKUP}%?{_MARKUP}[.;!]?{_MARKUP}")
+_GIVEN_NUMBER = re.compile(
+    rf"(?:#{{3,}}|\b(?:answer|result|total|sum|solution)\b(?:\s+(?:is|was|equals|of|to|the|problem|question))*\s*[:=]?|\bequals\b|=)"
+    rf"{_MARKUP}(?P<number>{_DIGITS})",
+    re.IGNORECASE,
+)
+_LONGEST_NUMBER = 200
+
+
+def number_in(text: str) -> Fraction | None:
+    """The value of a text that is a number: thousands may be parted by commas, a leading currency sign and a percent sign are ignored."""
+    plain = unicodedata.normalize("NFKC", text).strip().replace("\u2212", "-").replace(",", "").replace("$", "")
+    plain = plain.removesuffix("%").strip().removeprefix("+")
+    if len(plain) > _LONGEST_NUMBER or not re.fullmatch(r"-?(?:[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?|\.[0-9]+)", plain):
+        return None
+    above, _, below = plain.partition("/")
+    if below and not int(below):
+        return None
+    return Fraction(above) / int(below or "1")
+
+
 PLACE = "{answer}"
 """Where the answer stands inside a wrap."""
 
@@ -116,7 +199,7 @@ class Wrapped:
     """
 
     wrap: str
-    of: Labels | ChoiceText = Labels()
+    of: Labels | ChoiceText | Number = Labels()
 
     def __post_init__(self) -> None:
         before, place, after = self.wrap.partition(PLACE)
@@ -147,6 +230,10 @@ class Wrapped:
         content must be the answer alone.
         """
         surfaces = self.of.surfaces(example)
+
+        def alone(text: str) -> set[int]:
+            return self.of.alone(text, example) if isinstance(self.of, Number) else _alone(text, surfaces)
+
         if self._json:
             key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
             said = [str(values[key]) for values in _json_objects(completion) if key in values]
@@ -157,10 +244,10 @@ class Wrapped:
             found = set()
             for _, a in opens:
                 inside = [completion[a:b] for b, _ in closes if a <= b <= a + longest]
-                hits = [hit for text in reversed(inside) if (hit := _alone(" ".join(text.split()), surfaces))]
+                hits = [hit for text in reversed(inside) if (hit := alone(" ".join(text.split())))]
                 found |= hits[0] if hits else set()
             return _one(found)
-        return _one(set().union(*(_alone(" ".join(text.split()), surfaces) for text in said)))
+        return _one(set().union(*(alone(" ".join(text.split())) for text in said)))
 
     def settled(self, completion: str, example: Example) -> bool:
         """Never: a second wrap may follow, with another answer."""
@@ -202,25 +289,29 @@ def _places(part: str, text: str) -> list[tuple[int, int]]:
     return [match.span(1) for match in re.finditer(f"(?=({loose}))", text, re.IGNORECASE)]
 
 
-AnswerFormat = Labels | ChoiceText | Wrapped
+AnswerFormat = Labels | ChoiceText | Number | Wrapped
 
 
 def answer_format_from(value: object) -> AnswerFormat:
-    """The format written in a prompt file: "letters", "text", {"labels": [...]}, or {"wrap": text, "of": one of these}."""
+    """The format written in a prompt file: "letters", "text", "number", {"labels": [...]}, or {"wrap": text, "of": one of these}."""
     match value:
         case {"wrap": str(wrap), **rest} if rest.keys() <= {"of"}:
             inner = answer_format_from(rest.get("of", "letters"))
             if isinstance(inner, Wrapped):
-                raise TemplateError(f"answer {value!r}: a wrap inside a wrap; expected letters, text or labels in `of`")
+                raise TemplateError(
+                    f"answer {value!r}: a wrap inside a wrap; expected letters, text, number or labels in `of`"
+                )
             return Wrapped(wrap, inner)
         case "letters":
             return Labels()
         case "text":
             return ChoiceText()
+        case "number":
+            return Number()
         case {"labels": [*labels]} if len(value) == 1:  # type: ignore[arg-type]
             return Labels(tuple(labels))
     raise TemplateError(
-        f"answer {value!r}: expected 'letters', 'text', {{labels: [one, per, choice]}} or {{wrap: ..., of: letters}}"
+        f"answer {value!r}: expected 'letters', 'text', 'number', {{labels: [one, per, choice]}} or {{wrap: ..., of: letters}}"
     )
 
 
@@ -231,6 +322,8 @@ def answer_format_to(answer: AnswerFormat) -> str | Mapping[str, Any]:
             return {"wrap": wrap, "of": answer_format_to(of)}
         case ChoiceText():
             return "text"
+        case Number():
+            return "number"
         case Labels(None):
             return "letters"
         case Labels(labels):

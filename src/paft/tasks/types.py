@@ -14,16 +14,22 @@ from paft.errors import DataError, few
 
 @dataclass(frozen=True)
 class Example:
-    """One item of a task: named text fields, its choices, and the index of the right one."""
+    """One item of a task: named text fields, its choices, and the index of the right one.
+
+    is_open: nothing is offered to choose from; the only choice is the right answer.
+    """
 
     id: str
     fields: Mapping[str, str]
     choices: tuple[str, ...]
     answer: int
+    is_open: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
-        if len(self.choices) < 2:
+        if self.is_open and len(self.choices) != 1:
+            raise DataError(f"example {self.id!r}: {len(self.choices)} right answers; expected one")
+        if not self.is_open and len(self.choices) < 2:
             raise DataError(f"example {self.id!r}: {len(self.choices)} choices; expected at least 2")
         if not 0 <= self.answer < len(self.choices):
             raise DataError(f"example {self.id!r}: answer index {self.answer} is not among {len(self.choices)} choices")
@@ -32,7 +38,7 @@ class Example:
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # a mapping proxy does not pickle; dataloader workers need it to
-        return (Example, (self.id, dict(self.fields), self.choices, self.answer))
+        return (Example, (self.id, dict(self.fields), self.choices, self.answer, self.is_open))
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Task(Protocol):
 
     @property
     def num_choices(self) -> int:
-        """The usual number of choices of an example."""
+        """The usual number of choices of an example; 1 when answers are open (numbers)."""
 
     @property
     def prompts(self) -> str | None:

@@ -28,3 +28,10 @@ def divergence(logits_AV: Tensor, logits_BV: Tensor, kind: Literal["jsd", "kl"])
         middle_AV = torch.logaddexp(a_AV, b_AV) - math.log(2)
         return ((a_AV.exp() * (a_AV - middle_AV)).sum(-1) + (b_AV.exp() * (b_AV - middle_AV)).sum(-1)) / 2
     return ((a_AV.exp() - b_AV.exp()) * (a_AV - b_AV)).sum(-1) / 2
+
+
+def advantages(rewards_BG: torch.Tensor) -> torch.Tensor:
+    """advantages_BG: each reward less the mean of its group, in standard deviations (n-1) of the group plus 1e-4 (GRPO, arXiv
+    2402.03300, section 4.1.2, as trl computes it)."""
+    centred_BG = rewards_BG - rewards_BG.mean(1, keepdim=True)
+    return centred_BG / (rewards_BG.std(1, keepdim=True) + 1e-4)

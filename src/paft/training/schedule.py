@@ -102,7 +102,7 @@ def permuted(place: int, count: int, *keys: int) -> int:
             return place
 
 
-_ORDER, _PROMPT, SUBSET, _TWIN = 1, 2, 3, 4  # streams
+_ORDER, _PROMPT, SUBSET, _TWIN, _GROUP = 1, 2, 3, 4, 5  # streams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +281,36 @@ def make_twins(schedule: Blocks, templates: Sequence[Template], *, batch_size: i
             "is nothing to compare; add prompts or leave it out"
         )
     return Twins(schedule, found, min(schedule.block_size, batch_size))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The cells whose answers are compared with each other: `size` times a cell of the schedule, or its example under several prompts.
+
+    across: the schedule's prompt and others, drawn without replacement, take turns; as many as the group is large, or all.
+    """
+
+    schedule: Blocks
+    size: int
+    across: bool
+
+    def cells(self, epoch: int, position: int) -> list[Cell]:
+        """The members of a group, in order."""
+        first = self.schedule.cell(epoch, position)
+        if not self.across:
+            return [first] * self.size
+        count = self.schedule.num_prompts
+        order = (permuted(place, count, self.schedule.seed, _GROUP, epoch, position) for place in range(count))
+        others = itertools.islice((prompt for prompt in order if prompt != first.prompt), self.size - 1)
+        chosen = [first.prompt, *others]
+        return [first._replace(prompt=chosen[member % len(chosen)]) for member in range(self.size)]
+
+
+def make_groups(schedule: Blocks, size: int, *, across: bool) -> Groups:
+    """Groups of a schedule. Raises ConfigError for groups across prompts where there is one."""
+    if across and schedule.num_prompts < 2:
+        raise ConfigError("train.group example needs at least 2 train prompts; add prompts or use group: prompt")
+    return Groups(schedule, size, across)
 
 
 def make_schedule(

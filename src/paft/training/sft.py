@@ -13,7 +13,6 @@ import json
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from paft.config import AdaptiveSchedule, ConsistencyConfig, SFTConfig
 from paft.errors import ConfigError, ResourceError
-from paft.grid import Cell, Grid
-from paft.lm.hf import HFModel, lora_config, without_chatter
+from paft.grid import Grid
+from paft.lm.hf import HFModel, without_chatter
 from paft.lm.passes import is_out_of_memory
 from paft.lm.ranks import Ranks
 from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
@@ -33,6 +32,17 @@ from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed
 from paft.training.objectives import IGNORED, divergence, token_nll
 from paft.training.order import InScheduleOrder
 from paft.training.schedule import AdaptivePrompts, make_schedule, make_twins, updates_per_epoch
+from paft.training.setup import (
+    WholeCheckpoints,
+    check_on_dev,
+    checkpoint_dir,
+    free_limit,
+    rewind,
+    save_tuned,
+    silence,
+    trainer_arguments,
+    with_lora,
+)
 from paft.training.weights import ClusterWeights, cluster_weights, running, worst_case
 
 Tick = Callable[[int, int, str], None]
@@ -60,6 +70,7 @@ def train_sft(
     *,
     seed: int,
     dev: Grid | None = None,
+    start: Path | None = None,
     tick: Tick = lambda done, total, note: None,
     say: Callable[[str], None] = lambda _: None,
     ranks: Ranks = Ranks(),  # noqa: B008 a frozen value
@@ -67,6 +78,7 @@ def train_sft(
     """The model fine-tuned on the cells of the grid in schedule order; its adapter, logs and checkpoints lie in `out`.
 
     dev: prompts and held-out examples for the checks while training; never the test prompts.
+    start: an adapter to go on from, in place of a new one.
     Goes on from the last whole checkpoint in `out` when there is one: the remaining cells and losses are those of an
     uninterrupted run. When memory runs out the micro-batch is halved (the update stays what it was), which is said.
     ranks: processes that share each update; cells, and losses but for rounding, are those of one process. Under FSDP the model
@@ -88,7 +100,19 @@ def train_sft(
         )
     while True:
         try:
-            return _train(model, dataset, config, out, seed=seed, micro=micro, ranks=ranks, dev=dev, tick=tick, say=say)
+            return _train(
+                model,
+                dataset,
+                config,
+                out,
+                seed=seed,
+                start=start,
+                micro=micro,
+                ranks=ranks,
+                dev=dev,
+                tick=tick,
+                say=say,
+            )
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -124,6 +148,7 @@ def _train(
     out: ArmDir,
     *,
     seed: int,
+    start: Path | None,
     micro: int,
     ranks: Ranks,
     dev: Grid | None,
@@ -152,43 +177,21 @@ def _train(
     resume = ranks.share(out.last_checkpoint())
     done = int(resume.name.rpartition("-")[2]) if resume else 0
     if ranks.rank == 0:
-        for log in (out.steps, out.dev):
-            write_text(log, "".join(json.dumps(row) + "\n" for row in read_jsonl(log) if row["step"] <= done))
+        rewind((out.steps, out.dev), done)
 
-    tuned = _with_lora(model, config.lora, seed) if config.lora is not None else model.model.requires_grad_(True)
+    tuned = with_lora(model, config.lora, seed, start) if config.lora is not None else model.model.requires_grad_(True)
     learner = model.wrapping(tuned)
-    on_cpu = model.device.type == "cpu"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        arguments = TrainingArguments(
-            output_dir=str(out.checkpoints),
-            per_device_train_batch_size=rows,
-            gradient_accumulation_steps=config.batch_size // (micro * ranks.size),
-            num_train_epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type=config.lr_scheduler,
-            warmup_steps=config.warmup_ratio,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            optim="adamw_torch",
-            seed=seed,
-            data_seed=seed,
-            use_cpu=on_cpu,
-            dataloader_num_workers=config.dataloader_workers,
-            dataloader_pin_memory=not on_cpu,
-            save_strategy="steps",
-            save_steps=config.save_every,
-            save_total_limit=2,
-            logging_strategy="steps" if config.report_to else "no",
-            logging_steps=10,
-            report_to=config.report_to or "none",
-            eval_strategy="no",
-            ddp_find_unused_parameters=False,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            disable_tqdm=True,
-        )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used by `accelerate launch`, never by DataParallel
+    arguments = trainer_arguments(
+        TrainingArguments,
+        config,
+        out,
+        seed=seed,
+        on_cpu=model.device.type == "cpu",
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=config.batch_size // (micro * ranks.size),
+        ddp_find_unused_parameters=False,
+        label_names=["labels"],
+    )
     packing = (
         config.packing
         and micro * sampler.per_example > 1
@@ -200,10 +203,7 @@ def _train(
         train_dataset=dataset,
         data_collator=_Collator(model.renderer.eos_id, learner.hidden_size if packing else None, twins is not None),
     )
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
+    silence(trainer)
     trainer.follow(sampler, config.batch_size)
     trainer.consistency, trainer.worst = objective.consistency, worst
     total = per_epoch * config.epochs
@@ -216,7 +216,7 @@ def _train(
         weigh = _FollowClusters(trainer, worst, ranks)
         weigh.load(resume)
         trainer.add_callback(weigh)
-    trainer.add_callback(_WholeCheckpoints(ranks))  # after whatever else writes into a checkpoint
+    trainer.add_callback(WholeCheckpoints(ranks))  # after whatever else writes into a checkpoint
     started = time.perf_counter()
     with without_chatter():
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -227,16 +227,9 @@ def _train(
     # where weights are sharded over the processes all of them take part in putting them together
     whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
     if ranks.rank == 0:
-        if config.lora is None:
-            if whole is not None:  # put together, a tied weight is there twice
-                whole = {name: weight for name, weight in whole.items() if name not in tuned.all_tied_weights_keys}
-            out.save_model(tuned, model.tokenizer, state_dict=whole)
-        else:
-            tuned.peft_config["default"].base_model_name_or_path = model.name  # not the cache directory of this machine
-            touched = str(config.lora.get("target_modules")) + str(config.lora.get("trainable_token_indices"))
-            embeds = "embed" in touched or "lm_head" in touched
-            # "auto" would ask the hub whether the vocabulary grew; here it never does
-            out.save_model(tuned, save_embedding_layers="auto" if embeds else False, state_dict=whole)
+        if config.lora is None and whole is not None:  # put together, a tied weight is there twice
+            whole = {name: weight for name, weight in whole.items() if name not in tuned.all_tied_weights_keys}
+        save_tuned(tuned, model, config, out, whole)
         steps = read_jsonl(out.steps)
         report = TrainReport(
             updates=per_epoch * config.epochs,
@@ -251,18 +244,6 @@ def _train(
         shutil.rmtree(out.checkpoints, ignore_errors=True)
     ranks.gather(None)  # nobody reads what is not written yet
     return learner
-
-
-def _with_lora(model: HFModel, settings: dict[str, Any], seed: int) -> Any:
-    from peft import get_peft_model
-
-    torch.manual_seed(seed)  # the adapter's random half is part of the run
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return get_peft_model(model.model, lora_config(settings))
-    except ValueError as error:
-        raise ConfigError(f"train.lora {settings!r}: {str(error).splitlines()[0][:200]}") from None
 
 
 @dataclass(frozen=True)
@@ -423,22 +404,6 @@ def _packs_exactly(
     return False
 
 
-class _WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint as whole once all of it is written; a directory without the mark is never resumed from."""
-
-    def __init__(self, ranks: Ranks):
-        self.ranks = ranks
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.ranks.gather(None)  # every process has written its part
-        if self.ranks.rank == 0:
-            write_text(_checkpoint(args, state) / ArmDir.WHOLE, "")
-
-
-def _checkpoint(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
-
-
 class _StepLog(TrainerCallback):
     """One line per update: step, epoch, prompts, examples, loss, tokens; and the checks on dev prompts."""
 
@@ -456,6 +421,7 @@ class _StepLog(TrainerCallback):
     ):
         self.trainer, self.grid, self.learner, self.dev = trainer, grid, learner, dev
         self.config, self.out, self.tick, self.total, self.ranks = config, out, tick, total, ranks
+        self.free = free_limit(learner, dev) if dev is not None and dev.examples[0].is_open else None
         self.since = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -496,7 +462,7 @@ class _StepLog(TrainerCallback):
             self.tick(step, self.total, f"loss {loss:.2f}")
         if self.dev is not None and (step == self.total or (every and step % every == 0)):
             if first or self.trainer.is_fsdp_enabled:  # sharded weights answer when all processes ask
-                found = check_on_dev(self.learner, self.dev)
+                found = check_on_dev(self.learner, self.dev, self.free)
                 self.trainer.model.train()
             if first:
                 append_jsonl(self.out.dev, {"step": step, **found})
@@ -530,7 +496,7 @@ class _FollowLosses(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.ranks.rank == 0:
             held = {"loss_C": self.loss_C, "weights_RC": self.schedule.weights_RC}
-            write_text(_checkpoint(args, state) / self.FILE, json.dumps(held))
+            write_text(checkpoint_dir(args, state) / self.FILE, json.dumps(held))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         schedule = self.schedule
@@ -560,7 +526,7 @@ class _FollowClusters(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.ranks.rank == 0:
-            write_text(_checkpoint(args, state) / self.FILE, json.dumps(self.worst.state()))
+            write_text(checkpoint_dir(args, state) / self.FILE, json.dumps(self.worst.state()))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.worst.learn(_loss_by_cluster(self.trainer, self.worst.cluster_K))
@@ -574,20 +540,3 @@ def _loss_by_cluster(trainer: _Trainer, cluster_K: Sequence[int]) -> dict[int, f
         at[0] += each.nll
         at[1] += each.answer_tokens
     return {cluster: nll / tokens for cluster, (nll, tokens) in sorted(sums.items())}
-
-
-def check_on_dev(learner: HFModel, dev: Grid) -> dict[str, Any]:
-    """Accuracy of restricted choice over dev prompts and held-out examples: mean, sd (n-1) over prompts, each prompt."""
-    learner.model.eval()
-    right: list[float] = []
-    num_prompts, num_examples = dev.shape
-    for k in range(num_prompts):
-        questions = [dev.question(Cell(0, k, i)) for i in range(num_examples)]
-        answers = learner.answer(questions)
-        hits: Sequence[bool] = [
-            max(range(len(a.logp_C)), key=a.logp_C.__getitem__) == dev.examples[i].answer for i, a in enumerate(answers)
-        ]
-        right.append(sum(hits) / num_examples)
-    mean = sum(right) / num_prompts
-    sd = math.sqrt(sum((x - mean) ** 2 for x in right) / (num_prompts - 1)) if num_prompts > 1 else 0.0
-    return {"mean": mean, "sd": sd, "accuracy_K": right, "prompts": [t.id for t in dev.templates]}

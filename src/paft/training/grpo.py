@@ -1,0 +1,490 @@
+"""Reinforcement learning with changing prompts: trl's GRPOTrainer, whose groups are cells of a schedule.
+
+What is ours: the sampler, token ids by the one renderer, rewards bound to the prompt that was shown, logs, checkpoints that are whole
+or ignored. Generation, advantages, loss and optimizer are trl's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from paft.config import GRPOConfig
+from paft.errors import ConfigError, DataError, RenderError, ResourceError, nearest
+from paft.grid import Cell, Grid
+from paft.lm.hf import HFModel, lora_config, without_chatter
+from paft.lm.passes import is_out_of_memory
+from paft.lm.ranks import Ranks
+from paft.lm.render import Renderer
+from paft.store import ArmDir, append_jsonl, read_jsonl
+from paft.training.order import EpochSetter
+from paft.training.rewards import Reward, find_reward
+from paft.training.schedule import Groups, make_groups, make_schedule
+from paft.training.setup import (
+    WholeCheckpoints,
+    check_on_dev,
+    rewind,
+    save_tuned,
+    silence,
+    trainer_arguments,
+    with_lora,
+)
+
+try:
+    import datasets
+    import trl
+except ImportError:
+    raise ConfigError('train.method grpo needs trl, which is not installed; pip install "paft[rl]"') from None
+
+
+@dataclass(frozen=True)
+class GRPOReport:
+    """What a training did. Times in seconds; tokens of prompts and answers without padding."""
+
+    updates: int
+    examples: int
+    distinct_prompts: int
+    completions: int
+    tokens: int
+    answer_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer to one cell: token ids of the answer, its text, whether the model ended it, what it earned by each reward, and the
+    weighted sum of those that had something to say."""
+
+    index: int
+    ids: tuple[int, ...]
+    text: str
+    ended: bool
+    parts: Mapping[str, float | None]
+    reward: float
+
+
+def train_grpo(
+    model: HFModel,
+    grid: Grid,
+    config: GRPOConfig,
+    out: ArmDir,
+    *,
+    seed: int,
+    dev: Grid | None = None,
+    start: Path | None = None,
+    rewards: Mapping[str, Reward] | None = None,
+    tick: Callable[[int, int, str], None] = lambda done, total, note: None,
+    say: Callable[[str], None] = lambda _: None,
+    ranks: Ranks = Ranks(),  # noqa: B008 a frozen value
+) -> HFModel:
+    """The model tuned on rewards of its own answers to the cells of the grid in schedule order; adapter and logs lie in `out`.
+
+    rewards: judges for the names in `config.rewards`, before the built-in ones. dev: prompts and held-out examples for the checks
+    while training, never the test prompts; they are answered freely. start: an adapter to go on from, which is then also what
+    `config.kl` holds the model to. Goes on from the last whole checkpoint in `out`: the cells are
+    those of an uninterrupted run, and with transformers' generation on one process answers and losses are too. Raises
+    ConfigError for settings that cannot hold.
+    """
+    judges = {name: (rewards or {}).get(name) or find_reward(name) for name in config.rewards}
+    rows = PromptRows(grid, model.renderer)
+    rows.check_lengths(config.max_new_tokens, min(config.max_length, model.limit))
+    answers = config.batch_size * config.num_generations
+    micro = config.micro_batch_size or answers // ranks.size
+    if micro < 1 or answers % (micro * ranks.size):
+        raise ConfigError(
+            f"train: {config.batch_size} groups of {config.num_generations} are {answers} answers an update, which {ranks.size} "
+            f"processes with micro_batch_size {micro} do not divide; choose a divisor"
+        )
+    schedule = make_schedule(config.schedule, grid, batch_size=config.batch_size, epochs=config.epochs, seed=seed)
+    groups = make_groups(schedule, config.num_generations, across=config.group == "example")
+    steps = answers // (micro * ranks.size)
+    sampler = GroupSampler(grid, groups, config.batch_size, repeats=steps)
+    if sampler.updates == 0:
+        raise ConfigError(
+            f"train.batch_size {config.batch_size}: more groups than the {grid.shape[1]} train examples; choose a smaller one"
+        )
+    if left := grid.shape[1] % config.batch_size:
+        say(
+            f"{left} of {grid.shape[1]} examples are left out of each epoch, others each time: an update takes {config.batch_size}"
+        )
+    arguments = trainer_arguments(
+        trl.GRPOConfig,
+        config,
+        out,
+        seed=seed,
+        on_cpu=model.device.type == "cpu",
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=steps,
+        num_generations=config.num_generations,
+        max_completion_length=config.max_new_tokens,
+        temperature=config.temperature,
+        beta=config.kl,
+        bf16=False,  # weights are loaded in the precision that is trained
+        shuffle_dataset=False,
+        **{"gradient_checkpointing": False, **_passed_on(config)},
+    )
+    if config.lora is None and config.kl:
+        raise ConfigError(
+            f"train.kl {config.kl} with lora: null needs a second, untouched model in memory; set kl: 0 or train an adapter"
+        )
+    if config.group == "example" and arguments.use_vllm and arguments.vllm_mode == "server":
+        raise ConfigError(
+            "train.group example with a vLLM server: it is asked one prompt per group and would drop the others in silence; "
+            "set trl.vllm_mode: colocate, or group: prompt"
+        )
+    done = 0
+    if resume := ranks.share(out.last_checkpoint()):
+        done = int(resume.name.rpartition("-")[2])
+    if ranks.rank == 0:
+        rewind((out.steps, out.dev, out.rollouts), done)
+    if config.lora is None:
+        model.model.requires_grad_(True)
+    with _AsBefore(model), without_chatter():
+        try:
+            trainer = _Trainer(
+                model=model.model if start is None else with_lora(model, config.lora or {}, seed, start),
+                reward_funcs=[_earn],
+                args=arguments,
+                train_dataset=datasets.Dataset.from_dict({"prompt": [""]}),  # trl wants one of this kind; ours follows
+                processing_class=model.tokenizer,
+                peft_config=lora_config(config.lora) if config.lora is not None and start is None else None,
+            )
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigError(f"train: {str(error).splitlines()[0][:250]}") from None
+        tuned = trainer.model
+        learner = model.wrapping(tuned)
+        trainer.begin(rows, sampler, judges, config.rewards)
+        silence(trainer)
+        total = sampler.updates * config.epochs
+        trainer.add_callback(EpochSetter(sampler, sampler.updates))  # type: ignore[arg-type]
+        log = _RolloutLog(trainer, grid, learner, dev, config, out, tick, total, ranks)
+        trainer.add_callback(log)
+        trainer.add_callback(WholeCheckpoints(ranks))
+        started = time.perf_counter()
+        try:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except Exception as error:
+            if isinstance(error, ValueError | NotImplementedError) and _raised_by(error).startswith("trl."):
+                raise ConfigError(f"train.trl {config.trl}: {str(error).splitlines()[0][:200]}") from None
+            if not is_out_of_memory(error):
+                raise
+            raise ResourceError(
+                f"out of memory with {micro} answers at a time; set train.micro_batch_size to a divisor of {answers} below that"
+            ) from None
+        seconds = time.perf_counter() - started
+    tuned.eval()
+    for parameter in tuned.parameters():
+        parameter.grad = None
+    if "ref" in getattr(tuned, "peft_config", {}):  # the adapter that training went on from, kept by trl beside it
+        tuned.delete_adapter("ref")
+    if ranks.rank == 0:
+        save_tuned(tuned, model, config, out)
+        told = read_jsonl(out.steps)
+        report = GRPOReport(
+            updates=total,
+            examples=grid.shape[1],
+            distinct_prompts=len({prompt for row in told for prompt in row["prompts"]}),
+            completions=sum(row["completions"] for row in told),
+            tokens=sum(row["tokens"] for row in told),
+            answer_tokens=sum(row["answer_tokens"] for row in told),
+            seconds=seconds + sum(row["seconds"] for row in told if row["step"] <= done),
+        )
+        out.finish_training(report.__dict__)
+        shutil.rmtree(out.checkpoints, ignore_errors=True)
+    ranks.gather(None)  # nobody reads what is not written yet
+    return learner
+
+
+OURS = {
+    *(
+        "temperature",
+        "beta",
+        "num_generations",
+        "max_completion_length",
+        "bf16",
+        "shuffle_dataset",
+        "seed",
+        "data_seed",
+    ),
+    *(
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "num_train_epochs",
+        "learning_rate",
+        "lr_scheduler_type",
+    ),
+    *("warmup_steps", "weight_decay", "max_grad_norm", "output_dir", "save_strategy", "save_steps", "save_total_limit"),
+    *(
+        "logging_strategy",
+        "logging_steps",
+        "report_to",
+        "eval_strategy",
+        "remove_unused_columns",
+        "disable_tqdm",
+        "optim",
+    ),
+    *("use_cpu", "dataloader_num_workers", "dataloader_pin_memory"),
+}
+_FIXED = {
+    "num_iterations": "an update uses new answers, so that K counts updates",
+    "reward_weights": "give train.rewards",
+    "steps_per_generation": "answers are written once an update",
+    "generation_batch_size": "answers are written once an update",
+    "chat_template_kwargs": "prompts are rendered by paft",
+    "max_steps": "give train.epochs",
+    "model_init_kwargs": "the model is loaded by paft",
+}
+
+
+def _passed_on(config: GRPOConfig) -> dict[str, Any]:
+    """The settings for trl alone. Raises ConfigError for what paft sets and for what trl does not know."""
+    known = set(inspect.signature(trl.GRPOConfig).parameters)
+    for key in config.trl:
+        if key in _FIXED:
+            raise ConfigError(f"train.trl.{key}: {_FIXED[key]}; leave it out")
+        if key in OURS:
+            raise ConfigError(f"train.trl.{key}: is set by paft (most such have a key under train); leave it out")
+        if key not in known:
+            raise ConfigError(f"train.trl.{key}: trl {trl.__version__} has no such setting{nearest(key, known)}")
+    return config.trl
+
+
+def _raised_by(error: Exception) -> str:
+    """The module whose line raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
+
+
+class PromptRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Cells as trl's rows: the rendered prompt and the flat index. Item i is a pure function of i."""
+
+    def __init__(self, grid: Grid, renderer: Renderer):
+        self.grid, self.renderer = grid, renderer
+
+    def __len__(self) -> int:
+        return self.grid.shape[1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"prompt": self.renderer.prompt_text(self.grid.chat(self.grid.cell(index))), "cell": index}
+
+    def check_lengths(self, free: int, limit: int) -> None:
+        """Raises RenderError when some prompt with `free` tokens of answer is longer than `limit`."""
+        num_prompts, num_examples = self.grid.shape
+
+        def length(k: int, i: int) -> int:
+            return len(self.renderer.prompt_ids(self.grid.chat(Cell(0, k, i))))
+
+        wordiest = max(range(num_prompts), key=lambda k: length(k, 0))
+        longest = max(range(num_examples), key=lambda i: length(wordiest, i))
+        if (most := length(wordiest, longest) + free) > limit:
+            raise RenderError(
+                f"prompt {self.grid.templates[wordiest].id} with example {self.grid.examples[longest].id!r} and {free} tokens of answer "
+                f"has {most} tokens; at most {limit} fit; raise train.max_length (up to what the model reads), or leave the "
+                "example out"
+            )
+
+
+class GroupSampler(torch.utils.data.Sampler[int]):
+    """Flat indices of an epoch as trl wants them: the answers of an update, group by group, as often as its passes.
+
+    Groups are made by position in the schedule, never by comparing prompts. Examples that do not fill an update are left out.
+    """
+
+    def __init__(self, grid: Grid, groups: Groups, batch_size: int, repeats: int):
+        self.grid, self.groups, self.batch_size, self.repeats, self.epoch = grid, groups, batch_size, repeats, 0
+
+    @property
+    def updates(self) -> int:
+        """Per epoch."""
+        return self.grid.shape[1] // self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration yields; past the last one it stays there (loops ask once too often)."""
+        self.epoch = min(epoch, self.groups.schedule.epochs - 1)
+
+    def __len__(self) -> int:
+        return self.updates * self.batch_size * self.groups.size * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self.epoch
+        for update in range(self.updates):
+            positions = range(update * self.batch_size, (update + 1) * self.batch_size)
+            cells = [self.grid.flat(cell) for at in positions for cell in self.groups.cells(epoch, at)]
+            for _ in range(self.repeats):
+                yield from cells
+
+
+def _earn(**_: Any) -> list[float]:
+    raise NotImplementedError("rewards are computed in _Trainer._calculate_rewards")  # pragma: no cover
+
+
+class _Trainer(trl.GRPOTrainer):
+    """trl's trainer with our order, our token ids and our rewards."""
+
+    def begin(
+        self, rows: PromptRows, sampler: GroupSampler, judges: Mapping[str, Reward], weights: Mapping[str, float]
+    ) -> None:
+        """What to train on."""
+        self.train_dataset, self.order, self.judges, self.weights = rows, sampler, judges, weights
+        self.rollouts: list[Rollout] = []
+        self.prompt_tokens = 0
+        self.losses: list[torch.Tensor] = []
+
+    def _get_train_sampler(self, dataset: Any = None) -> GroupSampler:
+        return self.order
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        ids = self.train_dataset.renderer.ids(prompts)
+        self.prompt_tokens += sum(map(len, ids))
+        return ids, None, {}
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: Any, completions: list[str], completion_ids_list: list[list[int]]
+    ) -> torch.Tensor:
+        grid = self.order.grid
+        mine = []
+        for row, text, ids in zip(inputs, completions, completion_ids_list, strict=True):
+            cell = grid.cell(row["cell"])
+            example, template = grid.examples[cell.example], grid.templates[cell.prompt]
+            parts = {name: judge(example, template, text) for name, judge in self.judges.items()}
+            told = [self.weights[name] * float(value) for name, value in parts.items() if value is not None]
+            if not told or not all(map(math.isfinite, told)):
+                raise DataError(f"example {example.id!r}: rewards {parts} of {text[:40]!r}; expected a finite number")
+            mine.append(Rollout(row["cell"], tuple(ids), text, ids[-1] in self.eos_token_ids, parts, sum(told)))
+        self.rollouts += mine
+        earned = torch.tensor([[each.reward] for each in mine], dtype=torch.float32, device=self.accelerator.device)
+        together: torch.Tensor = self.accelerator.gather(earned)
+        return together
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.losses.append(loss.detach())
+        return loss
+
+    def take_update(self, ranks: Ranks) -> tuple[list[Rollout], int, float, float | None]:
+        """Answers of the update that just ended, of all ranks in the order of the schedule; prompt tokens; loss; divergence in nats."""
+        kls = self._metrics["train"].get("kl", [])[-len(self.losses) :]
+        kl = sum(kls) / len(kls) if kls else None
+        found = ranks.gather((self.rollouts, self.prompt_tokens, float(sum(self.losses))))
+        self.rollouts, self.prompt_tokens, self.losses = [], 0, []
+        rollouts = [each for part, _, _ in found for each in part]
+        return rollouts, sum(n for _, n, _ in found), sum(loss for _, _, loss in found) / len(found), kl
+
+
+class _RolloutLog(TrainerCallback):
+    """Per update: a line of figures, one of the answers; and the checks on dev prompts."""
+
+    def __init__(
+        self,
+        trainer: _Trainer,
+        grid: Grid,
+        learner: HFModel,
+        dev: Grid | None,
+        config: GRPOConfig,
+        out: ArmDir,
+        tick: Callable[[int, int, str], None],
+        total: int,
+        ranks: Ranks,
+    ):
+        self.trainer, self.grid, self.learner, self.dev = trainer, grid, learner, dev
+        self.config, self.out, self.tick, self.total, self.ranks = config, out, tick, total, ranks
+        self.since = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.since = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step, size = state.global_step, self.config.num_generations
+        rollouts, prompt_tokens, loss, kl = self.trainer.take_update(self.ranks)
+        cells = [self.grid.cell(each.index) for each in rollouts]
+        by_prompt: dict[str, list[Rollout]] = defaultdict(list)
+        for each, cell in zip(rollouts, cells, strict=True):
+            by_prompt[self.grid.templates[cell.prompt].id].append(each)
+        answer_tokens = sum(len(each.ids) for each in rollouts)
+        groups = [rollouts[at : at + size] for at in range(0, len(rollouts), size)]
+        now = time.perf_counter()
+        row = {
+            "step": step,
+            "epoch": cells[0].epoch,
+            "loss": round(loss, 6),
+            **_told(rollouts),
+            # groups that teach nothing: all answers earn the same
+            "flat_groups": sum(len({each.reward for each in group}) == 1 for group in groups) / len(groups),
+            "kl": None if kl is None else round(kl, 6),
+            "prompts": sorted(by_prompt),
+            "examples": [self.grid.examples[cell.example].id for cell in cells[::size]],
+            "by_prompt": {prompt: _told(its) for prompt, its in sorted(by_prompt.items())},
+            "tokens": prompt_tokens + answer_tokens,
+            "answer_tokens": answer_tokens,
+            "seconds": round(now - self.since, 3),
+        }
+        if not math.isfinite(loss):
+            raise ResourceError(f"update {step}: the loss is {loss}; lower train.learning_rate or use dtype: float32")
+        first, every = self.ranks.rank == 0, self.config.eval_every
+        if first:
+            append_jsonl(self.out.rollouts, {"step": step, "rollouts": self._written(rollouts, cells)})
+            append_jsonl(self.out.steps, row)
+            self.tick(step, self.total, f"reward {row['reward']:.2f}")
+            if self.dev is not None and (step == self.total or (every and step % every == 0)):
+                found = check_on_dev(self.learner, self.dev, self.config.max_new_tokens)
+                self.trainer.model.train()
+                append_jsonl(self.out.dev, {"step": step, **found})
+        self.since = time.perf_counter()
+
+    def _written(self, rollouts: Sequence[Rollout], cells: Sequence[Cell]) -> list[dict[str, Any]]:
+        return [
+            {
+                "prompt": self.grid.templates[cell.prompt].id,
+                "example": self.grid.examples[cell.example].id,
+                "completion": each.text,
+                "ids": list(each.ids),
+                **each.parts,
+                "reward": each.reward,
+            }
+            for each, cell in zip(rollouts, cells, strict=True)
+        ]
+
+
+def _told(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """Of some answers: how many, mean reward, mean of each part, mean tokens, share that ended by itself."""
+    parts = {
+        name: [value for each in rollouts if (value := each.parts[name]) is not None] for name in rollouts[0].parts
+    }
+    count = len(rollouts)
+    return {
+        "completions": count,
+        "reward": round(sum(each.reward for each in rollouts) / count, 6),
+        "parts": {name: round(sum(given) / len(given), 6) if given else None for name, given in parts.items()},
+        "length": round(sum(len(each.ids) for each in rollouts) / count, 3),
+        "ended": round(sum(each.ended for each in rollouts) / count, 6),
+    }
+
+
+class _AsBefore:
+    """Takes back what trl changes on a model and a tokenizer that other arms use as well."""
+
+    def __init__(self, model: HFModel):
+        self.model = model
+
+    def __enter__(self) -> None:
+        base, tokenizer = self.model.model, self.model.tokenizer
+        self.forward = base.__dict__.get("forward")
+        self.pads = tokenizer.pad_token, base.config.get_text_config().pad_token_id, base.generation_config.pad_token_id
+
+    def __exit__(self, *_: object) -> None:
+        base, tokenizer = self.model.model, self.model.tokenizer
+        if self.forward is None:
+            base.__dict__.pop("forward", None)
+        tokenizer.pad_token, base.config.get_text_config().pad_token_id, base.generation_config.pad_token_id = self.pads
