@@ -284,6 +284,7 @@ def _run_arms(
         "environment": environment(),
         "task": {
             "name": m.task.name,
+            "open": m.task.num_choices == 1,
             "origins": list(m.origins),
             "rows_not_readable": len(m.rejected),
             "train_examples": len(m.train),

@@ -95,9 +95,20 @@ class Training:
 
     arm: Arm
     curve: plots.Curve | None
+    """Loss by update, of a supervised training."""
+    rewards: plots.Curve | None
+    """Mean reward by update, of a training by rewards."""
     checks: Sequence[plots.Check]
     line: str
     report: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What the charts of all trainings share."""
+
+    loss: plots.Axis
+    reward: plots.Axis
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ class Run:
     extremes: Sequence[Extremes]
     prompts: Sequence[Prompt]
     training: Sequence[Training]
-    loss_axis: plots.Axis
+    axes: Axes
     longest: int
     single: Prompt | None
     cells: Cells | None
@@ -193,7 +204,7 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
     scorers = wording.scorers(result)
     main = scorers[0]
     prompts = [_prompt(result, k, arms, scorers) for k in range(len(result["prompts"]["test"]))]
-    training, loss_axis, longest = _training(arms)
+    training, axes, longest = _training(arms)
     last_accuracy_K = arms[-1].result["scores"][main]["accuracy_K"]
     single = result["prompts"]["single"]
     no_cells = missing(exhibit, result)
@@ -213,7 +224,7 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
         extremes=[_extremes(arm, prompts, main) for arm in reversed(arms)],
         prompts=[prompts[k] for k in sorted(range(len(prompts)), key=lambda k: (last_accuracy_K[k], k))],
         training=training,
-        loss_axis=loss_axis,
+        axes=axes,
         longest=longest,
         single=None if single is None else _shown(single, -1, {}),
         cells=None if exhibit is None or no_cells else cells_view(exhibit, result),
@@ -300,12 +311,14 @@ def _extremes(arm: Arm, prompts: Sequence[Prompt], scorer: str) -> Extremes:
     return Extremes(arm, [prompts[k] for k in order[:count]], [prompts[k] for k in reversed(order[-count:])])
 
 
-def _training(arms: Sequence[Arm]) -> tuple[list[Training], plots.Axis, int]:
-    """The trained arms, and what their charts share: the axis of the loss, and the updates of the longest training."""
+def _training(arms: Sequence[Arm]) -> tuple[list[Training], Axes, int]:
+    """The trained arms, and what their charts share: the axes of the loss and of the reward, and the updates of the longest training."""
     tuned = [arm for arm in arms if arm.result["train"] is not None]
-    losses = {arm.name: [row["loss"] for row in arm.result["train"]["loss"]] for arm in tuned}
-    known = [loss for values in losses.values() for loss in values if loss is not None and math.isfinite(loss)]
-    axis = plots.axis(max(known, default=1.0))
+    rewards = {arm.name: arm.result["train"].get("reward") or [] for arm in tuned}
+    losses = {
+        arm.name: [] if rewards[arm.name] else [row["loss"] for row in arm.result["train"]["loss"]] for arm in tuned
+    }
+    axes = Axes(*(plots.axis(max(_finite(values), default=1.0)) for values in (losses, rewards)))
     longest = max((arm.result["train"]["updates"] for arm in tuned), default=0)
     found = []
     for arm in tuned:
@@ -321,11 +334,21 @@ def _training(arms: Sequence[Arm]) -> tuple[list[Training], plots.Axis, int]:
             "of these, answer tokens": wording.thousands(train["answer_tokens"]),
             "Time": wording.duration(train["seconds"]),
         }
+        earned = rewards[arm.name]
+        if any(rewards.values()):
+            tenth = max(1, len(earned) // 10)
+            report["Answers written"] = wording.thousands(train["completions"]) if earned else "\u2013"
+            report["Reward, first tenth and last tenth of the updates"] = (
+                f"{sum(earned[:tenth]) / tenth:.2f}, {sum(earned[-tenth:]) / tenth:.2f}" if earned else "\u2013"
+            )
+        curves = plots.loss_curve(losses[arm.name], axes.loss.top), plots.loss_curve(earned, axes.reward.top)
         checked = plots.checks(train["dev"], longest)
-        found.append(
-            Training(arm, plots.loss_curve(losses[arm.name], axis.top), checked, plots.joined(checked), report)
-        )
-    return found, axis, longest
+        found.append(Training(arm, *curves, checked, plots.joined(checked), report))
+    return found, axes, longest
+
+
+def _finite(values: Mapping[str, Sequence[float | None]]) -> list[float]:
+    return [each for some in values.values() for each in some if each is not None and math.isfinite(each)]
 
 
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
