@@ -42,7 +42,7 @@ prompts_app = typer.Typer(
     help="Build prompt sets, look at them, check them.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(prompts_app, name="prompts")
-export_app = typer.Typer(help="The schedule for other trainers.", no_args_is_help=True)
+export_app = typer.Typer(help="The schedule for other trainers; trained models for others.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an interrupted run goes on from what it holds.")]
@@ -162,6 +162,33 @@ def export_dataset(
     typer.echo(
         f"  train on it for 1 epoch, in order (no shuffling), {training.batch_size} rows an update; docs/trainers.md shows how"
     )
+
+
+@export_app.command("model")
+def export_model(
+    run: Annotated[str, typer.Argument(help="Finished run directory and arm: RUN:ARM")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Add the adapter to the model's weights.")] = False,
+    to: Annotated[str | None, typer.Option("--push", help="Hub repository to upload it to, as OWNER/NAME.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let a new repository be public.")] = False,
+) -> None:
+    """Write a trained arm, with a model card that carries its accuracy over unseen prompts; push it to the hub on request.
+
+    Example: paft export model runs/piqa-small:paft --out my-model --merge
+    """
+    from paft.integrations.model import export_model as write
+    from paft.integrations.model import push
+
+    folder, colon, arm = run.rpartition(":")
+    if not colon:
+        raise ConfigError(f"{run}: expected RUN:ARM, such as runs/piqa-small:paft")
+    if public and to is None:
+        raise ConfigError("--public without --push; name the repository: --push OWNER/NAME")
+    with _watcher() as watch:
+        write(Path(folder), arm, out, merge=merge, say=watch.say)
+    typer.echo(f"{out}: {'merged weights' if merge else 'as trained'}, model card in README.md")
+    if to is not None:
+        typer.echo(push(out, to, private=not public))
 
 
 @app.command("eval")

@@ -205,6 +205,11 @@ class TrainingConfig(Strict):
     """Optimizer updates between checkpoints."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Optimizer updates between checks on dev prompts; None checks only at the end."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights are kept: those after the last update, or those of the check with the highest mean accuracy on dev prompts (the
+    earliest of equals)."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Checks without a new highest mean accuracy after which training stops; None never stops early."""
     dev_prompts: Annotated[int, Field(ge=1)] = 8
     dev_examples: Annotated[int, Field(ge=1)] = 24
     dataloader_workers: Annotated[int, Field(ge=0)] = 0
@@ -215,6 +220,13 @@ class TrainingConfig(Strict):
     @classmethod
     def _default_kind(cls, value: Any) -> Any:
         return {"kind": "paft", **value} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _check_checks(self) -> TrainingConfig:
+        if self.eval_every is None and (self.keep == "best" or self.patience is not None):
+            asked = "keep best" if self.keep == "best" else "patience"
+            raise ValueError(f"{asked} needs checks on dev prompts while training; give eval_every")
+        return self
 
 
 class SFTConfig(TrainingConfig):

@@ -427,6 +427,10 @@ def _train_arm(
         free.add("method")  # of trainings before there was another
         if not (isinstance(settings.schedule, Holding) and settings.schedule.batches_per_prompt):
             free.add("micro_batch_size")  # else it says how long a prompt is kept
+    if settings.keep == "last" and settings.patience is None:
+        free |= {"keep", "patience"}
+    else:
+        free -= {"eval_every", "dev_prompts", "dev_examples"}  # the checks decide
     what = settings.model_dump(exclude=free)
     parts = [what, config.seed, identity, [t.id for t in m.prompts.train], [e.id for e in m.train]]
     start = out.beside(before) if (before := config.arms[name].start) is not None else None

@@ -278,6 +278,11 @@ class ArmDir:
         return self.root / "adapter"
 
     @property
+    def best(self) -> ArmDir:
+        """Weights of the best check so far, while training."""
+        return ArmDir(self.root / "best")
+
+    @property
     def model(self) -> Path:
         """Trained model, when all weights were trained."""
         return self.root / "model"

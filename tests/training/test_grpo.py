@@ -402,3 +402,16 @@ def test_a_training_goes_on_from_an_adapter_and_is_held_to_it_also_after_a_kill(
     base = tiny.hf_model()
     found = {base.with_adapter(arm.adapter).fingerprint for arm in (whole, resumed)}
     assert len(found) == 1
+
+
+def test_the_best_check_is_kept_and_training_stops_without_a_new_one(tmp_path):
+    config = CONFIG.model_copy(update={"eval_every": 1, "keep": "best", "patience": 2, "epochs": 4})
+    arm = train(tmp_path, config, dev=sums(5))
+    checks = read_jsonl(arm.dev)
+    best = max(checks, key=lambda row: (row["mean"], -row["step"]))["step"]
+    report = json.loads(arm.train.read_text())["report"]
+    assert (report["kept"], report["updates"]) == (best, checks[-1]["step"])
+    assert checks[-1]["step"] == best + 2
+    assert not arm.best.root.exists()
+    with pytest.raises(ConfigError, match="needs dev prompts"):
+        train(tmp_path / "none", config)

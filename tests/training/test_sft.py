@@ -25,6 +25,7 @@ from paft.tasks import load_task
 from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad
 from paft.training.objectives import IGNORED, token_nll
 from paft.training.schedule import make_schedule
+from paft.training.setup import check_on_dev
 from paft.training.sft import _by_row, answer_logits, train_sft
 from paft.training.weights import cluster_weights
 from tests import tiny
@@ -378,3 +379,72 @@ if __name__ == "__main__":
 
     with tempfile.TemporaryDirectory() as scratch:
         GOLDEN.write_text(json.dumps([row["loss"] for row in train(Path(scratch), rows=16)][:4]) + "\n")
+
+
+STRONG = {"r": 8, "lora_alpha": 64, "target_modules": "all-linear"}
+CHOOSING = CONFIG.model_copy(
+    update={"epochs": 4, "eval_every": 2, "keep": "best", "save_every": 3, "learning_rate": 1e-2, "lora": STRONG}
+)
+CHOOSER = """
+import sys
+from pathlib import Path
+from tests.training.test_sft import STOPPING, choose
+choose(Path(sys.argv[1]), STOPPING)
+"""
+STOPPING = CHOOSING.model_copy(update={"patience": 2, "epochs": 8})
+
+
+def choose(folder: Path, config: SFTConfig = CHOOSING):
+    arm = ArmDir(folder / "arm")
+    arm.root.mkdir(parents=True, exist_ok=True)
+    whole = grid(folder / "data", 40)
+    cells, dev = Grid(whole.templates, whole.examples[:22]), Grid(whole.templates[:2], whole.examples[22:])
+    return train_sft(tiny.hf_model(), cells, config, arm, seed=0, dev=dev), arm, dev
+
+
+@pytest.mark.parametrize("lora", [STRONG, None])
+def test_the_weights_of_the_best_check_are_kept_and_the_earliest_of_equals(tmp_path, lora):
+    config = CHOOSING.model_copy(update={"lora": lora})
+    learner, arm, dev = choose(tmp_path, config)
+    checks = read_jsonl(arm.dev)
+    best = max(checks, key=lambda row: (row["mean"], -row["step"]))
+    assert best["mean"] > min(row["mean"] for row in checks)
+    report = json.loads(arm.train.read_text())["report"]
+    assert report["kept"] == best["step"] != report["updates"]
+    assert check_on_dev(learner, dev)["accuracy_K"] == best["accuracy_K"]
+    assert not arm.best.root.exists()
+    if lora is not None:
+        again = tiny.hf_model().with_adapter(arm.adapter)
+        assert again.fingerprint == learner.fingerprint
+        assert check_on_dev(again, dev)["accuracy_K"] == best["accuracy_K"]
+
+
+def test_training_stops_after_checks_without_a_new_best_also_after_a_kill(tmp_path):
+    learner, arm, _ = choose(tmp_path / "whole", STOPPING)
+    checks = read_jsonl(arm.dev)
+    best = max(checks, key=lambda row: (row["mean"], -row["step"]))["step"]
+    assert checks[-1]["step"] == best + 4
+    steps = read_jsonl(arm.steps)
+    assert len(steps) == checks[-1]["step"] < 48
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHOOSER, str(tmp_path / "killed")], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    log, until = tmp_path / "killed" / "arm" / "steps.jsonl", time.monotonic() + 120
+    while time.monotonic() < until and child.poll() is None and len(read_jsonl(log)) < best + 1:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    again, killed, _ = choose(tmp_path / "killed", STOPPING)
+    assert seen(read_jsonl(killed.steps)) == seen(steps)
+    assert read_jsonl(killed.dev) == checks
+    assert again.fingerprint == learner.fingerprint
+
+
+def test_choosing_needs_checks(tmp_path):
+    from paft.config import validate
+
+    for given in ({"keep": "best"}, {"patience": 1}):
+        with pytest.raises(ConfigError, match="give eval_every"):
+            validate(SFTConfig, given, "x")
+    with pytest.raises(ConfigError, match="needs dev prompts"):
+        train(tmp_path, CHOOSING)

@@ -31,6 +31,7 @@ from paft.training.order import EpochSetter
 from paft.training.rewards import Reward, find_reward
 from paft.training.schedule import Groups, make_groups, make_schedule
 from paft.training.setup import (
+    OnDev,
     WholeCheckpoints,
     check_on_dev,
     rewind,
@@ -52,6 +53,8 @@ class GRPOReport:
     """What a training did. Times in seconds; tokens of prompts and answers without padding."""
 
     updates: int
+    kept: int
+    """The update whose weights these are."""
     examples: int
     distinct_prompts: int
     completions: int
@@ -98,6 +101,8 @@ def train_grpo(
     judges = {name: (rewards or {}).get(name) or find_reward(name) for name in config.rewards}
     rows = PromptRows(grid, model.renderer)
     rows.check_lengths(config.max_new_tokens, min(config.max_length, model.limit))
+    if config.keep == "best" and dev is None:
+        raise ConfigError("train.keep best needs dev prompts and examples; give dev")
     answers = config.batch_size * config.num_generations
     micro = config.micro_batch_size or answers // ranks.size
     if micro < 1 or answers % (micro * ranks.size):
@@ -167,7 +172,8 @@ def train_grpo(
         silence(trainer)
         total = sampler.updates * config.epochs
         trainer.add_callback(EpochSetter(sampler, sampler.updates))  # type: ignore[arg-type]
-        log = _RolloutLog(trainer, grid, learner, dev, config, out, tick, total, ranks)
+        checks = OnDev(tuned, model, config, out)
+        log = _RolloutLog(trainer, grid, learner, dev, checks, config, tick, total, ranks)
         trainer.add_callback(log)
         trainer.add_callback(WholeCheckpoints(ranks))
         started = time.perf_counter()
@@ -185,13 +191,16 @@ def train_grpo(
     tuned.eval()
     for parameter in tuned.parameters():
         parameter.grad = None
+    if config.keep == "best" and checks.best_step is not None:
+        checks.take_best()
     if "ref" in getattr(tuned, "peft_config", {}):  # the adapter that training went on from, kept by trl beside it
         tuned.delete_adapter("ref")
     if ranks.rank == 0:
         save_tuned(tuned, model, config, out)
         told = read_jsonl(out.steps)
         report = GRPOReport(
-            updates=total,
+            updates=len(told),
+            kept=(checks.best_step if config.keep == "best" else None) or len(told),
             examples=grid.shape[1],
             distinct_prompts=len({prompt for row in told for prompt in row["prompts"]}),
             completions=sum(row["completions"] for row in told),
@@ -201,6 +210,7 @@ def train_grpo(
         )
         out.finish_training(report.__dict__)
         shutil.rmtree(out.checkpoints, ignore_errors=True)
+        checks.forget()
     ranks.gather(None)  # nobody reads what is not written yet
     return learner
 
@@ -392,14 +402,15 @@ class _RolloutLog(TrainerCallback):
         grid: Grid,
         learner: HFModel,
         dev: Grid | None,
+        checks: OnDev,
         config: GRPOConfig,
-        out: ArmDir,
         tick: Callable[[int, int, str], None],
         total: int,
         ranks: Ranks,
     ):
         self.trainer, self.grid, self.learner, self.dev = trainer, grid, learner, dev
-        self.config, self.out, self.tick, self.total, self.ranks = config, out, tick, total, ranks
+        self.checks, self.config, self.tick, self.total, self.ranks = checks, config, tick, total, ranks
+        self.out = checks.out
         self.since = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -437,10 +448,13 @@ class _RolloutLog(TrainerCallback):
             append_jsonl(self.out.rollouts, {"step": step, "rollouts": self._written(rollouts, cells)})
             append_jsonl(self.out.steps, row)
             self.tick(step, self.total, f"reward {row['reward']:.2f}")
-            if self.dev is not None and (step == self.total or (every and step % every == 0)):
+        if self.dev is not None and (step == self.total or (every and step % every == 0)):
+            if first:
                 found = check_on_dev(self.learner, self.dev, self.config.max_new_tokens)
                 self.trainer.model.train()
                 append_jsonl(self.out.dev, {"step": step, **found})
+            if self.ranks.share(self.checks.enough(step) if first else None):
+                control.should_training_stop = True
         self.since = time.perf_counter()
 
     def _written(self, rollouts: Sequence[Rollout], cells: Sequence[Cell]) -> list[dict[str, Any]]:

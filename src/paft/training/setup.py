@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from paft.config import TrainingConfig
 from paft.errors import ConfigError
 from paft.grid import Cell, Grid
-from paft.lm.hf import HFModel, lora_config
+from paft.lm.hf import HFModel, lora_config, without_chatter
 from paft.lm.ranks import Ranks
 from paft.lm.types import Question
 from paft.store import ArmDir, read_jsonl, write_text
@@ -108,6 +109,48 @@ class WholeCheckpoints(TrainerCallback):
         self.ranks.gather(None)  # every process has written its part
         if self.ranks.rank == 0:
             write_text(checkpoint_dir(args, state) / ArmDir.WHOLE, "")
+
+
+class OnDev:
+    """What the checks on dev prompts decide: which weights are kept, and when to stop.
+
+    All of it follows from the log of checks, so that a killed training that goes on decides alike.
+    """
+
+    def __init__(self, tuned: Any, model: HFModel, config: TrainingConfig, out: ArmDir):
+        self.tuned, self.model, self.config, self.out = tuned, model, config, out
+
+    @property
+    def best_step(self) -> int | None:
+        """The update with the highest mean accuracy so far, the earliest of equals."""
+        checks = read_jsonl(self.out.dev)
+        return max(checks, key=lambda row: (row["mean"], -row["step"]))["step"] if checks else None
+
+    def enough(self, step: int) -> bool:
+        """To be asked after each check that was logged: keeps the weights of a new best, and says whether to stop."""
+        best = self.best_step
+        if self.config.keep == "best" and best == step:
+            self.out.best.root.mkdir(exist_ok=True)
+            save_tuned(self.tuned, self.model, self.config, self.out.best)
+        since = sum(row["step"] > (best or 0) for row in read_jsonl(self.out.dev))
+        return self.config.patience is not None and since >= self.config.patience
+
+    def take_best(self) -> None:
+        """Put the weights of the best check in place of the last ones."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        best = self.out.best
+        if self.config.lora is not None:
+            set_peft_model_state_dict(self.tuned, load_file(best.adapter / "adapter_model.safetensors"))
+        else:
+            with without_chatter():
+                kept = type(self.tuned).from_pretrained(best.model, dtype=self.tuned.dtype)
+            self.tuned.load_state_dict(kept.state_dict())
+
+    def forget(self) -> None:
+        """Drop what was kept while training."""
+        shutil.rmtree(self.out.best.root, ignore_errors=True)
 
 
 def checkpoint_dir(args: Any, state: Any) -> Path:

@@ -33,6 +33,7 @@ from paft.training.objectives import IGNORED, divergence, token_nll
 from paft.training.order import InScheduleOrder
 from paft.training.schedule import AdaptivePrompts, make_schedule, make_twins, updates_per_epoch
 from paft.training.setup import (
+    OnDev,
     WholeCheckpoints,
     check_on_dev,
     checkpoint_dir,
@@ -54,6 +55,8 @@ class TrainReport:
     """What a training did. Times in seconds; tokens counted without padding."""
 
     updates: int
+    kept: int
+    """The update whose weights these are."""
     examples: int
     distinct_prompts: int
     micro_batch_size: int
@@ -192,6 +195,8 @@ def _train(
         ddp_find_unused_parameters=False,
         label_names=["labels"],
     )
+    if config.keep == "best" and dev is None:
+        raise ConfigError("train.keep best needs dev prompts and examples; give dev")
     packing = (
         config.packing
         and micro * sampler.per_example > 1
@@ -204,10 +209,13 @@ def _train(
         data_collator=_Collator(model.renderer.eos_id, learner.hidden_size if packing else None, twins is not None),
     )
     silence(trainer)
+    if config.keep == "best" and trainer.is_fsdp_enabled:
+        raise ConfigError("train.keep best with weights sharded by FSDP is not possible; use keep: last, or DDP")
     trainer.follow(sampler, config.batch_size)
     trainer.consistency, trainer.worst = objective.consistency, worst
     total = per_epoch * config.epochs
-    trainer.add_callback(_StepLog(trainer, grid, learner, dev, config, out, tick, total, ranks))
+    checks = OnDev(tuned, model, config, out)
+    trainer.add_callback(_StepLog(trainer, grid, learner, dev, checks, tick, total, ranks))
     if isinstance(schedule, AdaptivePrompts):
         follow = _FollowLosses(trainer, schedule, config, ranks)
         follow.load(resume)
@@ -224,6 +232,8 @@ def _train(
     tuned.eval()
     for parameter in tuned.parameters():
         parameter.grad = None
+    if config.keep == "best" and checks.best_step is not None:
+        checks.take_best()
     # where weights are sharded over the processes all of them take part in putting them together
     whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
     if ranks.rank == 0:
@@ -232,7 +242,8 @@ def _train(
         save_tuned(tuned, model, config, out, whole)
         steps = read_jsonl(out.steps)
         report = TrainReport(
-            updates=per_epoch * config.epochs,
+            updates=len(steps),
+            kept=(checks.best_step if config.keep == "best" else None) or len(steps),
             examples=grid.shape[1],
             distinct_prompts=len({prompt for row in steps for prompt in row["prompts"]}),
             micro_batch_size=micro,
@@ -242,6 +253,7 @@ def _train(
         )
         out.finish_training(report.__dict__)
         shutil.rmtree(out.checkpoints, ignore_errors=True)
+        checks.forget()
     ranks.gather(None)  # nobody reads what is not written yet
     return learner
 
@@ -413,14 +425,14 @@ class _StepLog(TrainerCallback):
         grid: Grid,
         learner: HFModel,
         dev: Grid | None,
-        config: SFTConfig,
-        out: ArmDir,
+        checks: OnDev,
         tick: Tick,
         total: int,
         ranks: Ranks,
     ):
         self.trainer, self.grid, self.learner, self.dev = trainer, grid, learner, dev
-        self.config, self.out, self.tick, self.total, self.ranks = config, out, tick, total, ranks
+        self.checks, self.tick, self.total, self.ranks = checks, tick, total, ranks
+        self.config, self.out = checks.config, checks.out
         self.free = free_limit(learner, dev) if dev is not None and dev.examples[0].is_open else None
         self.since = time.perf_counter()
 
@@ -466,6 +478,8 @@ class _StepLog(TrainerCallback):
                 self.trainer.model.train()
             if first:
                 append_jsonl(self.out.dev, {"step": step, **found})
+            if self.ranks.share(self.checks.enough(step) if first else None):
+                control.should_training_stop = True
         self.since = time.perf_counter()
 
 

@@ -1,0 +1,163 @@
+"""A trained arm as something to hand on: adapter or merged weights, with a model card that carries the robustness table."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, HfApi, ModelCardData
+
+from paft.config import RunConfig, validate
+from paft.errors import AssetError, ConfigError, DataError, few
+from paft.pipeline import load_results
+from paft.reports import markdown_table
+from paft.store import ArmDir, RunDir, disk_errors, write_text
+
+Say = Callable[[str], None]
+
+
+def export_model(run: Path, arm: str, out: Path, *, merge: bool = False, say: Say = lambda _: None) -> Path:
+    """Write a trained arm of a finished run into a new directory, whole or not at all. Returns the directory.
+
+    merge: the adapter's weights are added to the model's, so that nobody needs PEFT. Raises ConfigError for an arm that is not trained
+    and for what cannot be merged, DataError for a run that is not finished.
+    """
+    results = load_results(run)
+    config = validate(RunConfig, results["config"], str(run))
+    trained = [name for name in config.arms if config.training_of(name) is not None]
+    settings = config.training_of(arm) if arm in config.arms else None
+    if settings is None:
+        raise ConfigError(f"{run}:{arm}: expected an arm that was trained there: {few(trained) or 'none was'}")
+    folder = RunDir(run).arm(arm)
+    if not folder.trained:
+        raise DataError(f"{folder.root}: the training is not finished; run it to its end first")
+    if merge and settings.lora is None:
+        raise ConfigError(f"{run}:{arm}: all weights were trained, there is no adapter to merge; leave --merge out")
+    if merge and config.quantization is not None:
+        raise ConfigError(f"{run}:{arm}: an adapter cannot be merged into quantised weights; leave --merge out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: exists; give a new or empty directory")
+    scratch = out.with_name(f".{out.name}-{os.getpid()}")
+    whole = merge or settings.lora is None
+    with disk_errors(out):
+        try:
+            if merge:
+                _merged(config, folder, scratch, say)
+            else:
+                shutil.copytree(folder.model if whole else folder.adapter, scratch)
+            write_text(scratch / "README.md", model_card(results, arm, merged=whole))
+            if out.exists():
+                out.rmdir()
+            os.replace(scratch, out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return out
+
+
+def _merged(config: RunConfig, folder: ArmDir, out: Path, say: Say) -> None:
+    from paft.lm.hf import load_model, without_chatter
+
+    assert config.model is not None
+    learner = load_model(
+        config.model,
+        source=config.source,
+        dtype=config.dtype,
+        style=config.style,
+        adapter=folder.adapter,
+        say=say,
+    )
+    with without_chatter():
+        learner.model.merge_and_unload().save_pretrained(out)
+        learner.tokenizer.save_pretrained(out)
+
+
+def model_card(results: Mapping[str, Any], arm: str, *, merged: bool) -> str:
+    """Text of the card: what was trained how, and the accuracy over wordings it has not seen, with intervals."""
+    told, config, task, prompts = results["arms"][arm], results["config"], results["task"], results["prompts"]
+    train = told["train"]
+    settings = {key: value for key, value in train["settings"].items() if value not in (None, [], {})}
+    data = ModelCardData(
+        model_name=config["name"],
+        base_model=config["model"],
+        library_name="transformers" if merged else "peft",
+        pipeline_tag="text-generation",
+        tags=["paft", "prompt-robustness", *([] if merged else ["lora"])],
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=task["name"],
+                dataset_name=f"{task['name']}, {len(prompts['test'])} unseen prompts x {task['test_examples']} examples",
+                dataset_split=task["split"],
+                metric_type="accuracy",
+                metric_name=f"{_SCORERS[scorer]}, {name}",
+                metric_value=round(scores["estimates"][key]["value"], 4),
+            )
+            for scorer, scores in told["scores"].items()
+            for key, name in (("mean", "mean over prompts"), ("worst", "worst prompt"))
+            if scores["estimates"].get(key, {}).get("value") is not None
+        ],
+    )
+    use = _WHOLE if merged else _ADAPTER.replace("BASE", json.dumps(config["model"]))
+    seen = f"{train['distinct_prompts']} of {prompts['train']} training prompts over {train['updates']} updates"
+    return "\n".join(
+        [
+            "---",
+            data.to_yaml().strip(),
+            "---",
+            "",
+            f"# {_plain(config['name'])}: {_plain(told['title'])}",
+            "",
+            f"`{_plain(config['model'])}`, tuned on {task['train_examples']} examples of {_plain(task['name'])} under {seen} (Prompt-Agnostic "
+            "Fine-Tuning, [arXiv 2502.12859](https://arxiv.org/abs/2502.12859)).",
+            "",
+            "## Accuracy over wordings it has not seen",
+            "",
+            markdown_table([results]).strip(),
+            "",
+            "## Use",
+            "",
+            "```python",
+            use,
+            "```",
+            "",
+            "## Training",
+            "",
+            "```json",
+            json.dumps({"seed": config["seed"], **settings}, indent=1),
+            "```",
+            "",
+        ]
+    )
+
+
+_SCORERS = {"generation": "free answers", "likelihood": "restricted choice"}
+_WHOLE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this directory or repository")
+tokenizer = AutoTokenizer.from_pretrained("this directory or repository")"""
+_ADAPTER = """from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), "this directory or repository")"""
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("`", "'").split())
+
+
+def push(folder: Path, repo: str, *, private: bool = True) -> str:
+    """Upload an exported directory to the hub; returns the address. Raises AssetError with the reason when that fails."""
+    api = HfApi()
+    try:
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repo, commit_message="Add model and card")
+    except Exception as error:  # which library the hub's client speaks through changes, and so do its errors
+        reason = " ".join(str(error).split())[:200]
+        raise AssetError(
+            f"hub repository {repo!r}: not uploaded ({reason}); {folder} is complete, push it again"
+        ) from None
+    return str(address)
