@@ -301,7 +301,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(world, tmp_path):
     assert figures(run(config, tmp_path)) == figures(results)
 
 
-def test_grpo_on_numbers_and_sft_side_by_side(tmp_path):
+def test_grpo_on_numbers_and_sft_side_by_side(tmp_path, monkeypatch):
     folder = tmp_path / "sums"
     folder.mkdir()
     rows = [{"q": f"{a} and {b}", "sum": a + b} for a in range(6) for b in range(6)]
@@ -341,6 +341,12 @@ def test_grpo_on_numbers_and_sft_side_by_side(tmp_path):
     config.write_text(dump_yaml(values), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"open answers.*set evaluate.scorers=\[generation\]"):
         run(config, tmp_path / "no", "evaluate.scorers=[generation,likelihood]")
+    with pytest.raises(ConfigError, match="rewards: 'corect'"):
+        run(config, tmp_path / "no", "arms.grpo.train.rewards={corect: 1}")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "trl", None)
+        with pytest.raises(ConfigError, match=r'pip install "paft\[rl\]"'):
+            run(config, tmp_path / "no")
     assert not (tmp_path / "no").exists()
     results = run(config, tmp_path / "out")
     assert list(results["arms"]) == ["base", "sft", "grpo"]

@@ -24,7 +24,7 @@ from rich.table import Table
 
 import paft
 from paft import assets
-from paft.config import GRPOConfig, RunConfig, dump_yaml, load_mapping, load_run_config
+from paft.config import RunConfig, dump_yaml, load_mapping, load_run_config
 from paft.errors import ConfigError, DataError, PaftError, few, nearest
 from paft.prompts import ALL_SPLITS, SPLITS, PromptSet, PromptSplit, audit, shipped_sets
 from paft.tasks import TASKS, load_task
@@ -142,10 +142,6 @@ def export_dataset(
     if training is None:
         tuned = [name for name in settings.arms if settings.training_of(name) is not None]
         raise ConfigError(f"--arm {arm}: expected an arm that is trained: {few(tuned)}")
-    if isinstance(training, GRPOConfig):
-        raise ConfigError(
-            f"--arm {arm}: method grpo learns from its own answers, not from rows; name an arm of method sft"
-        )
     with _watcher() as watch:
         materials = prepare(settings, watch.say)
         assert settings.model is not None  # an arm is trained

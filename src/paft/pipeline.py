@@ -53,6 +53,7 @@ from paft.reports import exhibit_of, write_report
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, read_jsonl, write_json, write_text
 from paft.tasks import Example, Split, Task, load_task
 from paft.tasks.types import content_id
+from paft.training.rewards import find_reward, require_trl
 from paft.training.schedule import make_groups, make_schedule, make_twins, subset, updates_per_epoch
 from paft.training.weights import worst_case
 
@@ -174,6 +175,9 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
                     seed=config.seed,
                 )
                 if isinstance(settings, GRPOConfig):
+                    require_trl()
+                    for reward in settings.rewards:
+                        find_reward(reward)
                     make_groups(schedule, settings.num_generations, across=settings.group == "example")
                     continue
                 if settings.objective.consistency is not None:

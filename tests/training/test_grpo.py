@@ -16,6 +16,7 @@ import torch
 from paft.config import GRPOConfig, PaftSchedule
 from paft.errors import ConfigError, DataError, RenderError
 from paft.grid import Grid
+from paft.integrations.export import export_dataset
 from paft.lm.hf import lora_config
 from paft.prompts import Template
 from paft.store import ArmDir, read_jsonl
@@ -415,3 +416,64 @@ def test_the_best_check_is_kept_and_training_stops_without_a_new_one(tmp_path):
     assert not arm.best.root.exists()
     with pytest.raises(ConfigError, match="needs dev prompts"):
         train(tmp_path / "none", config)
+
+
+def test_trl_on_exported_prompts_has_the_losses_of_paft(tmp_path):
+    """The unpatched GRPOTrainer reads the rows in order and repeats each: the groups of the schedule."""
+    import datasets
+    import trl
+
+    config = CONFIG.model_copy(update={"epochs": 1, "rewards": {"letters": 1.0}})
+    arm = ArmDir(tmp_path / "arm")
+    train_grpo(tiny.hf_model(), sums(), config, arm, seed=0, rewards={"letters": letters})
+    done = export_dataset(sums(), tiny.hf_model().renderer, config, tmp_path / "rows.jsonl", seed=0, form="text")
+    assert (done.rows, done.updates, done.dropped) == (9, 3, 2)
+    rows = read_jsonl(tmp_path / "rows.jsonl")
+    asked = [[each["example"] for each in row["rollouts"][::4]] for row in read_jsonl(arm.rollouts)]
+    assert [row["example_id"] for row in rows] == [example for update in asked for example in update]
+    model = tiny.hf_model()
+    trainer = trl.GRPOTrainer(
+        model=model.model,
+        reward_funcs=[lambda completions, **_: [letters(None, None, text) for text in completions]],
+        args=trl.GRPOConfig(
+            output_dir=str(tmp_path / "trl"),
+            num_train_epochs=1,
+            per_device_train_batch_size=12,
+            num_generations=4,
+            max_completion_length=5,
+            beta=config.kl,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="constant",
+            shuffle_dataset=False,
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            seed=0,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=model.tokenizer,
+        peft_config=lora_config(config.lora),
+    )
+    trainer.train()
+    theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert theirs == pytest.approx([row["loss"] for row in read_jsonl(arm.steps)], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "how", "message"),
+    [
+        ({}, {"form": "tokens"}, "rows are prompts"),
+        ({"group": "example"}, {"form": "text"}, "a row is one prompt"),
+        ({}, {"form": "messages", "short": True}, "whole groups"),
+    ],
+)
+def test_rows_that_cannot_hold_a_training_by_rewards_are_refused(tmp_path, change, how, message):
+    with pytest.raises(ConfigError, match=message):
+        export_dataset(
+            sums(), tiny.hf_model().renderer, CONFIG.model_copy(update=change), tmp_path / "x.jsonl", seed=0, **how
+        )

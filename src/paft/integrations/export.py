@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from paft.config import AdaptiveSchedule, ObjectiveConfig, SFTConfig
+from paft.config import AdaptiveSchedule, GRPOConfig, ObjectiveConfig, SFTConfig
 from paft.errors import ConfigError, few
 from paft.grid import Grid
 from paft.integrations.rows import token_row
@@ -38,7 +38,7 @@ class Exported:
 def export_dataset(
     grid: Grid,
     renderer: Renderer,
-    config: SFTConfig,
+    config: SFTConfig | GRPOConfig,
     path: Path,
     *,
     seed: int,
@@ -49,14 +49,26 @@ def export_dataset(
 
     A reader in batches of `batch_size` meets each update's rows together. Where the examples do not fill the last update of an
     epoch it would take the rest from the next epoch and be out of step from there on: these examples (others in every epoch)
-    are left out, unless `short` keeps them.
+    are left out, unless `short` keeps them. Of method grpo a row is the prompt of a group (`prompt`, as text or as turns) with the right
+    `answer` as the prompt wants it written, for a reader that repeats each row `num_generations` times.
     Raises ConfigError for what cannot be told by rows (adaptive draws, objectives) and for another kind of file.
     """
     if isinstance(config.schedule, AdaptiveSchedule):
         raise ConfigError(
             "schedule.kind adaptive: draws that follow the losses cannot be written down before; train with paft"
         )
-    if config.objective != ObjectiveConfig():
+    if isinstance(config, GRPOConfig):
+        if form == "tokens":
+            raise ConfigError(
+                "--as tokens: of method grpo rows are prompts, not answers; give --as text or --as messages"
+            )
+        if config.group == "example":
+            raise ConfigError(
+                "train.group example: a row is one prompt, and other trainers repeat it; use group: prompt"
+            )
+        if short:
+            raise ConfigError("--keep-short with method grpo: an update is made of whole groups; leave it out")
+    elif config.objective != ObjectiveConfig():
         raise ConfigError("train.objective: rows of a file carry no objective; train with paft or leave it out")
     if path.suffix not in (".parquet", ".jsonl"):
         raise ConfigError(f"{path}: expected a name that ends in .parquet or .jsonl")
@@ -74,7 +86,9 @@ def export_dataset(
     return Exported(config.epochs * (num_examples - dropped), config.epochs * per_epoch, dropped)
 
 
-def _rows(dataset: CellDataset, config: SFTConfig, seed: int, form: Form, kept: int) -> Iterator[dict[str, Any]]:
+def _rows(
+    dataset: CellDataset, config: SFTConfig | GRPOConfig, seed: int, form: Form, kept: int
+) -> Iterator[dict[str, Any]]:
     grid, renderer = dataset.grid, dataset.renderer
     schedule = make_schedule(
         config.schedule,
@@ -97,6 +111,10 @@ def _rows(dataset: CellDataset, config: SFTConfig, seed: int, form: Form, kept: 
                 "example_id": grid.examples[cell.example].id,
             }
             match form:
+                case "text" | "messages" if isinstance(config, GRPOConfig):
+                    turns = [{"role": turn.role, "content": turn.text} for turn in grid.chat(cell)]
+                    row["prompt"] = renderer.prompt_text(grid.chat(cell)) if form == "text" else turns
+                    row["answer"] = grid.target(cell)
                 case "tokens":
                     row |= token_row(dataset[index])
                 case "text":

@@ -28,7 +28,7 @@ from paft.lm.ranks import Ranks
 from paft.lm.render import Renderer
 from paft.store import ArmDir, append_jsonl, read_jsonl
 from paft.training.order import EpochSetter
-from paft.training.rewards import Reward, find_reward
+from paft.training.rewards import Reward, find_reward, require_trl
 from paft.training.schedule import Groups, make_groups, make_schedule
 from paft.training.setup import (
     OnDev,
@@ -41,11 +41,9 @@ from paft.training.setup import (
     with_lora,
 )
 
-try:
-    import datasets
-    import trl
-except ImportError:
-    raise ConfigError('train.method grpo needs trl, which is not installed; pip install "paft[rl]"') from None
+require_trl()
+import datasets  # noqa: E402
+import trl  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,14 @@ def well_formed(example: Example, template: Template, completion: str) -> float:
 BUILT_IN: Mapping[str, Reward] = {"correct": correct, "format": well_formed}
 
 
+def require_trl() -> None:
+    """Raises ConfigError where the library that computes GRPO is not installed."""
+    try:
+        import trl  # noqa: F401
+    except ImportError:
+        raise ConfigError('train.method grpo needs trl, which is not installed; pip install "paft[rl]"') from None
+
+
 def find_reward(name: str) -> Reward:
     """A built-in reward, or the callable that "module:function" names. Raises ConfigError."""
     if name in BUILT_IN:
