@@ -477,3 +477,25 @@ def test_rows_that_cannot_hold_a_training_by_rewards_are_refused(tmp_path, chang
         export_dataset(
             sums(), tiny.hf_model().renderer, CONFIG.model_copy(update=change), tmp_path / "x.jsonl", seed=0, **how
         )
+
+
+def test_rewards_rise_on_sums_under_several_prompts(tmp_path):
+    """All weights of the tiny model, 150 updates: it learns to write what the prompts' parsers read, then some right sums."""
+    config = CONFIG.model_copy(
+        update={
+            "rewards": {"correct": 1.0, "format": 0.2},
+            "lora": None,
+            "kl": 0.0,
+            "epochs": 75,
+            "batch_size": 5,
+            "num_generations": 8,
+            "max_new_tokens": 3,
+            "learning_rate": 3e-3,
+            "save_every": 1000,
+        }
+    )
+    arm = ArmDir(tmp_path)
+    train_grpo(tiny.hf_model(), sums(), config, arm, seed=0)
+    rewards = [row["reward"] for row in read_jsonl(arm.steps)]
+    assert len(rewards) == 150
+    assert sum(rewards[-25:]) / 25 > sum(rewards[:25]) / 25 + 0.1
