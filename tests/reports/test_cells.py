@@ -23,7 +23,7 @@ from paft.reports.cells import cells_view
 from paft.reports.exhibit import CHARACTERS, COLUMNS, LONGEST, ROWS, TEXTS
 from paft.reports.wording import clean
 from paft.tasks import Example, load_task
-from paft.tasks.answers import Labels
+from paft.tasks.answers import OTHER, Labels, Number
 from paft.watch import LineWatcher
 from tests import tiny
 from tests.reports.test_report import HOSTILE, Tags, make
@@ -308,3 +308,19 @@ def test_a_run_and_its_page_agree_with_the_grid(tmp_path: Path) -> None:
         (answer,) = shown.answers
         assert answer is not None
         assert answer.said == clean(done.answers_KN[cell.prompt][cell.example].completion.text)  # type: ignore[union-attr]
+
+
+def test_a_wrong_number_is_another_answer(tmp_path: Path) -> None:
+    items = [Example(f"e{i}", {"text": f"sum {i}"}, (str(i),), 0, is_open=True) for i in range(3)]
+    grid = Grid([Template(f"Wording {k}: {{text}}", answer=Number()) for k in range(2)], items)
+    said = [["0", "7", "none"], ["0", "1", "9"]]
+    rows = tuple(
+        tuple(Answered((), (), (), 9, False, Completion(text, 2, "eos")) for text in of_prompt) for of_prompt in said
+    )
+    scores: Any = {"generation": score_matrix(grid, rows, "generation")}
+    assert scores["generation"].answers_KN.tolist() == [[0, OTHER, -1], [0, 0, OTHER]]
+    spent = Spent("full", np.ones((2, 3), dtype=bool), 6, 0.95)
+    done = Evaluation(grid, "print", scores, rows, 0.95, (0.5,), spent, 6)
+    html = page_of(told({"a": done}), exhibit_of({"a": done}), tmp_path)
+    assert "wrong: another answer" in html
+    assert "right: 1" in html

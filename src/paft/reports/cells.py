@@ -336,7 +336,9 @@ def _answer(arm: Mapping[str, Any] | None, written: Mapping[int, str], scorers: 
     read = {}
     for scorer in scorers:
         choice, score = arm["scores"][scorer]
-        read[scorer] = f"{_verdict(choice, score)}: {written[choice] if choice >= 0 else 'no choice, or several'}"
+        read[scorer] = (
+            f"{_verdict(choice, score)}: {written.get(choice, 'another answer') if choice >= 0 else 'no choice, or several'}"
+        )
     return Answer(
         said, note, read, [wording.MISSING if x is None else f"{x:.3f}".replace("-", "\u2212") for x in arm["logp"]]
     )
