@@ -185,8 +185,6 @@ class TrainingConfig(Strict):
     epochs: Annotated[int, Field(ge=1)] = 3
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Examples per optimizer update, over all devices and accumulation steps."""
-    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Rows per forward pass on one device; None: all of an update."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     lr_scheduler: str = "cosine"
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -201,6 +199,8 @@ class TrainingConfig(Strict):
     """Passed to peft.LoraConfig as it is; null trains all weights."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Longest cell in tokens, answer included. A longer one is an error: nothing is cut in silence."""
+    packing: bool = True
+    """Compute what the rows of a forward pass share once, without padding, where the model allows it and it is cheaper."""
     save_every: Annotated[int, Field(ge=1)] = 100
     """Optimizer updates between checkpoints."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
@@ -215,6 +215,9 @@ class TrainingConfig(Strict):
     dataloader_workers: Annotated[int, Field(ge=0)] = 0
     report_to: list[str] = []
     """Trackers by the names transformers knows: tensorboard, wandb, mlflow, trackio."""
+    arguments: dict[str, Any] = {}
+    """More settings of the trainer underneath, as they are: of transformers.TrainingArguments (gradient_checkpointing, bf16, optim,
+    neftune_noise_alpha, deepspeed and so on), with grpo of trl.GRPOConfig too (loss_type, epsilon, top_p, use_vllm)."""
 
     @field_validator("schedule", mode="before")
     @classmethod
@@ -236,8 +239,6 @@ class SFTConfig(TrainingConfig):
     objective: ObjectiveConfig = ObjectiveConfig()
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Examples per forward pass on one device; None tries the whole batch and halves it when memory runs out."""
-    packing: bool = True
-    """Compute what the examples of a forward pass share once, without padding, where the model allows it and it is cheaper."""
 
     @model_validator(mode="after")
     def _check_schedule(self) -> SFTConfig:
@@ -285,8 +286,6 @@ class GRPOConfig(TrainingConfig):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest answer in tokens."""
-    trl: dict[str, Any] = {}
-    """More settings of trl.GRPOConfig, as they are: loss_type, epsilon, scale_rewards, top_p, use_vllm and so on."""
 
     @model_validator(mode="after")
     def _check_schedule(self) -> GRPOConfig:

@@ -176,6 +176,9 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
                 )
                 if isinstance(settings, GRPOConfig):
                     require_trl()
+                if settings.arguments:
+                    _check_arguments(settings)
+                if isinstance(settings, GRPOConfig):
                     for reward in settings.rewards:
                         find_reward(reward)
                     make_groups(schedule, settings.num_generations, across=settings.group == "example")
@@ -191,6 +194,20 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
         say(f"... and {len(rejected) - 5} more rows not readable")
     origins = tuple(dict.fromkeys(split.origin for split in splits.values()))
     return Materials(task, prompts, train, dev, test, rejected, origins, grid, others)
+
+
+def _check_arguments(settings: SFTConfig | GRPOConfig) -> None:
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    if isinstance(settings, GRPOConfig):
+        from paft.training.grpo import check_arguments as check_grpo
+
+        check_grpo(settings, on_cpu=on_cpu)
+    else:
+        from paft.training.sft import check_arguments
+
+        check_arguments(settings, on_cpu=on_cpu)
 
 
 Item = TypeVar("Item")
@@ -435,6 +452,8 @@ def _train_arm(
         free |= {"keep", "patience"}
     else:
         free -= {"eval_every", "dev_prompts", "dev_examples"}  # the checks decide
+    if not settings.arguments:
+        free.add("arguments")
     what = settings.model_dump(exclude=free)
     parts = [what, config.seed, identity, [t.id for t in m.prompts.train], [e.id for e in m.train]]
     start = out.beside(before) if (before := config.arms[name].start) is not None else None

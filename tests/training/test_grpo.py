@@ -95,6 +95,29 @@ def test_groups_are_made_of_the_cells_of_the_schedule(tmp_path):
     assert not arm.checkpoints.exists()
 
 
+@pytest.mark.parametrize("group", ["prompt", "example"])
+def test_what_the_answers_of_a_group_share_is_computed_once_to_the_same_losses(tmp_path, group):
+    config = CONFIG.model_copy(update={"group": group, "kl": 0.1, "micro_batch_size": 6})
+    widths: list[int] = []
+
+    def watch(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        if isinstance(module, torch.nn.Embedding) and torch.is_grad_enabled():
+            widths.append(args[0].numel())
+
+    with torch.nn.modules.module.register_module_forward_pre_hook(lambda module, args: watch(module, args, {})):
+        packed = train(tmp_path / "packed", config)
+        computed = sum(widths)
+        widths.clear()
+        padded = train(tmp_path / "padded", config.model_copy(update={"packing": False}))
+    assert computed < (0.6 if group == "prompt" else 0.95) * sum(widths)
+    ours, plain = read_jsonl(packed.steps), read_jsonl(padded.steps)
+    for key in ("loss", "kl"):
+        assert [row[key] for row in ours] == pytest.approx([row[key] for row in plain], abs=2e-5)
+    assert [row["rollouts"] for row in read_jsonl(packed.rollouts)] == [
+        row["rollouts"] for row in read_jsonl(padded.rollouts)
+    ]
+
+
 def test_groups_across_prompts_share_the_example_and_no_prompt_twice():
     grid = sums()
     schedule = make_schedule(CONFIG.schedule, grid, batch_size=3, epochs=2, seed=3)
@@ -321,19 +344,19 @@ def test_a_reward_of_ones_own_and_one_that_has_nothing_to_say(tmp_path):
         ({"rewards": {"tests.training.test_grpo:CONFIG": 1.0}}, "expected a function"),
         ({"batch_size": 12}, "more groups than the 11 train examples"),
         ({"micro_batch_size": 5}, "12 answers an update"),
-        ({"trl": {"num_generations": 3}}, "set by paft"),
-        ({"trl": {"reward_weights": [1.0]}}, "train.rewards"),
-        ({"trl": {"los_type": "grpo"}}, "did you mean 'loss_type'"),
-        ({"trl": {"loss_type": "ppo"}}, "Unknown loss type: ppo"),
+        ({"arguments": {"num_generations": 3}}, "set by paft"),
+        ({"arguments": {"reward_weights": [1.0]}}, "train.rewards"),
+        ({"arguments": {"los_type": "grpo"}}, "did you mean 'loss_type'"),
+        ({"arguments": {"loss_type": "ppo"}}, "Unknown loss type: ppo"),
         ({"lora": None}, "set kl: 0"),
-        ({"group": "example", "trl": {"use_vllm": True, "vllm_mode": "server"}}, "would drop the others"),
+        ({"group": "example", "arguments": {"use_vllm": True, "vllm_mode": "server"}}, "would drop the others"),
     ],
 )
 def test_settings_that_cannot_hold_are_refused_in_one_line(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message) as error:
         train_grpo(tiny.hf_model(), sums(), CONFIG.model_copy(update=change), ArmDir(tmp_path), seed=0)
     assert "\n" not in str(error.value)
-    assert "loss_type" in change.get("trl", {}) or not list(tmp_path.iterdir())
+    assert "loss_type" in change.get("arguments", {}) or not list(tmp_path.iterdir())
 
 
 def test_a_prompt_that_does_not_fit_and_a_reward_that_is_no_number_are_named(tmp_path):
@@ -356,7 +379,7 @@ def test_settings_name_the_method(tmp_path):
     assert (mixed.training_of("a").epochs, mixed.training_of("b").epochs) == (10, 7)
     for bad, message in (
         ({"method": "gpro"}, "train.method = 'gpro', did you mean 'grpo'"),
-        ({"method": "grpo", "packing": True}, "train.packing"),
+        ({"method": "grpo", "objective": {}}, "train.objective"),
         ({"method": "grpo", "schedule": {"kind": "adaptive"}}, "follows losses"),
         ({"method": "grpo", "group": "example", "schedule": {"kind": "fixed"}}, "would not hold"),
     ):

@@ -16,18 +16,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from paft.config import AdaptiveSchedule, FixedSchedule, PaftSchedule, SFTConfig
+from paft import pipeline
+from paft.config import AdaptiveSchedule, FixedSchedule, PaftSchedule, SFTConfig, load_run_config
 from paft.errors import ConfigError, RenderError, ResourceError
 from paft.grid import Cell, Grid
 from paft.prompts import PromptSet
 from paft.store import ArmDir, read_jsonl
 from paft.tasks import load_task
-from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad
+from paft.training.data import CellDataset, Row, ScheduleSampler, pad
 from paft.training.objectives import IGNORED, token_nll
+from paft.training.packing import answer_logits, cheaper_packed, in_one_line, pack
 from paft.training.schedule import make_schedule
 from paft.training.setup import check_on_dev
-from paft.training.sft import _by_row, answer_logits, train_sft
+from paft.training.sft import _by_row, train_sft
 from paft.training.weights import cluster_weights
+from paft.watch import LineWatcher
 from tests import tiny
 
 CONFIG = SFTConfig(
@@ -214,7 +217,7 @@ def test_packed_rows_give_the_loss_and_gradients_of_padded_rows(tmp_path, kind):
     lm = tiny.hf_model(kind)
     rows = ragged_rows(tmp_path, lm)
     assert len({len(row.ids) for row in rows}) > 1
-    packed = pack(rows)
+    packed = pack(rows, in_one_line(rows))
     shared = sum(len(row.ids) for row in rows) - packed["input_ids"].shape[1]
     assert shared > 0
     assert shared % (len(rows) - 1) == 0
@@ -229,17 +232,43 @@ def test_packed_rows_give_the_loss_and_gradients_of_padded_rows(tmp_path, kind):
 def test_rows_that_share_nothing_are_packed_too(tmp_path):
     lm = tiny.hf_model(chat=False)
     rows = [replace(row, ids=[10 + n, *row.ids[1:]]) for n, row in enumerate(ragged_rows(tmp_path, lm))]
-    packed = pack(rows)
+    packed = pack(rows, in_one_line(rows))
     assert packed["input_ids"].shape[1] == sum(len(row.ids) for row in rows)
     slow, _ = losses_and_gradients(lm, pad(rows, lm.renderer.eos_id))
     assert losses_and_gradients(lm, packed)[0] == pytest.approx(slow, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+def test_rows_of_several_prompts_share_what_each_two_have_in_common(tmp_path, kind):
+    """Six cells under three prompts, in turns, one of them twice: a tree of two levels."""
+    lm = tiny.hf_model(kind)
+    g = grid(tmp_path)
+    data = CellDataset(g, lm.renderer, 1024)
+    rows = [data[g.flat(Cell(0, k, i))] for k, i in [(0, 0), (1, 0), (0, 1), (2, 2), (1, 1), (0, 0)]]
+    packed = pack(rows, in_one_line(rows))
+    ids = packed["input_ids"][0].tolist()
+    begun = {tuple(row.ids[:end]) for row in rows for end in range(1, row.start)}
+    assert len(ids) == len(begun) + sum(len(row.ids) - row.start + 1 for row in rows)
+    for place, sees in enumerate(
+        packed["attention_mask"][0, 0]
+    ):  # each token sees a beginning of a row, and nothing else
+        text = [ids[other] for other in sees.nonzero().flatten().tolist()]
+        assert any(row.ids[: len(text)] == text for row in rows)
+        assert packed["position_ids"][0, place] == len(text) - 1
+    slow, slow_grads = losses_and_gradients(lm, pad(rows, lm.renderer.eos_id))
+    fast, fast_grads = losses_and_gradients(lm, packed)
+    assert fast == pytest.approx(slow, abs=1e-4)
+    for name, grad in slow_grads.items():
+        assert torch.allclose(grad, fast_grads[name], atol=1e-4 * float(grad.abs().max()) + 1e-6), name
+    of_packed, of_padded = (answer_logits(lm.model, batch)[1:] for batch in (packed, pad(rows, lm.renderer.eos_id)))
+    assert all(torch.equal(a, b) for a, b in zip(of_packed, of_padded, strict=True))  # the order of rows is kept
+
+
 def test_packing_is_chosen_by_its_cost():
     share = [Row(n, [1] * 50 + [n] * 10, 55) for n in range(4)]
     long = [Row(n, [n] * 4000, 3990) for n in range(8)]
-    assert cheaper_packed(share, 576)
-    assert not cheaper_packed(long, 576)  # attention over all pairs of 32,000 places
+    assert cheaper_packed(share, in_one_line(share), 576)
+    assert not cheaper_packed(long, in_one_line(long), 576)  # attention over all pairs of 32,000 places
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gpt_neo"])
@@ -448,3 +477,62 @@ def test_choosing_needs_checks(tmp_path):
             validate(SFTConfig, given, "x")
     with pytest.raises(ConfigError, match="needs dev prompts"):
         train(tmp_path, CHOOSING)
+
+
+def losses(rows: list[dict]) -> list[float]:
+    return [row["loss"] for row in rows]
+
+
+def test_arguments_reach_the_trainer_as_they_are(tmp_path):
+    def tuned(name: str, **arguments) -> list[float]:
+        config = CONFIG.model_copy(update={"arguments": arguments, "epochs": 1})
+        model = tiny.hf_model()
+        seen_by.clear()
+        return losses(train(tmp_path / name, config, model=model))
+
+    seen_by: list[bool] = []
+
+    def watch(module: torch.nn.Module, *_: object) -> None:
+        seen_by.append(module.gradient_checkpointing and module.training)
+
+    plain = tuned("plain")
+    with torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *_: watch(module) if hasattr(module, "gradient_checkpointing") else None
+    ):
+        assert tuned("checkpointed", gradient_checkpointing=True) == pytest.approx(plain, abs=1e-6)
+        assert any(seen_by)
+        assert tuned("again") == plain
+        assert not any(seen_by)
+    half = tuned("half", bf16=True)
+    assert half != plain
+    assert half == pytest.approx(plain, abs=0.1)
+    assert tuned("noisy", neftune_noise_alpha=5.0)[0] != plain[0]
+    other = tuned("other", adam_beta2=0.5)
+    assert other[0] == plain[0]
+    assert other[-1] != plain[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_steps": 3}, r"train\.arguments\.max_steps: give train.epochs; leave it out"),
+        ({"per_device_train_batch_size": 3}, "train.micro_batch_size"),
+        ({"seed": 3}, "set by paft"),
+        ({"dataloader_drop_last": True}, "order of rows is the schedule's"),
+        ({"eval_steps": 3}, "dev prompts"),
+        (
+            {"gradient_checkpoint": True},
+            r"TrainingArguments has no such setting, did you mean 'gradient_checkpointing'",
+        ),
+        ({"optim": "adamw_tensor"}, "train.arguments .*adamw_tensor"),
+    ],
+)
+def test_arguments_that_are_not_the_users_to_set_are_refused_before_anything_is_done(tmp_path, arguments, message):
+    config = CONFIG.model_copy(update={"arguments": arguments})
+    with pytest.raises(ConfigError, match=message) as error:
+        train(tmp_path, config)
+    assert "\n" not in str(error.value)
+    run = load_run_config(tiny.write_config(tmp_path), [f"train.arguments={json.dumps(arguments)}"])
+    with pytest.raises(ConfigError, match=message):
+        pipeline.run(run, tmp_path / "run", LineWatcher(quiet=True))
+    assert not (tmp_path / "run").exists()

@@ -72,6 +72,10 @@ def load_model(
         del model.config.quantization_config
     if quantization is None:
         model.to(device)
+    for layer in model.modules():
+        # on CPUs with bfloat16 units bitsandbytes rounds 4-bit weights once more when they are first read, for good
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     model.eval().requires_grad_(False)
     loaded = HFModel(model, tokenizer, style=style, identity=identity, name=name, say=say)
     return loaded.with_adapter(adapter) if adapter else loaded

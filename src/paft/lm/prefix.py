@@ -50,6 +50,28 @@ class Row:
         return sees_TT
 
 
+def forest(texts: Sequence[Sequence[int]], latest: Sequence[int]) -> Row:
+    """All texts in one row, in the order given, what two of them share once.
+
+    latest: for each text, how many of its tokens may be shared at most; the others have places of their own, in its turn.
+
+    >>> forest([[5, 6, 7], [8, 9], [5, 6, 7]], latest=[2, 1, 2]).ids_T.tolist()
+    [5, 6, 7, 8, 9, 7]
+    """
+    begins = [np.asarray(ids[:most]) for ids, most in zip(texts, latest, strict=True)]
+    ids: list[int] = []
+    depths: list[int] = []
+    paths: list[np.ndarray] = []
+    for number, text in enumerate(texts):
+        shared = [_common(begins[number], other) for other in begins[:number]]
+        kept = max(shared, default=0)
+        beside = paths[shared.index(kept)][:kept] if kept else np.array([], dtype=np.int64)
+        paths.append(np.concatenate([beside, np.arange(len(ids), len(ids) + len(text) - kept)]))
+        ids += text[kept:]
+        depths += range(kept, len(text))
+    return Row(np.array(ids, dtype=np.int64), np.array(depths, dtype=np.int64), tuple(range(len(texts))), tuple(paths))
+
+
 @dataclass(eq=False)
 class Head:
     """A beginning that is computed by itself: its tokens after those of the head above it, and all that follows it.

@@ -11,7 +11,7 @@ import torch
 
 from paft.errors import RenderError
 from paft.grid import Cell, Grid
-from paft.lm.render import Renderer, shared_prefix
+from paft.lm.render import Renderer
 from paft.training.objectives import IGNORED
 from paft.training.schedule import Schedule, Twins
 
@@ -96,7 +96,7 @@ class ScheduleSampler(torch.utils.data.Sampler[int]):
 
 
 def pad(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
-    """One row each, padded on the left: input_ids_BT, attention_mask_BT, position_ids_BT, and what `_targets` adds.
+    """One row each, padded on the left: input_ids_BT, attention_mask_BT, position_ids_BT, and what `with_targets` adds.
 
     targets_BT: the answer token to be predicted *from* a position, IGNORED elsewhere (no further shift).
     """
@@ -107,50 +107,11 @@ def pad(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
         "input_ids": torch.tensor([[pad_id] * pad + row.ids for pad, row in zip(pads, rows, strict=True)]),
         "attention_mask": mask_BT,
         "position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0),
-        **_targets(
-            [[IGNORED] * pad + _targets_of(row) for pad, row in zip(pads, rows, strict=True)],
+        **with_targets(
+            [[IGNORED] * pad + targets_of(row) for pad, row in zip(pads, rows, strict=True)],
             [[number] * width for number in range(len(rows))],
         ),
     }
-
-
-def pack(rows: Sequence[Row]) -> dict[str, Any]:
-    """All rows in one, the beginning that they share once: a tree of one trunk and a branch per row.
-
-    Tensors as in `pad` with one row; attention_mask_11TT is true where a token may look: at the trunk and at its own
-    branch, up to itself. Every branch keeps the token that predicts its first answer token.
-    """
-    shared = shared_prefix([row.ids[: row.start] for row in rows])
-    trunk = rows[0].ids[:shared]
-    ids, places, targets = list(trunk), list(range(shared)), [IGNORED] * shared
-    branch = [0] * shared
-    for number, row in enumerate(rows, 1):
-        own = row.ids[shared:]
-        ids += own
-        places += range(shared, shared + len(own))
-        branch += [number] * len(own)
-        targets += _targets_of(row)[shared:]
-    branch_T = torch.tensor(branch)
-    sees_TT = (branch_T[None, :] == 0) | (branch_T[None, :] == branch_T[:, None])
-    return {
-        "input_ids": torch.tensor([ids]),
-        "attention_mask": sees_TT.tril()[None, None],
-        "position_ids": torch.tensor([places]),
-        **_targets([targets], [[number - 1 for number in branch]]),
-    }
-
-
-def cheaper_packed(rows: Sequence[Row], hidden_size: int) -> bool:
-    """Whether packing takes fewer operations than padding.
-
-    Linear layers cost about 24 hidden_size^2 a token, attention 4 hidden_size a pair of places; a packed row has all
-    pairs of its T tokens, padded rows have those of each row alone.
-    """
-    lengths = [len(row.ids) for row in rows]
-    shared = shared_prefix([row.ids[: row.start] for row in rows])
-    packed, width = sum(lengths) - shared * (len(rows) - 1), max(lengths)
-    padded = len(rows) * width
-    return packed + packed**2 / (6 * hidden_size) < padded + padded * width / (6 * hidden_size)
 
 
 def pairs(rows: Sequence[Row]) -> torch.Tensor:
@@ -168,14 +129,15 @@ def pairs(rows: Sequence[Row]) -> torch.Tensor:
     return torch.tensor(found, dtype=torch.long).view(-1, 2)
 
 
-def _targets_of(row: Row) -> list[int]:
+def targets_of(row: Row) -> list[int]:
+    """What is to be predicted from each token of a row: IGNORED but from before the first answer token on."""
     if row.silent:
         return [IGNORED] * len(row.ids)
     return [IGNORED] * (row.start - 1) + row.ids[row.start :] + [IGNORED]
 
 
-def _targets(targets: list[list[int]], rows: list[list[int]]) -> dict[str, Any]:
-    """targets_BT, and rows_BT: of which row, counted from 0, a place is (meant where there is a target)."""
+def with_targets(targets: list[list[int]], rows: list[list[int]]) -> dict[str, Any]:
+    """Targets, in the shape in which the Trainer counts them, and rows_BT: of which row, counted from 0, a place is (meant where there is a target)."""
     # the Trainer counts the answer tokens of an update in `shift_labels`, and looks there only when there are `labels`
     targets_BT = torch.tensor(targets)
     return {"labels": targets_BT, "shift_labels": targets_BT, "rows": torch.tensor(rows)}

@@ -6,9 +6,8 @@ or ignored. Generation, advantages, loss and optimizer are trl's.
 
 from __future__ import annotations
 
-import inspect
+import itertools
 import math
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,22 +19,24 @@ import torch
 from transformers import TrainerCallback
 
 from paft.config import GRPOConfig
-from paft.errors import ConfigError, DataError, RenderError, ResourceError, nearest
+from paft.errors import ConfigError, DataError, RenderError, ResourceError
 from paft.grid import Cell, Grid
 from paft.lm.hf import HFModel, lora_config, without_chatter
 from paft.lm.passes import is_out_of_memory
+from paft.lm.prefix import Row as Line
 from paft.lm.ranks import Ranks
 from paft.lm.render import Renderer
 from paft.store import ArmDir, append_jsonl, read_jsonl
+from paft.training.data import CellDataset, Row
 from paft.training.order import EpochSetter
+from paft.training.packing import additive, cheaper_packed, in_one_line, innermost, pack, packs_exactly
 from paft.training.rewards import Reward, find_reward, require_trl
 from paft.training.schedule import Groups, make_groups, make_schedule
 from paft.training.setup import (
-    OnDev,
+    Keeper,
     WholeCheckpoints,
     check_on_dev,
     rewind,
-    save_tuned,
     silence,
     trainer_arguments,
     with_lora,
@@ -99,8 +100,6 @@ def train_grpo(
     judges = {name: (rewards or {}).get(name) or find_reward(name) for name in config.rewards}
     rows = PromptRows(grid, model.renderer)
     rows.check_lengths(config.max_new_tokens, min(config.max_length, model.limit))
-    if config.keep == "best" and dev is None:
-        raise ConfigError("train.keep best needs dev prompts and examples; give dev")
     answers = config.batch_size * config.num_generations
     micro = config.micro_batch_size or answers // ranks.size
     if micro < 1 or answers % (micro * ranks.size):
@@ -120,22 +119,7 @@ def train_grpo(
         say(
             f"{left} of {grid.shape[1]} examples are left out of each epoch, others each time: an update takes {config.batch_size}"
         )
-    arguments = trainer_arguments(
-        trl.GRPOConfig,
-        config,
-        out,
-        seed=seed,
-        on_cpu=model.device.type == "cpu",
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=steps,
-        num_generations=config.num_generations,
-        max_completion_length=config.max_new_tokens,
-        temperature=config.temperature,
-        beta=config.kl,
-        bf16=False,  # weights are loaded in the precision that is trained
-        shuffle_dataset=False,
-        **{"gradient_checkpointing": False, **_passed_on(config)},
-    )
+    arguments = _arguments(config, out, seed=seed, on_cpu=model.device.type == "cpu", micro=micro, steps=steps)
     if config.lora is None and config.kl:
         raise ConfigError(
             f"train.kl {config.kl} with lora: null needs a second, untouched model in memory; set kl: 0 or train an adapter"
@@ -143,7 +127,7 @@ def train_grpo(
     if config.group == "example" and arguments.use_vllm and arguments.vllm_mode == "server":
         raise ConfigError(
             "train.group example with a vLLM server: it is asked one prompt per group and would drop the others in silence; "
-            "set trl.vllm_mode: colocate, or group: prompt"
+            "set arguments.vllm_mode: colocate, or group: prompt"
         )
     done = 0
     if resume := ranks.share(out.last_checkpoint()):
@@ -167,11 +151,15 @@ def train_grpo(
         tuned = trainer.model
         learner = model.wrapping(tuned)
         trainer.begin(rows, sampler, judges, config.rewards)
+        cells = CellDataset(grid, model.renderer, config.max_length)
+        first = [cells[index] for index in itertools.islice(sampler, micro)]
+        if config.packing and packs_exactly(learner, first, say):
+            trainer.packing, trainer.width = True, learner.hidden_size
         silence(trainer)
         total = sampler.updates * config.epochs
         trainer.add_callback(EpochSetter(sampler, sampler.updates))  # type: ignore[arg-type]
-        checks = OnDev(tuned, model, config, out)
-        log = _RolloutLog(trainer, grid, learner, dev, checks, config, tick, total, ranks)
+        keeper = Keeper(tuned, model, config, out, dev)
+        log = _RolloutLog(trainer, grid, learner, dev, keeper, config, tick, total, ranks)
         trainer.add_callback(log)
         trainer.add_callback(WholeCheckpoints(ranks))
         started = time.perf_counter()
@@ -179,26 +167,21 @@ def train_grpo(
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except Exception as error:
             if isinstance(error, ValueError | NotImplementedError) and _raised_by(error).startswith("trl."):
-                raise ConfigError(f"train.trl {config.trl}: {str(error).splitlines()[0][:200]}") from None
+                raise ConfigError(f"train.arguments {config.arguments}: {str(error).splitlines()[0][:200]}") from None
             if not is_out_of_memory(error):
                 raise
             raise ResourceError(
                 f"out of memory with {micro} answers at a time; set train.micro_batch_size to a divisor of {answers} below that"
             ) from None
         seconds = time.perf_counter() - started
-    tuned.eval()
-    for parameter in tuned.parameters():
-        parameter.grad = None
-    if config.keep == "best" and checks.best_step is not None:
-        checks.take_best()
+    keeper.settle()
     if "ref" in getattr(tuned, "peft_config", {}):  # the adapter that training went on from, kept by trl beside it
         tuned.delete_adapter("ref")
     if ranks.rank == 0:
-        save_tuned(tuned, model, config, out)
         told = read_jsonl(out.steps)
         report = GRPOReport(
             updates=len(told),
-            kept=(checks.best_step if config.keep == "best" else None) or len(told),
+            kept=keeper.kept(len(told)),
             examples=grid.shape[1],
             distinct_prompts=len({prompt for row in told for prompt in row["prompts"]}),
             completions=sum(row["completions"] for row in told),
@@ -206,65 +189,46 @@ def train_grpo(
             answer_tokens=sum(row["answer_tokens"] for row in told),
             seconds=seconds + sum(row["seconds"] for row in told if row["step"] <= done),
         )
-        out.finish_training(report.__dict__)
-        shutil.rmtree(out.checkpoints, ignore_errors=True)
-        checks.forget()
+        keeper.hand_over(report)
     ranks.gather(None)  # nobody reads what is not written yet
     return learner
 
 
-OURS = {
-    *(
-        "temperature",
-        "beta",
-        "num_generations",
-        "max_completion_length",
-        "bf16",
-        "shuffle_dataset",
-        "seed",
-        "data_seed",
-    ),
-    *(
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "num_train_epochs",
-        "learning_rate",
-        "lr_scheduler_type",
-    ),
-    *("warmup_steps", "weight_decay", "max_grad_norm", "output_dir", "save_strategy", "save_steps", "save_total_limit"),
-    *(
-        "logging_strategy",
-        "logging_steps",
-        "report_to",
-        "eval_strategy",
-        "remove_unused_columns",
-        "disable_tqdm",
-        "optim",
-    ),
-    *("use_cpu", "dataloader_num_workers", "dataloader_pin_memory"),
-}
-_FIXED = {
+def _arguments(config: GRPOConfig, out: ArmDir, *, seed: int, on_cpu: bool, micro: int, steps: int) -> trl.GRPOConfig:
+    return trainer_arguments(
+        trl.GRPOConfig,
+        config,
+        out,
+        seed=seed,
+        on_cpu=on_cpu,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=steps,
+        num_generations=config.num_generations,
+        max_completion_length=config.max_new_tokens,
+        temperature=config.temperature,
+        beta=config.kl,
+        shuffle_dataset=False,
+        how=_HOW,
+        # weights are loaded in the precision that is trained
+        defaults={"bf16": False, "gradient_checkpointing": False},
+    )
+
+
+def check_arguments(config: GRPOConfig, *, on_cpu: bool) -> None:
+    """Raises ConfigError for `config.arguments` that trl would not take, before anything is computed."""
+    answers = config.batch_size * config.num_generations
+    _arguments(config, ArmDir(Path("unused")), seed=0, on_cpu=on_cpu, micro=answers, steps=1)
+
+
+_HOW = {
     "num_iterations": "an update uses new answers, so that K counts updates",
     "reward_weights": "give train.rewards",
     "steps_per_generation": "answers are written once an update",
     "generation_batch_size": "answers are written once an update",
     "chat_template_kwargs": "prompts are rendered by paft",
-    "max_steps": "give train.epochs",
     "model_init_kwargs": "the model is loaded by paft",
+    "trust_remote_code": "the model is loaded by paft",
 }
-
-
-def _passed_on(config: GRPOConfig) -> dict[str, Any]:
-    """The settings for trl alone. Raises ConfigError for what paft sets and for what trl does not know."""
-    known = set(inspect.signature(trl.GRPOConfig).parameters)
-    for key in config.trl:
-        if key in _FIXED:
-            raise ConfigError(f"train.trl.{key}: {_FIXED[key]}; leave it out")
-        if key in OURS:
-            raise ConfigError(f"train.trl.{key}: is set by paft (most such have a key under train); leave it out")
-        if key not in known:
-            raise ConfigError(f"train.trl.{key}: trl {trl.__version__} has no such setting{nearest(key, known)}")
-    return config.trl
 
 
 def _raised_by(error: Exception) -> str:
@@ -346,6 +310,7 @@ class _Trainer(trl.GRPOTrainer):
     ) -> None:
         """What to train on."""
         self.train_dataset, self.order, self.judges, self.weights = rows, sampler, judges, weights
+        self.packing, self.width = False, 0
         self.rollouts: list[Rollout] = []
         self.prompt_tokens = 0
         self.losses: list[torch.Tensor] = []
@@ -376,6 +341,58 @@ class _Trainer(trl.GRPOTrainer):
         together: torch.Tensor = self.accelerator.gather(earned)
         return together
 
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **more: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """trl's figures (answers x places, zero where there is no token), the prompts that answers share computed once."""
+        size = batch_size or len(input_ids)
+        if self.packing and not compute_aux_loss and len(input_ids) > size:
+            parts = [
+                self._get_per_token_logps_and_entropies(
+                    model, ids, mask, logits_to_keep, compute_entropy=compute_entropy, **more
+                )
+                for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True)
+            ]
+            entropies = [entropy for _, entropy, _ in parts if entropy is not None]
+            return torch.cat([logps for logps, _, _ in parts]), torch.cat(entropies) if entropies else None, None
+        if self.packing and not compute_aux_loss and size > 1:
+            heard_BT = attention_mask.bool()
+            starts = heard_BT[:, :-logits_to_keep].sum(1).tolist()
+            rows = [
+                Row(n, ids[heard].tolist(), start)
+                for n, (ids, heard, start) in enumerate(zip(input_ids, heard_BT, starts, strict=True))
+            ]
+            line = in_one_line(rows)
+            if cheaper_packed(rows, line, self.width):
+                return self._in_one_line(model, rows, line, logits_to_keep, compute_entropy)
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **more
+        )
+
+    def _in_one_line(
+        self, model: Any, rows: Sequence[Row], line: Line, width: int, compute_entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        device = self.accelerator.device
+        batch = {name: tensor.to(device) for name, tensor in pack(rows, line).items()}
+        fed = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+        mask = additive(batch["attention_mask"], innermost(model))
+        with self.accelerator.autocast():
+            out = model(**fed, attention_mask=mask, shift_labels=batch["shift_labels"], fused_lm_head=True)
+        # where the token before each place of an answer lies in the line; the line's end, whose value is 0, where there is none
+        places_BM = torch.full((len(rows), width), len(line) - 1)
+        for row, path, places_M in zip(rows, line.paths, places_BM, strict=True):
+            places_M[: len(path) - row.start] = torch.from_numpy(path[row.start - 1 : -1])
+        places_BM = places_BM.to(device)
+        return out.log_probs[0][places_BM], out.entropy[0][places_BM] if compute_entropy else None, None
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.losses.append(loss.detach())
@@ -400,15 +417,15 @@ class _RolloutLog(TrainerCallback):
         grid: Grid,
         learner: HFModel,
         dev: Grid | None,
-        checks: OnDev,
+        keeper: Keeper,
         config: GRPOConfig,
         tick: Callable[[int, int, str], None],
         total: int,
         ranks: Ranks,
     ):
         self.trainer, self.grid, self.learner, self.dev = trainer, grid, learner, dev
-        self.checks, self.config, self.tick, self.total, self.ranks = checks, config, tick, total, ranks
-        self.out = checks.out
+        self.keeper, self.config, self.tick, self.total, self.ranks = keeper, config, tick, total, ranks
+        self.out = keeper.out
         self.since = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -451,7 +468,7 @@ class _RolloutLog(TrainerCallback):
                 found = check_on_dev(self.learner, self.dev, self.config.max_new_tokens)
                 self.trainer.model.train()
                 append_jsonl(self.out.dev, {"step": step, **found})
-            if self.ranks.share(self.checks.enough(step) if first else None):
+            if self.ranks.share(self.keeper.enough(step) if first else None):
                 control.should_training_stop = True
         self.since = time.perf_counter()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shutil
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +16,113 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from paft.config import TrainingConfig
-from paft.errors import ConfigError
+from paft.errors import ConfigError, nearest
 from paft.grid import Cell, Grid
 from paft.lm.hf import HFModel, lora_config, without_chatter
 from paft.lm.ranks import Ranks
 from paft.lm.types import Question
 from paft.store import ArmDir, read_jsonl, write_text
 
+HOW = {
+    "max_steps": "give train.epochs",
+    "num_train_epochs": "give train.epochs",
+    "per_device_train_batch_size": "give train.batch_size and train.micro_batch_size",
+    "gradient_accumulation_steps": "follows from train.batch_size and train.micro_batch_size",
+    "auto_find_batch_size": "train.micro_batch_size is halved where memory runs out",
+    "label_smoothing_factor": "the loss is that of the paper, or train.objective",
+    "load_best_model_at_end": "give train.keep: best",
+    "metric_for_best_model": "give train.keep: best",
+    "push_to_hub": "give paft export model --push",
+    "resume_from_checkpoint": "a run goes on by itself",
+    "save_only_model": "a checkpoint without its optimizer cannot be resumed exactly",
+    "train_sampling_strategy": "give train.schedule",
+    "use_cache": "nothing is generated in a training pass",
+}
+"""Arguments that would break a promise, or do nothing, and what to give instead; besides those that `trainer_arguments` sets."""
+_ORDER = (
+    "accelerator_config",
+    "dataloader_drop_last",
+    "dataloader_in_order",
+    "dataloader_prefetch_factor",
+    "ignore_data_skip",
+    "length_column_name",
+)
+_NOT_USED = (
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "eval_steps",
+    "eval_delay",
+    "eval_on_start",
+    "per_device_eval_batch_size",
+)
 
-def trainer_arguments(kind: Any, config: TrainingConfig, out: ArmDir, *, seed: int, on_cpu: bool, **more: Any) -> Any:
-    """Arguments of a kind (TrainingArguments or a subclass) for these settings; `more` is what the method adds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        arguments = kind(
-            output_dir=str(out.checkpoints),
-            num_train_epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type=config.lr_scheduler,
-            warmup_steps=config.warmup_ratio,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            optim="adamw_torch",
-            seed=seed,
-            data_seed=seed,
-            use_cpu=on_cpu,
-            dataloader_num_workers=config.dataloader_workers,
-            dataloader_pin_memory=not on_cpu,
-            save_strategy="steps",
-            save_steps=config.save_every,
-            save_total_limit=2,
-            logging_strategy="steps" if config.report_to else "no",
-            logging_steps=10,
-            report_to=config.report_to or "none",
-            eval_strategy="no",
-            remove_unused_columns=False,
-            disable_tqdm=True,
-            **more,
-        )
+
+def trainer_arguments(
+    kind: Any,
+    config: TrainingConfig,
+    out: ArmDir,
+    *,
+    seed: int,
+    on_cpu: bool,
+    how: Mapping[str, str] = {},
+    defaults: Mapping[str, Any] = {},
+    **more: Any,
+) -> Any:
+    """Arguments of a kind (TrainingArguments or a subclass): what the settings say, what the method sets (`more`), and config.arguments.
+
+    defaults: what the method sets unless config.arguments says otherwise. how: the method's own additions to HOW. Raises ConfigError
+    for an argument that is paft's, that does not exist, or whose value the trainer refuses.
+    """
+    ours = {
+        "output_dir": str(out.checkpoints),
+        "num_train_epochs": config.epochs,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_scheduler,
+        "warmup_steps": config.warmup_ratio,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": on_cpu,
+        "dataloader_num_workers": config.dataloader_workers,
+        "save_strategy": "steps",
+        "save_steps": config.save_every,
+        "save_total_limit": 2,
+        "report_to": config.report_to or "none",
+        "eval_strategy": "no",
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        **more,
+    }
+    may_change = {
+        "optim": "adamw_torch",
+        "dataloader_pin_memory": not on_cpu,
+        "logging_strategy": "steps" if config.report_to else "no",
+        "logging_steps": 10,
+        **defaults,
+    }
+    reasons = {
+        **dict.fromkeys(ours, "is set by paft (most such have a key under train)"),
+        **dict.fromkeys(_ORDER, "the order of rows is the schedule's"),
+        **dict.fromkeys(_NOT_USED, "checks are made on dev prompts (train.eval_every)"),
+        **HOW,
+        **how,
+    }
+    known = set(inspect.signature(kind).parameters)
+    for key in config.arguments:
+        if key in reasons:
+            raise ConfigError(f"train.arguments.{key}: {reasons[key]}; leave it out")
+        if key not in known:
+            raise ConfigError(
+                f"train.arguments.{key}: {kind.__name__} has no such setting{nearest(key, known - set(reasons))}"
+            )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            arguments = kind(**{**may_change, **config.arguments}, **ours)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"train.arguments {config.arguments}: {str(error).splitlines()[0][:250]}") from None
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used by `accelerate launch`, never by DataParallel
     return arguments
 
@@ -111,13 +182,15 @@ class WholeCheckpoints(TrainerCallback):
             write_text(checkpoint_dir(args, state) / ArmDir.WHOLE, "")
 
 
-class OnDev:
-    """What the checks on dev prompts decide: which weights are kept, and when to stop.
+class Keeper:
+    """Which weights a training leaves: the last ones, or those of the best check on dev prompts; and whether to stop early.
 
     All of it follows from the log of checks, so that a killed training that goes on decides alike.
     """
 
-    def __init__(self, tuned: Any, model: HFModel, config: TrainingConfig, out: ArmDir):
+    def __init__(self, tuned: Any, model: HFModel, config: TrainingConfig, out: ArmDir, dev: Grid | None):
+        if config.keep == "best" and dev is None:
+            raise ConfigError("train.keep best needs dev prompts and examples; give dev")
         self.tuned, self.model, self.config, self.out = tuned, model, config, out
 
     @property
@@ -125,6 +198,10 @@ class OnDev:
         """The update with the highest mean accuracy so far, the earliest of equals."""
         checks = read_jsonl(self.out.dev)
         return max(checks, key=lambda row: (row["mean"], -row["step"]))["step"] if checks else None
+
+    def kept(self, updates: int) -> int:
+        """The update whose weights are left, of all that were made."""
+        return (self.best_step if self.config.keep == "best" else None) or updates
 
     def enough(self, step: int) -> bool:
         """To be asked after each check that was logged: keeps the weights of a new best, and says whether to stop."""
@@ -135,8 +212,15 @@ class OnDev:
         since = sum(row["step"] > (best or 0) for row in read_jsonl(self.out.dev))
         return self.config.patience is not None and since >= self.config.patience
 
-    def take_best(self) -> None:
-        """Put the weights of the best check in place of the last ones."""
+    def settle(self) -> None:
+        """After the last update: the weights that are kept, ready to answer."""
+        self.tuned.eval()
+        for parameter in self.tuned.parameters():
+            parameter.grad = None
+        if self.config.keep == "best" and self.best_step is not None:
+            self._take_best()
+
+    def _take_best(self) -> None:
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
@@ -148,9 +232,12 @@ class OnDev:
                 kept = type(self.tuned).from_pretrained(best.model, dtype=self.tuned.dtype)
             self.tuned.load_state_dict(kept.state_dict())
 
-    def forget(self) -> None:
-        """Drop what was kept while training."""
-        shutil.rmtree(self.out.best.root, ignore_errors=True)
+    def hand_over(self, report: Any, state_dict: dict[str, Any] | None = None) -> None:
+        """Save weights and report (a dataclass), and drop what was kept while training. state_dict: as in `save_tuned`."""
+        save_tuned(self.tuned, self.model, self.config, self.out, state_dict)
+        self.out.finish_training(report.__dict__)
+        for left in (self.out.checkpoints, self.out.best.root):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def checkpoint_dir(args: Any, state: Any) -> Path:

@@ -7,11 +7,9 @@ each update saw, checkpoints that are whole or ignored. The loop, the optimizer 
 from __future__ import annotations
 
 import gc
-import inspect
 import itertools
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,18 +26,18 @@ from paft.lm.hf import HFModel, without_chatter
 from paft.lm.passes import is_out_of_memory
 from paft.lm.ranks import Ranks
 from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
-from paft.training.data import CellDataset, Row, ScheduleSampler, cheaper_packed, pack, pad, pairs
-from paft.training.objectives import IGNORED, divergence, token_nll
+from paft.training.data import CellDataset, Row, ScheduleSampler, pad, pairs
+from paft.training.objectives import divergence, token_nll
 from paft.training.order import InScheduleOrder
+from paft.training.packing import answer_logits, cheaper_packed, in_one_line, pack, packs_exactly
 from paft.training.schedule import AdaptivePrompts, make_schedule, make_twins, updates_per_epoch
 from paft.training.setup import (
-    OnDev,
+    Keeper,
     WholeCheckpoints,
     check_on_dev,
     checkpoint_dir,
     free_limit,
     rewind,
-    save_tuned,
     silence,
     trainer_arguments,
     with_lora,
@@ -184,23 +182,13 @@ def _train(
 
     tuned = with_lora(model, config.lora, seed, start) if config.lora is not None else model.model.requires_grad_(True)
     learner = model.wrapping(tuned)
-    arguments = trainer_arguments(
-        TrainingArguments,
-        config,
-        out,
-        seed=seed,
-        on_cpu=model.device.type == "cpu",
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=config.batch_size // (micro * ranks.size),
-        ddp_find_unused_parameters=False,
-        label_names=["labels"],
-    )
-    if config.keep == "best" and dev is None:
-        raise ConfigError("train.keep best needs dev prompts and examples; give dev")
+    steps = config.batch_size // (micro * ranks.size)
+    arguments = _arguments(config, out, seed=seed, on_cpu=model.device.type == "cpu", rows=rows, steps=steps)
+    keeper = Keeper(tuned, model, config, out, dev)
     packing = (
         config.packing
         and micro * sampler.per_example > 1
-        and _packs_exactly(learner, dataset, sampler, micro * sampler.per_example, say)
+        and packs_exactly(learner, _longest_rows(dataset, sampler, micro * sampler.per_example), say)
     )
     trainer = _Trainer(
         model=tuned,
@@ -214,8 +202,7 @@ def _train(
     trainer.follow(sampler, config.batch_size)
     trainer.consistency, trainer.worst = objective.consistency, worst
     total = per_epoch * config.epochs
-    checks = OnDev(tuned, model, config, out)
-    trainer.add_callback(_StepLog(trainer, grid, learner, dev, checks, tick, total, ranks))
+    trainer.add_callback(_StepLog(trainer, grid, learner, dev, keeper, tick, total, ranks))
     if isinstance(schedule, AdaptivePrompts):
         follow = _FollowLosses(trainer, schedule, config, ranks)
         follow.load(resume)
@@ -229,33 +216,51 @@ def _train(
     with without_chatter():
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.perf_counter() - started
-    tuned.eval()
-    for parameter in tuned.parameters():
-        parameter.grad = None
-    if config.keep == "best" and checks.best_step is not None:
-        checks.take_best()
+    keeper.settle()
     # where weights are sharded over the processes all of them take part in putting them together
     whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
     if ranks.rank == 0:
         if config.lora is None and whole is not None:  # put together, a tied weight is there twice
             whole = {name: weight for name, weight in whole.items() if name not in tuned.all_tied_weights_keys}
-        save_tuned(tuned, model, config, out, whole)
-        steps = read_jsonl(out.steps)
+        told = read_jsonl(out.steps)
         report = TrainReport(
-            updates=len(steps),
-            kept=(checks.best_step if config.keep == "best" else None) or len(steps),
+            updates=len(told),
+            kept=keeper.kept(len(told)),
             examples=grid.shape[1],
-            distinct_prompts=len({prompt for row in steps for prompt in row["prompts"]}),
+            distinct_prompts=len({prompt for row in told for prompt in row["prompts"]}),
             micro_batch_size=micro,
-            tokens=sum(row["tokens"] for row in steps),
-            answer_tokens=sum(row["answer_tokens"] for row in steps),
-            seconds=seconds + sum(row.get("seconds", 0.0) for row in steps if row["step"] <= done),
+            tokens=sum(row["tokens"] for row in told),
+            answer_tokens=sum(row["answer_tokens"] for row in told),
+            seconds=seconds + sum(row.get("seconds", 0.0) for row in told if row["step"] <= done),
         )
-        out.finish_training(report.__dict__)
-        shutil.rmtree(out.checkpoints, ignore_errors=True)
-        checks.forget()
+        keeper.hand_over(report, whole)
     ranks.gather(None)  # nobody reads what is not written yet
     return learner
+
+
+def _arguments(config: SFTConfig, out: ArmDir, *, seed: int, on_cpu: bool, rows: int, steps: int) -> TrainingArguments:
+    return trainer_arguments(
+        TrainingArguments,
+        config,
+        out,
+        seed=seed,
+        on_cpu=on_cpu,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=steps,
+        ddp_find_unused_parameters=False,
+        label_names=["labels"],
+    )
+
+
+def check_arguments(config: SFTConfig, *, on_cpu: bool) -> None:
+    """Raises ConfigError for `config.arguments` that the Trainer would not take, before anything is computed."""
+    _arguments(config, ArmDir(Path("unused")), seed=0, on_cpu=on_cpu, rows=1, steps=1)
+
+
+def _longest_rows(dataset: CellDataset, sampler: ScheduleSampler, count: int) -> list[Row]:
+    """The longest of the first updates, as many as a pass will hold: a window of attention shows only in a line that outgrows it."""
+    first = [dataset[index] for index in itertools.islice(sampler, 8 * count)]
+    return sorted(first, key=lambda row: -len(row.ids))[:count]
 
 
 @dataclass(frozen=True)
@@ -338,29 +343,6 @@ def _by_row(
     return torch.zeros(count, 4, dtype=values_M4.dtype, device=nll_M.device).index_add(0, rows_M, values_M4)
 
 
-def answer_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(logits_MV, targets_M, rows_M) of a batch of `pad` or `pack` at the M places that predict an answer token."""
-    aimed_BT = inputs["shift_labels"] != IGNORED
-    places_L = aimed_BT.any(0).nonzero().squeeze(1)
-    mask, inner = inputs["attention_mask"], _innermost(model)
-    if mask.dim() == 4:  # additive: the one form that every attention implementation takes
-        kind = next(parameter.dtype for parameter in inner.parameters() if parameter.is_floating_point())
-        mask = torch.zeros_like(mask, dtype=kind).masked_fill_(~mask, torch.finfo(kind).min)
-    fed = {"input_ids": inputs["input_ids"], "attention_mask": mask, "position_ids": inputs["position_ids"]}
-    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
-        logits_BLV = model(**fed, use_cache=False, logits_to_keep=places_L).logits
-    else:
-        logits_BLV = model(**fed, use_cache=False).logits[:, places_L]
-    aimed_BL = aimed_BT[:, places_L]
-    logits_MV = logits_BLV[0] if len(logits_BLV) == 1 else logits_BLV[aimed_BL]
-    return logits_MV, inputs["shift_labels"][:, places_L][aimed_BL], inputs["rows"][:, places_L][aimed_BL]
-
-
-def _innermost(model: Any) -> Any:
-    model = getattr(model, "module", model)  # DDP
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 @dataclass(frozen=True)
 class _Collator:
     """Rows to a batch: packed where that is cheaper, else padded. hidden_size None: always padded. twins: rows come in twos."""
@@ -372,48 +354,17 @@ class _Collator:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         heard = [row for row in rows if not row.silent]
         fed = heard or rows[:1]  # a process whose turn is all silent still makes its pass
-        packed = self.hidden_size is not None and len(fed) > 1 and cheaper_packed(fed, self.hidden_size)
-        batch = pack(fed) if packed else pad(fed, self.pad_id)
+        batch = None
+        if (
+            self.hidden_size is not None
+            and len(fed) > 1
+            and cheaper_packed(fed, line := in_one_line(fed), self.hidden_size)
+        ):
+            batch = pack(fed, line)
+        batch = batch or pad(fed, self.pad_id)
         if self.twins:
             batch["pairs"] = pairs(heard)
         return batch | {"cells": [row.index for row in heard], "tokens": sum(len(row.ids) for row in heard)}
-
-
-PACKED_TOLERANCE = {torch.float32: 1e-3}
-"""Nats per answer token by which packed and padded rows may differ; 0.25 in half precision."""
-
-
-def _packs_exactly(
-    learner: HFModel, dataset: CellDataset, sampler: ScheduleSampler, micro: int, say: Callable[[str], None]
-) -> bool:
-    """Whether this model reads packed rows as it reads padded ones, found out on the first rows of the schedule.
-
-    Not all do: a window of attention counts places, some position schemes read the mask, some kernels ignore it.
-    """
-    # the longest rows of the first updates, as many as a pass will hold: a window shows only in a row that outgrows it
-    first = [dataset[index] for index in itertools.islice(sampler, 8 * micro)]
-    rows = sorted(first, key=lambda row: -len(row.ids))[:micro]
-    if not learner.may_share or len(rows) < 2:
-        return False
-    sums = []
-    learner.model.eval()
-    try:
-        with torch.no_grad():
-            for batch in (pad(rows, learner.renderer.eos_id), pack(rows)):
-                on_device = {name: tensor.to(learner.device) for name, tensor in batch.items()}
-                logits_MV, targets_M, _ = answer_logits(learner.model, on_device)
-                # left padding and packing both keep the order of rows and tokens
-                sums.append(token_nll(logits_MV, targets_M))
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        say(f"this model does not take packed rows ({type(error).__name__}); padding instead")
-        return False
-    gap = float((sums[0] - sums[1]).abs().max())
-    if gap <= PACKED_TOLERANCE.get(next(learner.model.parameters()).dtype, 0.25):
-        return True
-    say(f"this model reads packed rows differently ({gap:.2g} nats per token); padding instead")
-    return False
 
 
 class _StepLog(TrainerCallback):
@@ -425,14 +376,14 @@ class _StepLog(TrainerCallback):
         grid: Grid,
         learner: HFModel,
         dev: Grid | None,
-        checks: OnDev,
+        keeper: Keeper,
         tick: Tick,
         total: int,
         ranks: Ranks,
     ):
         self.trainer, self.grid, self.learner, self.dev = trainer, grid, learner, dev
-        self.checks, self.tick, self.total, self.ranks = checks, tick, total, ranks
-        self.config, self.out = checks.config, checks.out
+        self.keeper, self.tick, self.total, self.ranks = keeper, tick, total, ranks
+        self.config, self.out = keeper.config, keeper.out
         self.free = free_limit(learner, dev) if dev is not None and dev.examples[0].is_open else None
         self.since = time.perf_counter()
 
@@ -478,7 +429,7 @@ class _StepLog(TrainerCallback):
                 self.trainer.model.train()
             if first:
                 append_jsonl(self.out.dev, {"step": step, **found})
-            if self.ranks.share(self.checks.enough(step) if first else None):
+            if self.ranks.share(self.keeper.enough(step) if first else None):
                 control.should_training_stop = True
         self.since = time.perf_counter()
 
