@@ -173,6 +173,19 @@ def test_two_launched_processes_train_what_one_trains(tmp_path, schedule, object
     assert_same_training(steps_of(tmp_path / "one"), expected)
 
 
+def test_four_processes_that_were_killed_go_on_as_two(tmp_path):
+    """One global batch: 21 examples in updates of 4, so that an epoch ends with an update in which three of four have no part."""
+    config, overrides = tiny.write_config(tmp_path), tuned_arm("{kind: paft, steps_per_prompt: 1}")
+    pipeline.run(load_run_config(config, overrides), tmp_path / "alone", LineWatcher(quiet=True), stages=["train"])
+    arguments = ["train", str(config), "--out", str(tmp_path / "four"), *overrides]
+    kill_at(10, tmp_path / "four", start(4, arguments))
+    shutil.copytree(tmp_path / "four", tmp_path / "two")
+    for size, name in ((4, "four"), (2, "two")):
+        done = launch(size, ["train", str(config), "--out", str(tmp_path / name), *overrides])
+        assert [each.returncode for each in done] == [0] * size, "".join(each.stderr for each in done)
+        assert_same_training(steps_of(tmp_path / name), steps_of(tmp_path / "alone"))
+
+
 @pytest.mark.parametrize("lora", ["{r: 4, target_modules: all-linear}", pytest.param("null", marks=pytest.mark.slow)])
 def test_weights_sharded_over_two_processes_are_trained_saved_and_resumed(tmp_path, lora):
     config = tiny.write_config(tmp_path)

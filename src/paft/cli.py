@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
 import shlex
@@ -775,6 +776,7 @@ def main() -> None:
     """Entry point: errors raised on purpose become one line and exit code 2; `--debug` shows where they came from."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells users of nothing that they could do about it
     try:
         with _insistent_interrupts():
             code = app(arguments, standalone_mode=False)
