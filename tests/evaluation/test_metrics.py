@@ -1,6 +1,5 @@
 """Descriptive measures: worked examples, identities on drawn tables, and what is left out of incomplete ones."""
 
-import doctest
 import itertools
 import math
 
@@ -29,10 +28,6 @@ def column(*values: float) -> np.ndarray:
 
 
 # Worked examples
-
-
-def test_examples_in_the_docstrings():
-    assert doctest.testmod(metrics).failed == 0
 
 
 def test_measures_of_five_accuracies():

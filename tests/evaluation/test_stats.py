@@ -1,6 +1,5 @@
 """Closed forms against worked examples, identities, and intervals against drawn tables with a known truth."""
 
-import doctest
 import itertools
 import math
 
@@ -15,7 +14,7 @@ from scipy.stats import binom, norm
 from scipy.stats import t as student
 
 from paft.errors import ConfigError, ShapeError
-from paft.evaluation import comparisons, metrics, variance
+from paft.evaluation import metrics
 from paft.evaluation.comparisons import gap, holm, mean_p, over_seeds, pairwise, scorer_mismatch
 from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix
 from paft.evaluation.stats import (
@@ -157,10 +156,6 @@ def test_nothing_wrong_in_n_examples_is_not_certainty():
         assert estimates[name].low == pytest.approx(bound)
     assert estimates["invalid"].high == pytest.approx(1 - bound)
     assert estimates["prompt_sd"].value == 0
-
-
-def test_examples_in_the_docstrings():
-    assert doctest.testmod(variance).failed == doctest.testmod(comparisons).failed == 0
 
 
 def test_errors_of_a_worked_table():

@@ -147,7 +147,7 @@ def drawn_bounds(total: float, count: int, population: int, alpha: float) -> tup
     at random without replacement, scored `total`: exact (hypergeometric); fractions of ties are rounded outwards.
 
     >>> drawn_bounds(10, 10, 20, 0.025), drawn_bounds(7, 10, 10, 0.025)
-    ((0.75, 1.0), (0.7, 0.7))
+    ((0.8, 1.0), (0.7, 0.7))
     """
     down, up = math.floor(total + 1e-9), math.ceil(total - 1e-9)
     if count == population:
