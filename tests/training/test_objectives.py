@@ -286,6 +286,16 @@ def test_what_cannot_be_is_refused(tmp_path):
     assert any(line.startswith("3 of 5 prompts have no other") for line in said)
 
 
+@pytest.mark.parametrize(("epochs", "told"), [(1, True), (12, False)])
+def test_clusters_that_are_met_too_seldom_are_said(tmp_path, epochs, told):
+    said: list[str] = []
+    config = objective(worst={"by": "prompt"}).model_copy(update={"epochs": epochs})
+    arm = ArmDir(tmp_path / "arm")
+    arm.root.mkdir()
+    train_sft(tiny.hf_model(), grid(tmp_path), config, arm, seed=0, say=said.append)
+    assert any("met too seldom" in line for line in said) is told
+
+
 if __name__ == "__main__":
     import tempfile
 

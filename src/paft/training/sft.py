@@ -175,6 +175,11 @@ def _train(
     sampler = ScheduleSampler(grid, schedule, rows * ranks.size if ranks.size > 1 else 1, twins)
     worst = worst_case(objective.worst, grid.templates) if objective.worst else None
     per_epoch = updates_per_epoch(grid.shape[1], config.batch_size)
+    if worst is not None and per_epoch * config.epochs < 5 * len(worst.names):
+        say(
+            f"objective.worst: {len(worst.names)} clusters of prompts in {per_epoch * config.epochs} updates; most are met too seldom for "
+            "their weights to move; choose a coarser `by` or train longer"
+        )
     resume = ranks.share(out.last_checkpoint())
     done = int(resume.name.rpartition("-")[2]) if resume else 0
     if ranks.rank == 0:
