@@ -525,6 +525,7 @@ def test_arguments_reach_the_trainer_as_they_are(tmp_path):
             r"TrainingArguments has no such setting, did you mean 'gradient_checkpointing'",
         ),
         ({"optim": "adamw_tensor"}, "train.arguments .*adamw_tensor"),
+        ({"lr_scheduler_kwargs": {"cycles": 2}}, "unexpected keyword argument 'cycles'"),
     ],
 )
 def test_arguments_that_are_not_the_users_to_set_are_refused_before_anything_is_done(tmp_path, arguments, message):

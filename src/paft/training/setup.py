@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, get_scheduler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from paft.config import TrainingConfig
@@ -121,6 +121,9 @@ def trainer_arguments(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             arguments = kind(**{**may_change, **config.arguments}, **ours)
+            if named := arguments.lr_scheduler_kwargs:  # else found out after the models before it are trained
+                idle = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+                get_scheduler(arguments.lr_scheduler_type, idle, 1, 2, scheduler_specific_kwargs=named)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"train.arguments {config.arguments}: {str(error).splitlines()[0][:250]}") from None
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used by `accelerate launch`, never by DataParallel
