@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ def launched() -> Iterator[Ranks]:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
     finally:
         if ours:
+            # gloo's threads end with the last reference to their group, and abort a process whose interpreter ends before they do
+            gc.collect()
             distributed.destroy_process_group()
 
 
