@@ -43,8 +43,13 @@ prompts_app = typer.Typer(
     help="Build prompt sets, look at them, check them.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(prompts_app, name="prompts")
-export_app = typer.Typer(help="The schedule for other trainers; trained models for others.", no_args_is_help=True)
+export_app = typer.Typer(
+    help="For other tools: the schedule for trainers, prompts x examples for harnesses, trained models for everybody.",
+    no_args_is_help=True,
+)
 app.add_typer(export_app, name="export")
+import_app = typer.Typer(help="From other tools: answers that a harness recorded, judged here.", no_args_is_help=True)
+app.add_typer(import_app, name="import")
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an interrupted run goes on from what it holds.")]
 Embeddings = Annotated[
@@ -186,6 +191,114 @@ def export_model(
     typer.echo(f"{out}: {'merged weights' if merge else 'as trained'}, model card in README.md")
     if to is not None:
         typer.echo(push(out, to, private=not public))
+
+
+@export_app.command("lm-eval")
+def export_lm_eval(
+    task: Annotated[str, typer.Option(help="Task: a built-in name (`paft tasks`) or a file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt set: a shipped one or a file; default the task's.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a task for every test prompt, for lm-evaluation-harness 0.4.13; `paft import lm-eval` reads its answers back.
+
+    Example: paft export lm-eval --task piqa -o piqa-lm-eval style=raw evaluate.prompts=10 evaluate.examples=200
+    """
+    from paft.integrations.lm_eval import export_lm_eval as write
+
+    settings = load_run_config(None, overrides or [], _harness_settings(task, prompts))
+    with _watcher() as watch:
+        tags = write(settings, out, watch.say)
+    chat = " --apply_chat_template" if settings.style == "chat" else ""
+    typer.echo(f"{out}: tasks under {few(tags)}; run them, then import")
+    typer.echo(
+        f"  lm_eval run --model hf --model_args pretrained=MODEL --tasks {','.join(tags)} --include_path {out}{chat} "
+        "--log_samples --output_path OUTPUT"
+    )
+    typer.echo(f"  paft import lm-eval OUTPUT --asked {out} --out runs/NAME")
+
+
+@export_app.command("opencompass")
+def export_opencompass(
+    task: Annotated[str, typer.Option(help="Task: a built-in name (`paft tasks`) or a file.")],
+    model: Annotated[str, typer.Option(help="Model for its configuration: hub id or directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt set: a shipped one or a file; default the task's.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write one configuration for all test prompts, for OpenCompass 0.5.4; `paft import opencompass` reads its predictions back.
+
+    Example: paft export opencompass --task piqa --model Qwen/Qwen3-0.6B -o piqa-opencompass style=raw evaluate.prompts=10
+    """
+    from paft.integrations.opencompass import export_opencompass as write
+
+    settings = load_run_config(None, overrides or [], {**_harness_settings(task, prompts), "model": model})
+    with _watcher() as watch:
+        groups = write(settings, out, watch.say)
+    typer.echo(f"{out}: {settings.task}, summed up as {few(groups)}; run it, then import")
+    typer.echo(f"  opencompass {out / 'config.py'} -w OUTPUT")
+    typer.echo(f"  paft import opencompass OUTPUT --asked {out} --out runs/NAME")
+
+
+def _harness_settings(task: str, prompts: str | None) -> dict[str, Any]:
+    """Settings of a run whose answers are still to be recorded."""
+    return {
+        "name": f"import-{Path(task).stem}",
+        "task": task,
+        "prompts": prompts,
+        "arms": {"model": {"recorded": "answers.jsonl"}},
+    }
+
+
+@import_app.command("lm-eval")
+def import_lm_eval(
+    output: Annotated[Path, typer.Argument(help="What was given to lm_eval as --output_path (with --log_samples).")],
+    asked: Annotated[Path, typer.Option(help="The directory that `paft export lm-eval` made.")],
+    overrides: Overrides = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Tokenizer to count free answers in; default that of the model named in the output."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/import-<task>.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge the answers that lm-evaluation-harness recorded: the table, every statistic, the report; gates and comparisons work on it.
+
+    Example: paft import lm-eval OUTPUT --asked piqa-lm-eval --out runs/piqa-lm-eval
+    """
+    from paft.integrations.harness import exported, record
+    from paft.integrations.lm_eval import import_lm_eval as read
+
+    settings = exported(asked, overrides or [])
+    folder = out or Path("runs") / settings.name
+    _go(record(settings, read(settings, output, tokenizer), folder), folder, False, as_json)
+
+
+@import_app.command("opencompass")
+def import_opencompass(
+    output: Annotated[Path, typer.Argument(help="Work directory of OpenCompass (-w).")],
+    asked: Annotated[Path, typer.Option(help="The directory that `paft export opencompass` made.")],
+    overrides: Overrides = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer to count answers in; default that of the exported model.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/import-<task>.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge the answers that OpenCompass predicted: the table, every statistic, the report; gates and comparisons work on it.
+
+    Example: paft import opencompass OUTPUT --asked piqa-opencompass --out runs/piqa-opencompass
+    """
+    from paft.integrations.harness import exported, record
+    from paft.integrations.opencompass import import_opencompass as read
+
+    settings = exported(asked, overrides or [])
+    folder = out or Path("runs") / settings.name
+    _go(record(settings, read(settings, asked, output, tokenizer), folder), folder, False, as_json)
 
 
 @app.command("eval")

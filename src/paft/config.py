@@ -428,15 +428,26 @@ class ArmConfig(Strict):
     """Directory of a trained PEFT adapter to put on the model."""
     server: ServerConfig | None = None
     """A served model in place of the run's."""
+    recorded: str | None = None
+    """Answers that were given elsewhere, in place of a model: a .jsonl file (docs/harnesses.md)."""
+
+    @property
+    def loaded(self) -> bool:
+        """Whether a model is loaded here."""
+        return self.server is None and self.recorded is None
 
     @model_validator(mode="after")
     def _check_origin(self) -> ArmConfig:
         if self.start is not None and self.train is None:
             raise ValueError(f"start: {self.start} without train; what goes on from an adapter is trained")
-        if self.train is not None and (self.model or self.adapter or self.server):
-            raise ValueError("an arm is tuned here (train) or taken as it is (model, adapter, server), not both")
+        if self.train is not None and (self.model or self.adapter or not self.loaded):
+            raise ValueError(
+                "an arm is tuned here (train) or taken as it is (model, adapter, server, recorded), not both"
+            )
         if self.server is not None and (self.model or self.adapter):
             raise ValueError("a served model is named in server.model, adapters included; leave out model and adapter")
+        if self.recorded is not None and (self.model or self.adapter or self.server):
+            raise ValueError("recorded answers take the place of a model; leave out model, adapter and server")
         return self
 
 
@@ -483,11 +494,15 @@ class RunConfig(Strict):
                     )
             if arm.start is not None:
                 self._check_start(name, arm.start)
-            if arm.server is None and arm.model is None and self.model is None:
+            if arm.loaded and arm.model is None and self.model is None:
                 raise ValueError("key 'model' is missing")
-            if arm.server is not None and self.evaluate.stop == "settled":
+            if arm.recorded is not None and self.evaluate.normalization == "token":
                 raise ValueError(
-                    f"evaluate.stop settled: arms.{name} is served, and a server goes on; use stop: end for all"
+                    f"evaluate.normalization token: arms.{name} is recorded, without the model's tokens; use sum or byte"
+                )
+            if not arm.loaded and self.evaluate.stop == "settled":
+                raise ValueError(
+                    f"evaluate.stop settled: arms.{name} is not loaded here, and goes on; use stop: end for all"
                 )
             if arm.server is not None and arm.server.tokenizer is None:
                 if "likelihood" in self.evaluate.scorers:

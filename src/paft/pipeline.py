@@ -41,6 +41,7 @@ from paft.evaluation.evaluate import Asker, Evaluation, Scorer, cell_table, refe
 from paft.evaluation.few import compare_few
 from paft.evaluation.gate import Verdict, hunt, judge
 from paft.evaluation.matrix import UNSCORED, ScoreMatrix
+from paft.evaluation.recorded import load_recorded
 from paft.evaluation.stats import Comparison, compare
 from paft.grid import Cell, Grid
 from paft.lm.energy import EnergyMeter
@@ -334,7 +335,7 @@ def _score_arm(
     """The evaluation, and what it took here: seconds, and joules where the machine counts them and the model is in it."""
     with watch.stage(f"score {name}") as tick:
         started = time.perf_counter()
-        meter = EnergyMeter(_gpu()) if config.arms[name].server is None else None
+        meter = EnergyMeter(_gpu()) if config.arms[name].loaded else None
 
         def heard(done: int, total: int, note: str) -> None:
             if meter is not None:
@@ -368,7 +369,7 @@ def _learners(
     model: HFModel | None = None
     identity = ""
     with watch.stage("load model"):
-        if any(config.arms[name].server is None for name in names):
+        if any(config.arms[name].loaded for name in names):
             model = _load(config, config.model, watch)
             identity = model.fingerprint
     for name in names:
@@ -379,6 +380,9 @@ def _learners(
                 yield name, served
             finally:
                 served.close()
+            continue
+        if arm.recorded is not None:
+            yield name, load_recorded(Path(arm.recorded), [m.grid, *m.others.values()])
             continue
         assert model is not None
         learner = _load(config, arm.model, watch) if arm.model is not None else model

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sqlite3
 import tempfile
 import time
@@ -26,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paft.errors import PaftError, StoreError, disk_fault, few
+from paft.errors import ConfigError, PaftError, StoreError, disk_fault, few
 from paft.lm.types import Answered, Completion
 
 
@@ -46,6 +47,23 @@ def disk_errors(where: Path) -> Iterator[None]:
             case _:
                 advice = "choose another directory with --out"
         raise StoreError(f"{where}: {disk_fault(error)}; {advice}") from None
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A scratch directory that becomes `out` at the end, whole or not at all. Raises ConfigError when something is there already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: exists; give a new or empty directory")
+    scratch = out.with_name(f".{out.name}-{os.getpid()}")
+    with disk_errors(out):
+        try:
+            scratch.mkdir(parents=True)
+            yield scratch
+            if out.exists():
+                out.rmdir()
+            os.replace(scratch, out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from paft.config import RunConfig, validate
 from paft.errors import AssetError, ConfigError, DataError, few
 from paft.pipeline import load_results
 from paft.reports import markdown_table
-from paft.store import ArmDir, RunDir, disk_errors, write_text
+from paft.store import ArmDir, RunDir, new_folder, write_text
 
 Say = Callable[[str], None]
 
@@ -39,22 +38,13 @@ def export_model(run: Path, arm: str, out: Path, *, merge: bool = False, say: Sa
         raise ConfigError(f"{run}:{arm}: all weights were trained, there is no adapter to merge; leave --merge out")
     if merge and config.quantization is not None:
         raise ConfigError(f"{run}:{arm}: an adapter cannot be merged into quantised weights; leave --merge out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: exists; give a new or empty directory")
-    scratch = out.with_name(f".{out.name}-{os.getpid()}")
     whole = merge or settings.lora is None
-    with disk_errors(out):
-        try:
-            if merge:
-                _merged(config, folder, scratch, say)
-            else:
-                shutil.copytree(folder.model if whole else folder.adapter, scratch)
-            write_text(scratch / "README.md", model_card(results, arm, merged=whole))
-            if out.exists():
-                out.rmdir()
-            os.replace(scratch, out)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with new_folder(out) as scratch:
+        if merge:
+            _merged(config, folder, scratch, say)
+        else:
+            shutil.copytree(folder.model if whole else folder.adapter, scratch, dirs_exist_ok=True)
+        write_text(scratch / "README.md", model_card(results, arm, merged=whole))
     return out
 
 

@@ -28,8 +28,8 @@ from paft.tasks.answers import (
 )
 from paft.tasks.types import Example, Task
 
-_SLOT = re.compile(r"\{\{(?P<literal>[A-Za-z_]\w*)\}\}|\{(?P<slot>[A-Za-z_]\w*)\}", re.ASCII)
-_OPTION_SLOT = re.compile(r"\{(label|text)\}")
+SLOT = re.compile(r"\{\{(?P<literal>[A-Za-z_]\w*)\}\}|\{(?P<slot>[A-Za-z_]\w*)\}", re.ASCII)
+OPTION_SLOT = re.compile(r"\{(label|text)\}")
 _ESCAPE = re.compile(r"\\[nrt]")
 # [UPPER CASE] or [insert ...] or <text>: a blank that somebody forgot to fill; paired tags <x>..</x> are layout
 _BLANK = re.compile(r"\[(?:(?i:insert|your|the|put|add)\b[^\]\n]*|[A-Z][A-Z _]{2,})\]")
@@ -70,13 +70,13 @@ class Template:
     def slots(self) -> tuple[str, ...]:
         """Names of the slots in system text and text, in order, repeats included."""
         return tuple(
-            match["slot"] for part in (self.system or "", self.text) for match in _SLOT.finditer(part) if match["slot"]
+            match["slot"] for part in (self.system or "", self.text) for match in SLOT.finditer(part) if match["slot"]
         )
 
     @property
     def static_text(self) -> str:
         """What the template says by itself: system text and text without slots."""
-        return _SLOT.sub("", f"{self.system or ''}\n{self.text}")
+        return SLOT.sub("", f"{self.system or ''}\n{self.text}")
 
     @property
     def inner_answer(self) -> Labels | ChoiceText | Number:
@@ -149,7 +149,7 @@ class Template:
         labels = self.inner_answer.labels if isinstance(self.inner_answer, Labels) else None
         if labels is not None and len(labels) != task.num_choices:
             yield Fault("contract", f"has {len(labels)} labels; task {task.name!r} has {task.num_choices} choices")
-        if not _OPTION_SLOT.search(self.options):
+        if not OPTION_SLOT.search(self.options):
             yield Fault("options_missing", f"options {self.options!r} shows neither {{label}} nor {{text}}")
 
     def render(self, example: Example) -> Chat:
@@ -176,8 +176,8 @@ class Template:
                     f"template {self.id}: example {example.id!r} has no field {match['slot']!r}{nearest(match['slot'], values)}"
                 ) from None
 
-        turns = [Message("system", _SLOT.sub(fill, self.system))] if self.system else []
-        return (*turns, Message("user", _SLOT.sub(fill, self.text)))
+        turns = [Message("system", SLOT.sub(fill, self.system))] if self.system else []
+        return (*turns, Message("user", SLOT.sub(fill, self.text)))
 
     def target(self, example: Example) -> str:
         """The right answer as this template wants it written."""
@@ -187,7 +187,7 @@ class Template:
         labels = (self.inner_answer if isinstance(self.inner_answer, Labels) else Labels()).surfaces(example)
 
         def line(label: str, text: str) -> str:
-            return _OPTION_SLOT.sub(lambda match: label if match[1] == "label" else text, self.options)
+            return OPTION_SLOT.sub(lambda match: label if match[1] == "label" else text, self.options)
 
         return self.joiner.join(line(label, text) for label, text in zip(labels, example.choices, strict=True))
 

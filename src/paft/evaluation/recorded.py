@@ -1,0 +1,124 @@
+"""Answers that were given elsewhere, read from a file: another harness asked, paft judges.
+
+One JSON object a line: `prompt` and `example` (their ids), `logp` (log-likelihood of each choice in nats, in choice order) and, or,
+`completion` with `tokens` (its length) and `ended` (whether the model ended it, not the limit).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paft.errors import DataError
+from paft.grid import Cell, Grid
+from paft.lm.types import Answered, Completion, Question
+from paft.tasks.load import read_table
+
+
+class _Parts(NamedTuple):
+    logp_C: tuple[float, ...]
+    completion: Completion | None
+
+
+@dataclass(frozen=True)
+class RecordedLM:
+    """A model of which only answers are known. Asked anything else it raises DataError."""
+
+    file: Path
+    answers: Mapping[str, _Parts]
+    """By what was asked: two cells of one text have one answer."""
+    fingerprint: str
+    tokens_read: int = 0
+
+    def count_tokens(self, text: str) -> int:
+        """Words: the model's tokenizer is not known. Only the longest answer that would be allowed depends on it."""
+        return len(text.split())
+
+    def keys(self, question: Question) -> tuple[str, str]:
+        """Hashes of the question's text, and of that without its choices."""
+        return _key(question), _key(Question(question.chat))
+
+    def answer(
+        self,
+        questions: Sequence[Question],
+        *,
+        batch_tokens: int | None = None,
+        done: Callable[[int, Answered], None] | None = None,
+    ) -> list[Answered]:
+        """What is on record. Raises DataError when it lacks a part that is asked for."""
+        return [self._answer(index, question, done) for index, question in enumerate(questions)]
+
+    def _answer(self, index: int, question: Question, done: Callable[[int, Answered], None] | None) -> Answered:
+        parts = self.answers.get(_key(Question(question.chat)), _Parts((), None))
+        start = " ".join(question.chat[-1].text.split())[:60]
+        if question.choices and len(parts.logp_C) != len(question.choices):
+            raise DataError(
+                f"{self.file}: {len(parts.logp_C) or 'no'} log-likelihoods on record for {start!r}, which has {len(question.choices)} "
+                "choices; set evaluate.scorers=[generation], or leave its prompt or example out"
+            )
+        if question.max_new_tokens and parts.completion is None:
+            raise DataError(
+                f"{self.file}: no free answer on record to {start!r}; set evaluate.scorers=[likelihood], or leave its prompt or "
+                "example out"
+            )
+        sizes = tuple(len(choice.encode()) for choice in question.choices)
+        completion = parts.completion if question.max_new_tokens else None
+        logp_C = parts.logp_C if question.choices else ()
+        found = Answered(logp_C, (0,) * len(logp_C), sizes, 0, False, completion)
+        if done:
+            done(index, found)
+        return found
+
+
+def _key(question: Question) -> str:
+    parts = [[[turn.role, turn.text] for turn in question.chat], question.choices]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def load_recorded(file: Path, grids: Sequence[Grid]) -> RecordedLM:
+    """The answers of a file to the cells of some grids; answers to other cells are not read.
+
+    Raises DataError for a file that cannot be read, and for a line that lacks something or is no answer.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; expected recorded answers (.jsonl, docs/harnesses.md)")
+    rows: dict[tuple[str, str], _Parts] = {}
+    for number, row in enumerate(read_table(file), 1):
+        prompt, example, parts = _read(row, f"{file} line {number}")
+        before = rows.get((prompt, example), _Parts((), None))
+        rows[prompt, example] = _Parts(parts.logp_C or before.logp_C, parts.completion or before.completion)
+    answers = {}
+    for grid in grids:
+        for k, template in enumerate(grid.templates):
+            for i, asked in enumerate(grid.examples):
+                if (held := rows.get((template.id, asked.id))) is not None:
+                    answers[_key(Question(grid.chat(Cell(0, k, i))))] = held
+    if not answers:
+        raise DataError(
+            f"{file}: none of its {len(rows)} answers belongs to these prompts and examples; give the task, prompt set and split "
+            "that were asked"
+        )
+    told = sorted((key, parts.logp_C, parts.completion and parts.completion.text) for key, parts in answers.items())
+    return RecordedLM(file, answers, hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16])
+
+
+def _read(row: Any, where: str) -> tuple[str, str, _Parts]:
+    try:
+        prompt, example = str(row["prompt"]), str(row["example"])
+        logp_C = tuple(float(value) for value in row.get("logp") or ())
+        text = row.get("completion")
+        completion = (
+            None if text is None else Completion(str(text), int(row["tokens"]), "eos" if row["ended"] else "limit")
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{where}: {type(error).__name__} {error}; expected prompt, example, and logp or completion with tokens and ended"
+        ) from None
+    if any(map(math.isnan, logp_C)) or (not logp_C and completion is None):
+        raise DataError(f"{where}: neither log-likelihoods nor a free answer, or one that is no number")
+    return prompt, example, _Parts(logp_C, completion)

@@ -1,0 +1,100 @@
+"""Prompts x examples for other people's harnesses, and their answers back: what all of them share.
+
+An export is a folder: `paft.yaml` says what is asked (a run's settings), `prompts.yaml` how, and the rest is the harness's own. With it
+an import knows which prompt and which example an answer belongs to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from paft.config import RunConfig, dump_yaml, load_run_config
+from paft.errors import ConfigError, DataError
+from paft.pipeline import Materials
+from paft.store import disk_errors, new_folder, write_text
+
+SETTINGS, PROMPTS = "paft.yaml", "prompts.yaml"
+
+Recorded = dict[str, list[dict[str, Any]]]
+"""Rows of recorded answers (`paft.evaluation.recorded`) by the name of the model that gave them."""
+
+
+@contextlib.contextmanager
+def new_export(config: RunConfig, materials: Materials, out: Path) -> Iterator[Path]:
+    """A folder to write an export into, which becomes `out` whole or not at all, with what is asked kept in it."""
+    task = str(Path(config.task).resolve()) if Path(config.task).suffix else config.task
+    kept = config.model_copy(update={"task": task, "prompts": str(out / PROMPTS)})
+    with new_folder(out) as folder:
+        write_text(folder / PROMPTS, materials.prompts.to_yaml())
+        write_text(folder / SETTINGS, dump_yaml(kept.model_dump()))
+        yield folder
+
+
+def exported(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings that an export kept, wherever the folder lies now."""
+    file = folder / SETTINGS
+    if not file.is_file():
+        raise ConfigError(f"{folder}: holds no {SETTINGS}; give the folder that `paft export` made")
+    return load_run_config(file, [*overrides, f"prompts={folder / PROMPTS}"])
+
+
+def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
+    """Write the answers into a run directory; returns the settings of a run that judges them, an arm for each model.
+
+    Scorers are those that all models have answers for. Raises DataError when there are none.
+    """
+    if not found:
+        raise DataError("no answers found; give the directory that the harness wrote its output to")
+    arms: dict[str, Any] = {}
+    for title, rows in found.items():
+        name = "".join(c if c.isalnum() else "_" for c in title).strip("_") or "model"
+        name = name if name.isidentifier() else f"m_{name}"
+        file = folder / "recorded" / f"{name}.jsonl"
+        write_lines(file, rows)
+        arms[name] = {"title": title, "recorded": str(file)}
+    held = {
+        "likelihood": all(any("logp" in row for row in rows) for rows in found.values()),
+        "generation": all(any("completion" in row for row in rows) for rows in found.values()),
+    }
+    scorers = [scorer for scorer, there in held.items() if there]
+    evaluate = {**config.evaluate.model_dump(), "scorers": scorers}
+    return RunConfig.model_validate({**config.model_dump(), "arms": arms, "evaluate": evaluate})
+
+
+def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """JSON Lines, whole or not at all."""
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+class Tokens:
+    """Lengths in the tokens of the model that answered, whose tokenizer is loaded when first asked for."""
+
+    def __init__(self, config: RunConfig, name: str | None):
+        self.config, self.name = config, name
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from paft.lm.hf import load_renderer
+
+        if self.name is None:
+            raise ConfigError(
+                "lengths are counted in the model's tokens, and which model answered is not on record; name it with --tokenizer"
+            )
+        return load_renderer(self.name, source=self.config.source, style="raw").tokenizer
+
+    def length(self, text: str, whole: bool = True) -> int:
+        """Tokens of a text; of a whole one with the begin mark that the tokenizer adds."""
+        return len(self._tokenizer(text, add_special_tokens=whole)["input_ids"])
+
+    def completion(self, text: str) -> dict[str, Any]:
+        """A free answer as a recorded row has it. The model ended it where it stayed below the limit."""
+        tokens, limit = self.length(text, whole=False), self.config.evaluate.max_new_tokens
+        ended = limit is None or tokens < limit
+        return {"completion": text, "tokens": tokens + ended, "ended": ended}  # the end mark counts

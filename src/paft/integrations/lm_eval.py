@@ -1,0 +1,256 @@
+"""lm-evaluation-harness 0.4.13: a task for every prompt, in its own templates; and what its `--log_samples` wrote.
+
+Every cell is rendered by both template languages before anything is written: what is exported asks what paft asks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from paft.config import RunConfig, dump_yaml
+from paft.errors import ConfigError, DataError
+from paft.grid import Cell, Grid
+from paft.integrations.harness import Recorded, Tokens, new_export
+from paft.pipeline import prepare
+from paft.prompts.template import OPTION_SLOT, SLOT, Template
+from paft.store import write_text
+from paft.tasks.answers import LETTERS, Labels
+
+ROWS = "rows.parquet"
+_LOADER = '''"""Rows of the tasks in this folder, wherever it lies."""
+
+from pathlib import Path
+
+import datasets
+
+
+def rows(**_):
+    file = Path(__file__).with_name("rows.parquet")
+    return datasets.load_dataset("parquet", data_files={"test": str(file)})
+'''
+_ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # as lm-eval's
+OURS = ("example_id", "choices", "gold")
+"""Columns of a row beside the fields of the task."""
+
+
+def export_lm_eval(config: RunConfig, out: Path, say: Any = lambda _: None) -> list[str]:
+    """Write a folder for `lm_eval run --include_path`; returns the tags under which its tasks run, one a scorer.
+
+    Without `evaluate.max_new_tokens` a free answer may have 32 tokens. Raises ConfigError for prompts that its templates cannot tell.
+    """
+    if config.style == "auto":
+        raise ConfigError(
+            "style auto: lm-eval is told by a flag, not by the model; set style=raw, or style=chat for --apply_chat_template"
+        )
+    if config.evaluate.max_new_tokens is None:
+        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_new_tokens": 32})})
+    materials = prepare(config, say)
+    grid, chat = materials.grid, config.style == "chat"
+    if taken := set(OURS).intersection(*(example.fields for example in grid.examples[:1])):
+        raise ConfigError(
+            f"fields {sorted(taken)} of task {materials.task.name!r} are columns of the exported rows; rename them"
+        )
+    rows = [
+        {"example_id": example.id, **example.fields, "choices": list(example.choices), "gold": example.answer}
+        for example in grid.examples
+    ]
+    tasks, tags = [], []
+    name = re.sub(r"\W+", "_", materials.task.name)
+    columns: dict[Any, str] = {}
+    for scorer in config.evaluate.scorers:
+        tag = f"paft_{name}" if scorer == "likelihood" else f"paft_{name}_free"
+        tags.append(tag)
+        for k, template in enumerate(grid.templates):
+            asked = _texts(grid, k, rows, chat)
+            if template.answer not in columns:
+                column = columns[template.answer] = f"answers_{len(columns)}"
+                for row, example in zip(rows, grid.examples, strict=True):
+                    row[column] = list(template.answer.surfaces(example))
+            answers = columns[template.answer]
+            tasks.append(
+                {
+                    "task": f"{tag}_{template.id}",
+                    "tag": tag,
+                    "custom_dataset": "!function rows.rows",
+                    "test_split": "test",
+                    **asked,
+                    **(_scored(answers) if scorer == "likelihood" else _free(answers, config)),
+                    "metadata": {"version": 1.0, "prompt": template.id},
+                }
+            )
+    with new_export(config, materials, out) as folder:
+        _write(folder, rows, tasks)
+    return tags
+
+
+def _scored(answers: str) -> dict[str, Any]:
+    return {
+        "output_type": "multiple_choice",
+        "doc_to_choice": answers,
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+def _free(answers: str, config: RunConfig) -> dict[str, Any]:
+    return {
+        "output_type": "generate_until",
+        "doc_to_target": f"{{{{ {answers}[gold] }}}}",
+        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": config.evaluate.max_new_tokens},
+        "metric_list": [
+            {
+                "metric": "exact_match",
+                "aggregation": "mean",
+                "higher_is_better": True,
+                "ignore_case": True,
+                "ignore_punctuation": True,
+            }
+        ],
+    }
+
+
+def _write(folder: Path, rows: Sequence[dict[str, Any]], tasks: Sequence[dict[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    # a text that looks like a date stays one, which JSON does not promise to its readers
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), folder / ROWS)
+    write_text(folder / "rows.py", _LOADER)
+    for task in tasks:
+        text = dump_yaml(task).replace("'!function rows.rows'", "!function rows.rows")
+        write_text(folder / f"{task['task']}.yaml", text)
+
+
+def _texts(grid: Grid, k: int, rows: Sequence[dict[str, Any]], chat: bool) -> dict[str, str]:
+    """What lm-eval shows under a prompt, tried on every example against what paft shows."""
+    template = grid.templates[k]
+    system, text = (to_jinja(part, template) for part in (template.system or "", template.text))
+    wanted = []
+    for i in range(len(rows)):
+        *before, user = (turn.text for turn in grid.chat(Cell(0, k, i)))
+        wanted.append(("".join(before), user) if chat else ("", "\n\n".join([*before, user]).rstrip(" ")))
+    if not chat:
+        system, text = "", f"{system}\n\n{text}" if system else text
+    for attempt in (text, f"{{% set asked %}}{text}{{% endset %}}{{{{ asked.rstrip(' ') }}}}"):
+        try:
+            shown = [tuple(_ENVIRONMENT.from_string(part).render(**row) for part in (system, attempt)) for row in rows]
+        except (jinja2.TemplateError, TypeError, IndexError) as error:
+            raise ConfigError(
+                f"prompt {template.id} cannot be told in lm-eval's templates ({error}); leave it out"
+            ) from None
+        if shown == wanted:
+            break
+    else:
+        i = next(n for n, (a, b) in enumerate(zip(shown, wanted, strict=True)) if a != b)
+        raise ConfigError(
+            f"prompt {template.id} cannot be told in lm-eval's templates: they show example {grid.examples[i].id!r} in another way; "
+            "leave it out"
+        )
+    ends = {not user or user[-1].isspace() for _, user in wanted}
+    if len(ends) == 2 and not chat:
+        raise ConfigError(
+            f"prompt {template.id}: with some examples it ends in white space and with others not, which lm-eval cannot tell apart; "
+            "leave it out, or use style=chat"
+        )
+    found = {"description": system} if system else {}
+    if attempt.isdigit() or any(user.isdigit() for _, user in shown):  # read as the index of a choice
+        raise ConfigError(f"prompt {template.id} shows a bare number, which lm-eval reads as an index; leave it out")
+    return {**found, "doc_to_text": attempt, "target_delimiter": "" if chat or True in ends else " "}
+
+
+def to_jinja(text: str, template: Template) -> str:
+    """A part of a template in lm-eval's language: Jinja over the columns of a row."""
+    found, end = [], 0
+    for match in SLOT.finditer(text):
+        found += [_literal(text[end : match.start()]), _slot(match, template)]
+        end = match.end()
+    return "".join([*found, _literal(text[end:])])
+
+
+def _literal(text: str) -> str:
+    if "{" in text or "\r" in text:  # Jinja would read a structure, or a plain line break
+        return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"
+    return text
+
+
+def _slot(match: re.Match[str], template: Template) -> str:
+    if match["literal"]:
+        return _literal(f"{{{match['literal']}}}")
+    name = match["slot"]
+    if name == "choices":
+        inner = template.inner_answer
+        given = inner.labels if isinstance(inner, Labels) else None
+        labels = list(given) if given else "".join(LETTERS)
+        parts = {
+            "label": f"{{{{ {json.dumps(labels, ensure_ascii=False)}[loop.index0] }}}}",
+            "text": "{{ choice }}",
+        }
+        line, end = [], 0
+        for option in OPTION_SLOT.finditer(template.options):
+            line += [_literal(template.options[end : option.start()]), parts[option[1]]]
+            end = option.end()
+        line.append(_literal(template.options[end:]))
+        joiner = f"{{% if not loop.last %}}{_literal(template.joiner)}{{% endif %}}"
+        return f"{{% for choice in choices %}}{''.join(line)}{joiner}{{% endfor %}}"
+    return f"{{{{ choices[{LETTERS.index(name)}] }}}}" if name in LETTERS else f"{{{{ {name} }}}}"
+
+
+_SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)\.jsonl")
+
+
+def import_lm_eval(config: RunConfig, output: Path, tokenizer: str | None = None) -> Recorded:
+    """Answers in the folder given as `--output_path`, by model, of the newest run of each task.
+
+    tokenizer: of the model, to count free answers in; by default the one named in its `results_*.json`.
+    """
+    newest: dict[tuple[Path, str], Path] = {}
+    for file in sorted(output.rglob("samples_*.jsonl"), key=lambda file: file.name):
+        if match := _SAMPLES.fullmatch(file.name):
+            newest[file.parent, match["task"]] = file
+    found: Recorded = {}
+    for (folder, task), file in newest.items():
+        if not task.startswith("paft_"):
+            continue
+        title, named = _model(folder)
+        tokens = Tokens(config, tokenizer or named)
+        found.setdefault(title, []).extend(_rows(file, task.rpartition("_")[2], tokens))
+    return found
+
+
+def _model(folder: Path) -> tuple[str, str | None]:
+    for file in sorted(folder.glob("results_*.json"), reverse=True):
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            arguments = told["config"]["model_args"]
+            if isinstance(arguments, str):
+                arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
+            return str(told.get("model_name") or folder.name), arguments.get("tokenizer") or arguments.get("pretrained")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return folder.name, None
+
+
+def _rows(file: Path, prompt: str, tokens: Tokens) -> Iterator[dict[str, Any]]:
+    filters = set()
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+        if not line:
+            continue
+        try:
+            sample = json.loads(line)
+            filters.add(sample.get("filter"))
+            if len(filters) > 1 and sample["filter"] != min(filters, key=str):
+                continue  # a line for every filter over the same answer
+            replies = sample["resps"]
+            row = {"prompt": prompt, "example": sample["doc"]["example_id"]}
+            if isinstance(replies[0][0], str):
+                yield row | tokens.completion(replies[0][0])
+            else:
+                yield row | {"logp": [float(reply[0][0]) for reply in replies]}
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise DataError(f"{file} line {number}: not a sample of lm-eval ({type(error).__name__} {error})") from None

@@ -1,0 +1,250 @@
+"""OpenCompass 0.5.4: one configuration file for all prompts, and what it predicted.
+
+Rows hold the whole texts, rendered here: its templates fill slots inside values, and what is asked must be what paft asks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paft.config import RunConfig
+from paft.errors import ConfigError, DataError
+from paft.grid import Cell, Grid
+from paft.integrations.harness import Recorded, Tokens, new_export, write_lines
+from paft.pipeline import prepare
+from paft.store import write_text
+from paft.tasks.answers import LETTERS, Labels
+
+CONFIG, ROWS = "config.py", "rows"
+
+
+def export_opencompass(config: RunConfig, out: Path, say: Any = lambda _: None) -> list[str]:
+    """Write a folder whose config.py `opencompass` runs; returns the names of its summary groups, one a scorer.
+
+    Restricted choice is its PPL style, which it has for raw text. Without `evaluate.max_new_tokens` a free answer may have 32 tokens.
+    Raises ConfigError for what it cannot ask.
+    """
+    if config.model is None:
+        raise ConfigError("model is missing: the configuration of OpenCompass names one; give --model")
+    if config.style == "auto":
+        raise ConfigError("style auto: OpenCompass has a model class for each; set style=raw or style=chat")
+    if config.style == "chat" and "likelihood" in config.evaluate.scorers:
+        raise ConfigError(
+            "style chat: OpenCompass scores choices under raw text only; set style=raw, or evaluate.scorers=[generation]"
+        )
+    if config.evaluate.max_new_tokens is None:
+        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_new_tokens": 32})})
+    materials = prepare(config, say)
+    grid = materials.grid
+    name = re.sub(r"\W+", "_", materials.task.name)
+    groups = {
+        scorer: f"paft_{name}" + ("" if scorer == "likelihood" else "_free") for scorer in config.evaluate.scorers
+    }
+    if "likelihood" in groups and len({len(example.choices) for example in grid.examples}) > 1:
+        raise ConfigError(
+            "examples differ in their number of choices, which OpenCompass' PPL style cannot have; set evaluate.scorers=[generation]"
+        )
+    with new_export(config, materials, out) as folder:
+        for k, template in enumerate(grid.templates):
+            write_lines(folder / ROWS / f"{template.id}.jsonl", _rows(grid, k, chat=config.style == "chat"))
+        write_text(folder / CONFIG, _config(config, grid, groups, out.resolve()))
+    return list(groups.values())
+
+
+def _rows(grid: Grid, k: int, chat: bool) -> Iterator[dict[str, Any]]:
+    template = grid.templates[k]
+    for i, example in enumerate(grid.examples):
+        *before, user = (turn.text for turn in grid.chat(Cell(0, k, i)))
+        asked = user if chat else "\n\n".join([*before, user]).rstrip(" ")
+        space = "" if not asked or asked[-1].isspace() else " "
+        answers = template.answer.surfaces(example)
+        row: dict[str, Any] = {
+            "example_id": example.id,
+            "system": "".join(before),
+            "asked": asked,
+            "right": answers[example.answer],
+        }
+        row |= {f"whole_{c}": asked + space + answer for c, answer in enumerate(answers)}
+        row["gold"] = example.answer
+        if clash := next((name for name in row for value in row.values() if f"{{{name}}}" in str(value)), None):
+            raise ConfigError(
+                f"prompt {template.id} with example {example.id!r} holds {{{clash}}}, which OpenCompass would fill; leave it out"
+            )
+        yield row
+
+
+_HEAD = '''"""Made by paft: {task}, {prompts} prompts x {examples} examples."""
+
+from opencompass.datasets import CustomDataset
+from opencompass.models import {model_class}
+from opencompass.openicl.icl_evaluator import AccEvaluator
+from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
+from opencompass.openicl.icl_prompt_template import PromptTemplate
+from opencompass.openicl.icl_retriever import ZeroRetriever
+from opencompass.utils.text_postprocessors import first_option_postprocess
+
+folder = {folder}  # where this file lies: OpenCompass runs a copy of it
+prompts = {ids}
+options = {options}
+
+models = [
+    dict(
+        type={model_class},
+        abbr={abbr},
+        path={path},
+        model_kwargs=dict(torch_dtype={dtype}),
+        generation_kwargs=dict(do_sample=False),
+{meta}        max_out_len={limit},
+        batch_size=8,
+        run_cfg=dict(num_gpus={gpus}),
+    )
+]
+
+datasets = []
+'''
+_META = """        # as the model's own template has it; OpenCompass would make a system text the user's
+        meta_template=dict(
+            round=[dict(role="HUMAN", api_role="HUMAN"), dict(role="BOT", api_role="BOT", generate=True)],
+            reserved_roles=[dict(role="SYSTEM", api_role="SYSTEM")],
+        ),
+"""
+_PPL = """
+for each in prompts:
+    datasets.append(
+        dict(
+            abbr="{group}_" + each,
+            type=CustomDataset,
+            path=folder + "/rows/" + each + ".jsonl",
+            local_mode=True,
+            reader_cfg=dict(input_columns=[{wholes}], output_column="gold"),
+            infer_cfg=dict(
+                prompt_template=dict(type=PromptTemplate, template={{{labels}}}),
+                retriever=dict(type=ZeroRetriever),
+                inferencer=dict(type=PPLInferencer),
+            ),
+            eval_cfg=dict(evaluator=dict(type=AccEvaluator)),
+        )
+    )
+"""
+_GEN = """
+for each in prompts:
+    judged = dict(pred_postprocessor=dict(type=first_option_postprocess, options=options[each])) if options[each] else dict()
+    datasets.append(
+        dict(
+            abbr="{group}_" + each,
+            type=CustomDataset,
+            path=folder + "/rows/" + each + ".jsonl",
+            local_mode=True,
+            reader_cfg=dict(input_columns=["asked", "system"], output_column="right"),
+            infer_cfg=dict(
+                prompt_template=dict(type=PromptTemplate, template={template}),
+                retriever=dict(type=ZeroRetriever),
+                inferencer=dict(type=GenInferencer, max_out_len={limit}),
+            ),
+            eval_cfg=dict(evaluator=dict(type=AccEvaluator), pred_role="BOT", **judged),
+        )
+    )
+"""
+_TAIL = """
+summarizer = dict(
+    summary_groups=[
+        group
+        for name in {groups}
+        for group in (
+            dict(name=name, subsets=[name + "_" + each for each in prompts]),
+            dict(name=name + "_sd", subsets=[name + "_" + each for each in prompts], std=True),
+        )
+    ]
+)
+"""
+
+
+def _config(config: RunConfig, grid: Grid, groups: Mapping[Any, str], out: Path) -> str:
+    chat, limit = config.style == "chat", config.evaluate.max_new_tokens
+    system = chat and any(template.system for template in grid.templates)
+    letters = {
+        template.id: "".join(LETTERS[: len(grid.examples[0].choices)]) if template.answer == Labels() else None
+        for template in grid.templates
+    }
+    parts = [
+        _HEAD.format(
+            task=config.task.replace('"', "'"),
+            folder=repr(str(out)),
+            prompts=grid.shape[0],
+            examples=grid.shape[1],
+            model_class="HuggingFacewithChatTemplate" if chat else "HuggingFaceBaseModel",
+            ids=[template.id for template in grid.templates],
+            options=letters,
+            abbr=repr(str(config.model).rstrip("/").rpartition("/")[2]),
+            path=repr(config.model),
+            dtype=repr("auto" if config.dtype == "auto" else f"torch.{config.dtype}"),
+            meta=_META if system else "",
+            limit=limit,
+            gpus=1,
+        )
+    ]
+    for scorer, group in groups.items():
+        if scorer == "likelihood":
+            count = len(grid.examples[0].choices)
+            wholes = ", ".join(f'"whole_{c}"' for c in range(count))
+            labels = ", ".join(f'{c}: "{{whole_{c}}}"' for c in range(count))
+            parts.append(_PPL.format(group=group, wholes=wholes, labels=labels))
+        else:
+            turns = 'round=[dict(role="HUMAN", prompt="{asked}")]'
+            begin = 'begin=[dict(role="SYSTEM", fallback_role="HUMAN", prompt="{system}")], ' if system else ""
+            template = f"dict({begin}{turns})" if chat else '"{asked}"'
+            parts.append(_GEN.format(group=group, template=template, limit=limit))
+    return "".join([*parts, _TAIL.format(groups=list(groups.values()))])
+
+
+def import_opencompass(config: RunConfig, asked: Path, output: Path, tokenizer: str | None = None) -> Recorded:
+    """Predictions in a work directory of OpenCompass, by model, of its newest run that has any.
+
+    PPL is a mean over a whole text; times the tokens of the text it is the negative log-likelihood of prompt and choice together,
+    and of choices after one prompt these differ as those of the choices alone do: what wins is what has the greatest likelihood.
+    tokenizer: of the model, by default the exported one's.
+    """
+    if config.evaluate.normalization != "sum":
+        raise ConfigError("evaluate.normalization: OpenCompass leaves no log-likelihood of a choice by itself; use sum")
+    folders = sorted(folder for folder in [output, *output.glob("*")] if (folder / "predictions").is_dir())
+    if not folders:
+        raise DataError(
+            f"{output}: no predictions of OpenCompass in it; give its work directory (-w, default outputs/default)"
+        )
+    tokens = Tokens(config, tokenizer or config.model)
+    found: Recorded = {}
+    for model in sorted(path for path in (folders[-1] / "predictions").iterdir() if path.is_dir()):
+        for file in sorted(asked.joinpath(ROWS).glob("*.jsonl")):
+            examples = [json.loads(line)["example_id"] for line in file.read_text(encoding="utf-8").splitlines()]
+            for predicted in sorted(model.glob(f"paft_*_{file.stem}.json")) + sorted(
+                model.glob(f"paft_*_{file.stem}_*.json"), key=_part
+            ):
+                found.setdefault(model.name, []).extend(_answers(predicted, file.stem, examples, tokens))
+    return found
+
+
+def _part(file: Path) -> int:
+    return int(file.stem.rpartition("_")[2]) if file.stem.rpartition("_")[2].isdecimal() else 0
+
+
+def _answers(file: Path, prompt: str, examples: Sequence[str], tokens: Tokens) -> Iterator[dict[str, Any]]:
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        rows = [told[str(n)] for n in range(len(told))]
+        if len(rows) != len(examples):
+            raise DataError(
+                f"{file}: {len(rows)} predictions, {len(examples)} examples were exported; let OpenCompass finish (-r latest)"
+            )
+        for example, row in zip(examples, rows, strict=True):
+            labels = [row[f"label: {c}"] for c in range(sum(key.startswith("label: ") for key in row))]
+            if labels:
+                logp = [-float(each["PPL"]) * tokens.length(each["prompt"]) for each in labels]
+                yield {"prompt": prompt, "example": example, "logp": logp}
+            else:
+                yield {"prompt": prompt, "example": example} | tokens.completion(row["prediction"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not predictions of OpenCompass ({type(error).__name__} {error})") from None
