@@ -136,34 +136,67 @@ def export_dataset(
 
     Example: paft export dataset examples/piqa-small.yaml --arm paft --out piqa.parquet
     """
-    from paft.grid import Grid
     from paft.integrations.export import check_form
     from paft.integrations.export import export_dataset as write
-    from paft.lm.hf import load_renderer
-    from paft.pipeline import prepare
 
     checked = check_form(form)
-    settings = load_run_config(config, overrides or [])
-    training = settings.training_of(arm) if arm in settings.arms else None
-    if training is None:
-        tuned = [name for name in settings.arms if settings.training_of(name) is not None]
-        raise ConfigError(f"--arm {arm}: expected an arm that is trained: {few(tuned)}")
     with _watcher() as watch:
-        materials = prepare(settings, watch.say)
-        assert settings.model is not None  # an arm is trained
-        renderer = load_renderer(settings.model, source=settings.source, style=settings.style, say=watch.say)
-        grid = Grid(materials.prompts.train, materials.train)
+        settings, training, grid, renderer = _training(config, overrides, arm, watch.say)
         done = write(grid, renderer, training, out, seed=settings.seed, form=checked, short=short)
     typer.echo(
         f"{out}: {done.rows} rows, {done.updates} updates of {training.batch_size}, {training.epochs} epoch(s) in order"
     )
-    if done.dropped:
-        typer.echo(
-            f"  {done.dropped} of {len(materials.train)} examples are left out at the end of each epoch, so that updates stay whole"
-        )
+    _say_dropped(done.dropped, grid.shape[1])
     typer.echo(
         f"  train on it for 1 epoch, in order (no shuffling), {training.batch_size} rows an update; docs/trainers.md shows how"
     )
+
+
+@export_app.command("llamafactory")
+def export_llamafactory(
+    config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    overrides: Overrides = None,
+    arm: Annotated[str, typer.Option(help="Arm whose training is written.")] = "paft",
+) -> None:
+    """Write a training for LLaMA-Factory 0.9.5: the rows of all epochs in schedule order, dataset_info.json and the settings.
+
+    Example: paft export llamafactory examples/piqa-small.yaml -o piqa-llamafactory
+    """
+    from paft.integrations.llamafactory import export_llamafactory as write
+
+    with _watcher() as watch:
+        settings, training, grid, renderer = _training(config, overrides, arm, watch.say)
+        done = write(grid, renderer, settings, arm, out, say=watch.say)
+    typer.echo(
+        f"{out}: {done.rows} rows, {done.updates} updates of {training.batch_size}, {training.epochs} epoch(s) in order"
+    )
+    _say_dropped(done.dropped, grid.shape[1])
+    typer.echo(f"  llamafactory-cli train {out / 'sft.yaml'}")
+
+
+def _training(path: Path, overrides: list[str] | None, arm: str, say: Any) -> tuple[RunConfig, Any, Any, Any]:
+    """Settings of a run, those of an arm that is trained, its grid and the renderer of its model."""
+    from paft.grid import Grid
+    from paft.lm.hf import load_renderer
+    from paft.pipeline import prepare
+
+    settings = load_run_config(path, overrides or [])
+    training = settings.training_of(arm) if arm in settings.arms else None
+    if training is None:
+        tuned = [name for name in settings.arms if settings.training_of(name) is not None]
+        raise ConfigError(f"--arm {arm}: expected an arm that is trained: {few(tuned)}")
+    materials = prepare(settings, say)
+    assert settings.model is not None  # an arm is trained
+    renderer = load_renderer(settings.model, source=settings.source, style=settings.style, say=say)
+    return settings, training, Grid(materials.prompts.train, materials.train), renderer
+
+
+def _say_dropped(dropped: int, examples: int) -> None:
+    if dropped:
+        typer.echo(
+            f"  {dropped} of {examples} examples are left out at the end of each epoch, so that updates stay whole"
+        )
 
 
 @export_app.command("model")

@@ -28,10 +28,12 @@ _TOGETHER = 1024
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. dropped: examples left out at the end of every epoch's order, so that each update is whole."""
+    """What is written. dropped: examples left out at the end of every epoch's order, so that each update is whole."""
 
     rows: int
     updates: int
+    per_epoch: int
+    """Rows of an epoch."""
     dropped: int
 
 
@@ -53,15 +55,22 @@ def export_dataset(
     `answer` as the prompt wants it written, for a reader that repeats each row `num_generations` times.
     Raises ConfigError for what cannot be told by rows (adaptive draws, objectives) and for another kind of file.
     """
+    if isinstance(config, GRPOConfig) and form == "tokens":
+        raise ConfigError("--as tokens: of method grpo rows are prompts, not answers; give --as text or --as messages")
+    plan = check_rows(grid, config, short)
+    if path.suffix not in (".parquet", ".jsonl"):
+        raise ConfigError(f"{path}: expected a name that ends in .parquet or .jsonl")
+    _write(rows_in_order(grid, renderer, config, seed, form, plan.per_epoch), path)
+    return plan
+
+
+def check_rows(grid: Grid, config: SFTConfig | GRPOConfig, short: bool = False) -> Exported:
+    """How many rows a training has. Raises ConfigError for a training that rows cannot tell."""
     if isinstance(config.schedule, AdaptiveSchedule):
         raise ConfigError(
             "schedule.kind adaptive: draws that follow the losses cannot be written down before; train with paft"
         )
     if isinstance(config, GRPOConfig):
-        if form == "tokens":
-            raise ConfigError(
-                "--as tokens: of method grpo rows are prompts, not answers; give --as text or --as messages"
-            )
         if config.group == "example":
             raise ConfigError(
                 "train.group example: a row is one prompt, and other trainers repeat it; use group: prompt"
@@ -70,26 +79,22 @@ def export_dataset(
             raise ConfigError("--keep-short with method grpo: an update is made of whole groups; leave it out")
     elif config.objective != ObjectiveConfig():
         raise ConfigError("train.objective: rows of a file carry no objective; train with paft or leave it out")
-    if path.suffix not in (".parquet", ".jsonl"):
-        raise ConfigError(f"{path}: expected a name that ends in .parquet or .jsonl")
     num_examples = grid.shape[1]
     dropped = 0 if short else num_examples % config.batch_size
     if dropped == num_examples:
         raise ConfigError(
             f"{num_examples} examples do not fill one update of {config.batch_size}; give more, or a smaller train.batch_size"
         )
+    kept = num_examples - dropped
+    return Exported(config.epochs * kept, config.epochs * updates_per_epoch(kept, config.batch_size), kept, dropped)
+
+
+def rows_in_order(
+    grid: Grid, renderer: Renderer, config: SFTConfig | GRPOConfig, seed: int, form: Form, kept: int
+) -> Iterator[dict[str, Any]]:
+    """The rows of all epochs, `kept` of each, made one by one. Raises RenderError for cells longer than `config.max_length`."""
     dataset = CellDataset(grid, renderer, config.max_length)
     dataset.check_lengths()
-    rows = _rows(dataset, config, seed, form, num_examples - dropped)
-    _write(rows, path)
-    per_epoch = updates_per_epoch(num_examples - dropped, config.batch_size)
-    return Exported(config.epochs * (num_examples - dropped), config.epochs * per_epoch, dropped)
-
-
-def _rows(
-    dataset: CellDataset, config: SFTConfig | GRPOConfig, seed: int, form: Form, kept: int
-) -> Iterator[dict[str, Any]]:
-    grid, renderer = dataset.grid, dataset.renderer
     schedule = make_schedule(
         config.schedule,
         grid,

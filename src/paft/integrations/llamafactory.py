@@ -1,0 +1,159 @@
+"""LLaMA-Factory 0.9.5: the cells of a training in schedule order, and settings that make it read them in order.
+
+Rows hold the text as the model's own template writes it, so its template is `empty`; every row's tokens are compared with paft's before
+anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from paft.config import RunConfig, SFTConfig, dump_yaml
+from paft.errors import ConfigError
+from paft.grid import Grid
+from paft.integrations.export import Exported, check_rows, rows_in_order
+from paft.lm.render import Renderer
+from paft.store import new_folder, write_text
+
+DATA, INFO, SETTINGS = "rows.jsonl", "dataset_info.json", "sft.yaml"
+
+
+def export_llamafactory(
+    grid: Grid,
+    renderer: Renderer,
+    config: RunConfig,
+    arm: str,
+    out: Path,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Write a folder for `llamafactory-cli train`: rows of all epochs, dataset_info.json, and the arm's settings under its names.
+
+    Raises ConfigError for what cannot be told by rows, and for settings that it has no name for.
+    """
+    train = config.training_of(arm)
+    if not isinstance(train, SFTConfig):
+        raise ConfigError(f"arm {arm}: LLaMA-Factory reads rows of supervised fine-tuning; give an arm of method sft")
+    if train.keep == "best" or train.patience is not None:
+        raise ConfigError(
+            "train.keep best and train.patience need checks on dev prompts, which LLaMA-Factory has not; use keep: last"
+        )
+    settings = _settings(config, train, arm, out.resolve())
+    plan = check_rows(grid, train)
+    begin = _begin_mark(renderer)
+    cut = 0
+    with new_folder(out) as folder:
+        with (folder / DATA).open("w", encoding="utf-8") as file:
+            for row, ids in _both_forms(grid, renderer, train, config.seed, plan.per_epoch):
+                row["prompt"] = begin + row["prompt"]
+                apart = [
+                    renderer.tokenizer(row[part], add_special_tokens=False)["input_ids"]
+                    for part in ("prompt", "completion")
+                ]
+                cut += apart[0] + apart[1] != ids
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if cut:
+            say(
+                f"{cut} of {plan.rows} rows: a token holds the end of the prompt and the beginning of the answer; LLaMA-Factory cuts it "
+                "in two, paft does not"
+            )
+        info = {
+            "paft": {
+                "file_name": DATA,
+                "formatting": "alpaca",
+                "columns": {"prompt": "prompt", "response": "completion"},
+            }
+        }
+        write_text(folder / INFO, json.dumps(info, indent=2) + "\n")
+        write_text(folder / SETTINGS, _COMMENT.format(batch=train.batch_size) + dump_yaml(settings))
+    return plan
+
+
+_COMMENT = """# Made by paft. Rows are in schedule order: keep disable_shuffling and num_train_epochs as they are (all epochs are in the rows).
+# An update is {batch} rows: per_device_train_batch_size x gradient_accumulation_steps x processes.
+"""
+_LORA = {
+    "r": "lora_rank",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "use_dora": "use_dora",
+    "use_rslora": "use_rslora",
+}
+
+
+def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[str, Any]:
+    micro = train.micro_batch_size or train.batch_size
+    if train.batch_size % micro:
+        raise ConfigError(
+            f"train.micro_batch_size {micro} does not divide batch_size {train.batch_size}; give a divisor"
+        )
+    return {
+        "stage": "sft",
+        "do_train": True,
+        "model_name_or_path": config.model,
+        **_adapter(config, train),
+        "dataset": "paft",
+        "dataset_dir": str(out),
+        "template": "empty",
+        "cutoff_len": train.max_length,
+        "disable_shuffling": True,
+        "packing": False,
+        "overwrite_cache": True,
+        "output_dir": str(out / arm),
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": train.batch_size // micro,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.lr_scheduler,
+        "warmup_ratio": train.warmup_ratio,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "seed": config.seed,
+        "bf16": config.dtype == "bfloat16",
+        "fp16": config.dtype == "float16",
+        "logging_steps": 1,
+        "save_steps": train.save_every,
+        "report_to": train.report_to or "none",
+        **train.arguments,
+    }
+
+
+def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
+    bits = {"load_in_4bit": 4, "load_in_8bit": 8}
+    asked = list(config.quantization or ())
+    if config.quantization is not None and (len(asked) != 1 or asked[0] not in bits):
+        raise ConfigError(
+            "quantization: only {load_in_4bit: true} and {load_in_8bit: true} have a name in LLaMA-Factory's settings"
+        )
+    quantised = {"quantization_bit": bits[asked[0]]} if asked else {}
+    if train.lora is None:
+        return {"finetuning_type": "full"}
+    target = train.lora.get("target_modules", "all-linear")
+    found: dict[str, Any] = {"finetuning_type": "lora", **quantised}
+    found["lora_target"] = "all" if target == "all-linear" else target if isinstance(target, str) else ",".join(target)
+    for key, value in train.lora.items():
+        if key in _LORA:
+            found[_LORA[key]] = value
+        elif key != "target_modules":
+            raise ConfigError(
+                f"train.lora.{key}: has no name in LLaMA-Factory's settings; leave it out, or train with paft"
+            )
+    return found
+
+
+def _begin_mark(renderer: Renderer) -> str:
+    """The begin token as text, where the tokenizer puts one before raw text and LLaMA-Factory's empty template does not."""
+    marks = set(renderer.ids(["a"])[0][:1]) - set(renderer.tokenizer("a", add_special_tokens=False)["input_ids"][:1])
+    return str(renderer.tokenizer.convert_ids_to_tokens(marks.pop())) if marks else ""
+
+
+def _both_forms(
+    grid: Grid, renderer: Renderer, train: SFTConfig, seed: int, per_epoch: int
+) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """Rows as text, with the token ids that paft trains on."""
+    texts, tokens = (rows_in_order(grid, renderer, train, seed, form, per_epoch) for form in ("text", "tokens"))
+    for text, row in zip(texts, tokens, strict=True):
+        yield text, row["input_ids"]

@@ -1,0 +1,364 @@
+"""Prompts x examples in the languages of other harnesses, and the answers that they record: the table is the one that paft fills itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow.parquet
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from paft import pipeline
+from paft.cli import app
+from paft.config import dump_yaml, load_run_config
+from paft.errors import ConfigError, DataError, PaftError
+from paft.evaluation.recorded import load_recorded
+from paft.grid import Cell
+from paft.integrations.lm_eval import export_lm_eval
+from paft.integrations.opencompass import export_opencompass
+from paft.lm.hf import HFModel
+from paft.lm.types import Message, Question
+from paft.watch import LineWatcher
+from tests import tiny
+
+LIMIT = 6
+ASKED = ["evaluate.max_new_tokens=6", "evaluate.split=test", "evaluate.thresholds=[0.5]", "data.dev_split=validation"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict]]:
+    """A folder with task, prompts and model, and what paft finds itself, by style."""
+    folder = tmp_path_factory.mktemp("harness")
+    config = tiny.write_config(folder)
+    alone = {
+        style: pipeline.run(
+            load_run_config(config, ["arms={base: {}}", f"style={style}", *ASKED[:1]]),
+            folder / style,
+            LineWatcher(quiet=True),
+        )
+        for style in ("raw", "chat")
+    }
+    return folder, alone
+
+
+def paft(*arguments: str, code: int = 0) -> str:
+    found = CliRunner().invoke(app, [*map(str, arguments)])
+    if code and isinstance(found.exception, PaftError):
+        return str(found.exception)
+    assert found.exit_code == code, found.output + str(found.exception)
+    return found.output
+
+
+def export(kind: str, folder: Path, out: Path, *overrides: str) -> str:
+    model = ["--model", folder / "model"] if kind == "opencompass" else []
+    given = ["--task", folder / "data" / "task.yaml", "--prompts", folder / "prompts.yaml", *model]
+    return paft("export", kind, *given, "-o", out, *ASKED, *overrides)
+
+
+def answer(model: HFModel, system: str, user: str, choices: tuple[str, ...], limit: int) -> Any:
+    turns = (Message("system", system),) if system else ()
+    (found,) = model.answer([Question((*turns, Message("user", user)), choices, limit)])
+    return found
+
+
+# lm-eval: a sample as version 0.4.13 writes it, keys that are not read left out
+
+
+class _Yaml(yaml.SafeLoader):
+    pass
+
+
+_Yaml.add_constructor("!function", lambda loader, node: ("function", loader.construct_scalar(node)))
+
+
+def as_lm_eval(asked: Path, out: Path, model: HFModel) -> None:
+    """Every task of the folder, as lm-eval reads it."""
+    language = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    rows = pyarrow.parquet.read_table(asked / "rows.parquet").to_pylist()
+    place = out / "tiny"
+    place.mkdir(parents=True)
+    for file in sorted(asked.glob("paft_*.yaml")):
+        task = yaml.load(file.read_text(encoding="utf-8"), Loader=_Yaml)
+        assert task["custom_dataset"] == ("function", "rows.rows")
+        lines = []
+        for number, row in enumerate(rows):
+            system, user = (
+                language.from_string(task.get(key, "")).render(**row) for key in ("description", "doc_to_text")
+            )
+            sample = {"doc_id": number, "doc": row, "filter": "none"}
+            if task["output_type"] == "multiple_choice":
+                found = answer(model, system, user, tuple(row[task["doc_to_choice"]]), 0)
+                assert task["doc_to_target"] == "gold"
+                sample["resps"] = [[[str(logp), "False"]] for logp in found.logp_C]
+            else:
+                assert task["generation_kwargs"] == {"until": [], "do_sample": False, "max_gen_toks": LIMIT}
+                sample["resps"] = [[answer(model, system, user, (), LIMIT).completion.text]]
+                lines.append(json.dumps({**sample, "filter": "another"}))
+            lines.append(json.dumps(sample))
+        (place / f"samples_{task['task']}_2026-01-02T03-04-05.6.jsonl").write_text(
+            "\n".join(lines) + "\n", encoding="utf-8"
+        )
+        (place / f"samples_{task['task']}_2025-01-02T03-04-05.6.jsonl").write_text("an older run\n", encoding="utf-8")
+    told = {"model_name": "tiny", "config": {"model_args": {"pretrained": str(asked.parent / "world" / "model")}}}
+    (place / "results_2026-01-02T03-04-05.6.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def as_opencompass(asked: Path, out: Path, model: HFModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every dataset of the configuration, as OpenCompass reads it: its modules are names, its templates filled slot by slot."""
+    names: dict[str, list[str]] = {
+        "opencompass.datasets": ["CustomDataset"],
+        "opencompass.models": ["HuggingFaceBaseModel", "HuggingFacewithChatTemplate"],
+        "opencompass.openicl.icl_evaluator": ["AccEvaluator"],
+        "opencompass.openicl.icl_inferencer": ["GenInferencer", "PPLInferencer"],
+        "opencompass.openicl.icl_prompt_template": ["PromptTemplate"],
+        "opencompass.openicl.icl_retriever": ["ZeroRetriever"],
+        "opencompass.utils.text_postprocessors": ["first_option_postprocess"],
+    }
+    for name in ("opencompass", "opencompass.openicl", "opencompass.utils", *names):
+        module = types.ModuleType(name)
+        for each in names.get(name, []):
+            setattr(module, each, each)
+        monkeypatch.setitem(sys.modules, name, module)
+    config: dict[str, Any] = {}
+    exec((asked / "config.py").read_text(encoding="utf-8"), config)  # as OpenCompass does
+    (told,) = config["models"]
+    place = out / "20260102_030405" / "predictions" / told["abbr"]
+    place.mkdir(parents=True)
+
+    def fill(text: str, row: dict, columns: list[str]) -> str:
+        for name in columns:
+            text = text.replace(f"{{{name}}}", str(row[name]))
+        return text
+
+    for data in config["datasets"]:
+        rows = [json.loads(line) for line in Path(data["path"]).read_text(encoding="utf-8").splitlines()]
+        columns, template = data["reader_cfg"]["input_columns"], data["infer_cfg"]["prompt_template"]["template"]
+        predictions: dict[str, Any] = {}
+        for number, row in enumerate(rows):
+            if data["infer_cfg"]["inferencer"]["type"] == "PPLInferencer":
+                found: dict[str, Any] = {}
+                for label, text in template.items():
+                    whole = fill(text, row, columns)
+                    ids = model.renderer.ids([whole])[0]
+                    found[f"label: {label}"] = {"prompt": whole, "PPL": -_total(model, ids) / len(ids)}
+                predictions[str(number)] = found
+            else:
+                turns = template if isinstance(template, dict) else {"round": [{"role": "HUMAN", "prompt": template}]}
+                system = "".join(fill(turn["prompt"], row, columns) for turn in turns.get("begin", []))
+                user = fill(turns["round"][0]["prompt"], row, columns)
+                limit = data["infer_cfg"]["inferencer"]["max_out_len"]
+                predictions[str(number)] = {"prediction": answer(model, system, user, (), limit).completion.text}
+        (place / f"{data['abbr']}.json").write_text(json.dumps(predictions), encoding="utf-8")
+
+
+def _total(model: HFModel, ids: list[int]) -> float:
+    import torch
+
+    with torch.no_grad():
+        logits = model.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    return float(logits.gather(1, torch.tensor(ids[1:])[:, None]).sum())
+
+
+def scores(run: Path) -> dict[str, Any]:
+    return {arm: {name: (m.prompt_ids, m.example_ids, m.values_KN.tolist(), m.answers_KN.tolist()) for name, m in by.items()}
+            for arm, by in pipeline.load_tables(run).items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("style", ["raw", "chat"])
+def test_answers_by_lm_eval_fill_the_table_that_paft_fills(world, tmp_path, style):
+    folder, _ = world
+    (tmp_path / "world").symlink_to(folder)
+    said = export("lm-eval", folder, tmp_path / "asked", f"style={style}")
+    assert ("--apply_chat_template" in said) == (style == "chat")
+    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=style == "chat"))
+    paft("import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run")
+    assert scores(tmp_path / "run")["tiny"] == scores(folder / style)["base"]
+    assert "Asked in 3 wordings" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    paft("compare", tmp_path / "run", folder / style)
+
+
+@pytest.mark.parametrize(("style", "scorers"), [("raw", "[likelihood, generation]"), ("chat", "[generation]")])
+def test_answers_by_opencompass_fill_the_table_that_paft_fills(world, tmp_path, monkeypatch, style, scorers):
+    folder, _ = world
+    export("opencompass", folder, tmp_path / "asked", f"style={style}", f"evaluate.scorers={scorers}", "dtype=float32")
+    as_opencompass(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=style == "chat"), monkeypatch)
+    paft("import", "opencompass", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run")
+    (found,) = scores(tmp_path / "run").values()
+    expected = scores(folder / style)["base"]
+    for scorer in ("likelihood", "generation") if style == "raw" else ("generation",):
+        assert found[scorer] == expected[scorer]
+
+
+NASTY = {
+    "task": "colours",
+    "train": [{"text": "{text} red, blue?", "answer": {"labels": ["red", "blue"]}}],
+    "dev": [{"text": "What hue, in one word: {text}", "answer": {"labels": ["red", "blue"]}}],
+    "test": [
+        {
+            "text": "{{% raw %}} {{text}} {text} {{{{ 7 * 7 }}}}  \n{% if x %}",
+            "answer": {"wrap": '{"hue": "{answer}"}', "of": "text"},
+        },
+        {"text": "spaces at the end of {text}   ", "answer": "letters"},
+        {"text": "a break at the end, {text}\n", "answer": {"labels": ["rot", "blau"]}},
+        {"text": "{choices}\n\n# {text}", "options": "{{ {label} }} {text} {", "joiner": "\r\n", "answer": "letters"},
+    ],
+}
+
+
+def nasty(folder: Path) -> list[str]:
+    """A task whose texts look like templates and dates."""
+    folder.mkdir()
+    texts = [
+        "{{ gold }} {% raw %}",
+        "2020-01-01 00:00:00",
+        "{asked} {text} {choices}",
+        "\u2028 \U0001f600 <b>&amp;",
+        "7",
+        "ends in a space ",
+    ]
+    rows = [{"id": f"n{n}", "text": text, "label": "red"} for n, text in enumerate(texts)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    told = {
+        "name": "n",
+        "fields": ["text"],
+        "choices": ["red", "blue"],
+        "answer": "label",
+        "id": "id",
+        "files": {"test": "rows.jsonl"},
+    }
+    (folder / "task.yaml").write_text(dump_yaml(told), encoding="utf-8")
+    (folder / "prompts.yaml").write_text(dump_yaml(NASTY), encoding="utf-8")
+    return [
+        f"task={folder / 'task.yaml'}",
+        f"prompts={folder / 'prompts.yaml'}",
+        "evaluate.split=test",
+        "arms={m: {recorded: x.jsonl}}",
+    ]
+
+
+@pytest.mark.parametrize("style", ["raw", "chat"])
+def test_texts_that_look_like_templates_reach_lm_eval_as_they_are(tmp_path, style):
+    overrides = [*nasty(tmp_path / "data"), f"style={style}", "model=x"]
+    config = load_run_config(None, overrides)
+    grid = pipeline.prepare(config).grid
+    export_lm_eval(config, tmp_path / "asked")
+    language = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    rows = pyarrow.parquet.read_table(tmp_path / "asked" / "rows.parquet").to_pylist()
+    for k, template in enumerate(grid.templates):
+        task = yaml.load((tmp_path / "asked" / f"paft_n_{template.id}.yaml").read_text(encoding="utf-8"), Loader=_Yaml)
+        for i, row in enumerate(rows):
+            shown = language.from_string(task["doc_to_text"]).render(**row)
+            (wanted,) = (turn.text for turn in grid.chat(Cell(0, k, i)))
+            assert shown == (wanted if style == "chat" else wanted.rstrip(" "))
+            assert row[task["doc_to_choice"]] == list(grid.question(Cell(0, k, i)).choices)
+        assert task["target_delimiter"] == ("" if style == "chat" or template.text.endswith("\n") else " ")
+
+
+def test_texts_that_opencompass_would_fill_are_refused(tmp_path):
+    config = load_run_config(None, [*nasty(tmp_path / "data"), "style=raw", "model=x"])
+    with pytest.raises(ConfigError, match=r"example 'n2' holds \{asked\}"):
+        export_opencompass(config, tmp_path / "asked")
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "said"),
+    [
+        ("lm-eval", [], "style auto"),
+        ("opencompass", [], "style auto"),
+        ("opencompass", ["style=chat"], "raw text only"),
+    ],
+)
+def test_exports_that_cannot_be_are_refused(world, tmp_path, kind, overrides, said):
+    folder, _ = world
+    model = ["--model", folder / "model"] if kind == "opencompass" else []
+    given = ["--task", folder / "data" / "task.yaml", "--prompts", folder / "prompts.yaml", *model]
+    assert said in paft("export", kind, *given, "-o", tmp_path / "asked", *ASKED, *overrides, code=1)
+    assert not (tmp_path / "asked").exists()
+
+
+def test_a_place_that_holds_something_is_not_written_to(world, tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    folder, _ = world
+    given = ["--task", folder / "data" / "task.yaml", "--prompts", folder / "prompts.yaml"]
+    assert "exists" in paft("export", "lm-eval", *given, "-o", tmp_path, *ASKED, "style=raw", code=1)
+    assert [each.name for each in tmp_path.iterdir()] == ["mine"]
+
+
+def test_imports_that_cannot_be_are_refused(world, tmp_path):
+    folder, _ = world
+    export("lm-eval", folder, tmp_path / "asked", "style=raw")
+    (tmp_path / "out").mkdir()
+    given = ["--asked", tmp_path / "asked", "--out", tmp_path / "run"]
+    assert "no answers found" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
+    assert "holds no paft.yaml" in paft("import", "lm-eval", tmp_path / "out", "--asked", tmp_path, code=1)
+    assert "no predictions" in paft("import", "opencompass", tmp_path / "out", *given, code=1)
+    (tmp_path / "out" / "samples_paft_colours_00000000_2026-01-02T03-04-05.6.jsonl").write_text('{"doc": 1}\n')
+    assert "line 1: not a sample of lm-eval" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
+
+
+# recorded answers as such
+
+
+def write(file: Path, *rows: dict) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def test_recorded_answers_are_read_part_by_part(world, tmp_path):
+    folder, _ = world
+    config = load_run_config(folder / "config.yaml", ["arms={base: {}}"])
+    grid = pipeline.prepare(config).grid
+    prompt, example = grid.templates[0].id, grid.examples[0].id
+    lm = load_recorded(
+        write(
+            tmp_path / "r.jsonl",
+            {"prompt": prompt, "example": example, "logp": [-1.0, -2.0]},
+            {"prompt": prompt, "example": example, "completion": "red", "tokens": 2, "ended": True},
+        ),
+        [grid],
+    )
+    (found,) = lm.answer([Question(grid.chat(Cell(0, 0, 0)), ("red", "blue"), 4)])
+    assert found.logp_C == (-1.0, -2.0)
+    assert (found.completion.text, found.completion.tokens, found.completion.stop) == ("red", 2, "eos")
+    with pytest.raises(DataError, match="no log-likelihoods on record"):
+        lm.answer([Question(grid.chat(Cell(0, 1, 0)), ("red", "blue"))])
+    with pytest.raises(DataError, match="2 log-likelihoods on record"):
+        lm.answer([Question(grid.chat(Cell(0, 0, 0)), ("red", "blue", "green"))])
+    with pytest.raises(DataError, match="no free answer on record"):
+        lm.answer([Question(grid.chat(Cell(0, 0, 1)), (), 4)])
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"example": "e", "logp": [-1]}, "line 1: KeyError 'prompt'"),
+        ({"prompt": "p", "example": "e"}, "neither log-likelihoods nor a free answer"),
+        ({"prompt": "p", "example": "e", "logp": [float("nan"), -1]}, "no number"),
+        ({"prompt": "p", "example": "e", "completion": "x"}, "KeyError 'tokens'"),
+        ({"prompt": "p", "example": "e", "logp": [-1, -2]}, "none of its 1 answers belongs"),
+    ],
+)
+def test_recorded_answers_that_cannot_be_read_are_named(world, tmp_path, row, said):
+    folder, _ = world
+    m = pipeline.prepare(load_run_config(folder / "config.yaml", ["arms={base: {}}"]))
+    with pytest.raises(DataError, match=said):
+        load_recorded(write(tmp_path / "r.jsonl", row), [m.grid])
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ({"recorded": "x.jsonl", "model": "m"}, "take the place of a model"),
+        ({"recorded": "x.jsonl", "train": {}}, "not both"),
+    ],
+)
+def test_an_arm_of_recorded_answers_has_no_model(arm, said):
+    with pytest.raises(ConfigError, match=said):
+        load_run_config(None, [], {"task": "piqa", "arms": {"a": arm}})
