@@ -1,6 +1,6 @@
 """A report over fifty prompts: what it takes paft with an adaptive budget, and what the full cross takes lm-eval.
 
-    benchmarks/peers.sh && python benchmarks/fifty.py --model DIRECTORY
+    benchmarks/peers.sh lm-eval && python benchmarks/fifty.py --model DIRECTORY
 
 Fifty prompts of the shipped set by all 10,042 validation rows of HellaSwag are half a million cells, which nobody waits for. lm-eval's
 cost is therefore measured twice, on few rows and on more under all fifty prompts, and the line through both is followed to the whole

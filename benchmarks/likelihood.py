@@ -1,6 +1,6 @@
 """Log-likelihood scoring of the same cells by lm-eval's transformers backend and by paft, in one run.
 
-    benchmarks/peers.sh && python benchmarks/likelihood.py --workload hellaswag --prompts 10 --examples 200
+    benchmarks/peers.sh lm-eval && python benchmarks/likelihood.py --workload hellaswag --prompts 10 --examples 200
 
 Both sides are whole processes as their users start them (`lm_eval run ...`, `paft eval ...`), with the same strings, model,
 precision and number of threads. Printed: whole-process CPU seconds (user + system), peak memory, tokens that go through the
