@@ -71,6 +71,26 @@ def test_trained_arms_saw_equal_rows_and_updates_and_the_promised_prompts(world)
     assert paft["distinct_prompts"] > 2
 
 
+@pytest.mark.parametrize("kind", ["top_accuracy", "zopo"])
+def test_the_one_prompt_is_found_on_held_out_examples_and_train_prompts(world, tmp_path, kind):
+    config, _, _ = world
+    found = f"arms={{found: {{train: {{schedule: {{kind: fixed, search: {{kind: {kind}, prompts: 4, examples: 6}}}}}}}}}}"
+    results = run(config, tmp_path, found)
+    m = pipeline.prepare(load_run_config(config, [found]))
+    told = results["arms"]["found"]["train"]["search"]
+    pool = [template.id for template in m.prompts.train]
+    assert (len(told["accuracy"]), told["cells"]) == (4, 24)
+    assert set(told["accuracy"]) <= set(pool)
+    best = max(told["accuracy"].values())
+    assert told["prompt"] == next(each for each in pool if told["accuracy"].get(each) == best)
+    steps = [json.loads(line) for line in (tmp_path / "found" / "steps.jsonl").read_text().splitlines()]
+    assert {prompt for row in steps for prompt in row["prompts"]} == {told["prompt"]}
+    with sqlite3.connect(tmp_path / "found" / "search.sqlite") as store:
+        assert store.execute("select count(*) from cells").fetchone() == (24,)
+    again = run(config, tmp_path, found)
+    assert figures(again) == figures(results)
+
+
 def test_a_second_run_computes_nothing_and_gives_the_same_results(world):
     config, out, results = world
     before = {path: path.stat().st_mtime_ns for path in (out / "paft" / "adapter").iterdir()}

@@ -32,11 +32,29 @@ class Strict(BaseModel):
         return values
 
 
+class SearchConfig(Strict):
+    """How the one prompt is found: by accuracies of the untrained model on examples held out of training (docs/method.md)."""
+
+    kind: Literal["top_accuracy", "zopo"] = "top_accuracy"
+    prompts: Annotated[int, Field(ge=2)] = 20
+    """Train prompts that may be scored."""
+    examples: Annotated[int, Field(ge=2)] = 32
+    """Held-out examples that each is scored on."""
+
+
 class FixedSchedule(Strict):
     """One prompt for the whole training: the baseline. `prompt`: position among the train prompts, or a template id."""
 
     kind: Literal["fixed"] = "fixed"
     prompt: int | str = 0
+    search: SearchConfig | None = None
+    """Find the prompt in place of naming it."""
+
+    @model_validator(mode="after")
+    def _check_search(self) -> FixedSchedule:
+        if self.search is not None and self.prompt != 0:
+            raise ValueError(f"prompt {self.prompt!r} and search; name the prompt or have it found")
+        return self
 
 
 class Holding(Strict):

@@ -25,10 +25,12 @@ import numpy as np
 
 from paft import evaluation
 from paft.config import (
+    FixedSchedule,
     GRPOConfig,
     Holding,
     PolicyConfig,
     RunConfig,
+    SearchConfig,
     ServerConfig,
     SFTConfig,
     dump_yaml,
@@ -49,6 +51,7 @@ from paft.lm.ranks import Ranks, launched
 from paft.lm.types import LM
 from paft.prompts import PromptSet, PromptSplit, Template
 from paft.prompts.measures import mmd_test
+from paft.prompts.search import choose, features_of, top_accuracy, zopo
 from paft.prompts.similarity import similarity_matrix
 from paft.reports import exhibit_of, write_report
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, read_jsonl, write_json, write_text
@@ -458,7 +461,14 @@ def _train_arm(
         free -= {"eval_every", "dev_prompts", "dev_examples"}  # the checks decide
     if not settings.arguments:
         free.add("arguments")
+    if isinstance(settings.schedule, FixedSchedule) and settings.schedule.search is not None:
+        with watch.stage(f"search {name}") as tick:
+            found = ranks.share(
+                _find_prompt(settings.schedule.search, config, m, model, out, tick, watch) if ranks.rank == 0 else None
+            )
+        settings = settings.model_copy(update={"schedule": FixedSchedule(prompt=found)})
     what = settings.model_dump(exclude=free)
+    what["schedule"].pop("search", None)
     parts = [what, config.seed, identity, [t.id for t in m.prompts.train], [e.id for e in m.train]]
     start = out.beside(before) if (before := config.arms[name].start) is not None else None
     if start is not None:
@@ -490,6 +500,37 @@ def _train_arm(
                 return model.with_adapter(out.adapter)
         # all weights were trained: taken from disk now and after a resume, so that both are the same model to the store
         return load_model(str(out.model), dtype=config.dtype, style=config.style)
+
+
+def _find_prompt(
+    search: SearchConfig, config: RunConfig, m: Materials, model: LM, out: ArmDir, tick: Any, watch: Watcher
+) -> str:
+    """Id of the train prompt that the search ends at, on held-out examples; the untrained model answers by choice where there is one."""
+    pool, examples = m.prompts.train, _take(m.dev, search.examples, DEV_SUBSET)
+    budget = min(search.prompts, len(pool))
+    grid = Grid(pool, examples)
+    scorer: Scorer = "generation" if m.task.num_choices == 1 else "likelihood"
+    settings = config.evaluate.model_copy(update={"scorers": [scorer], "reference": None})
+    with CellStore(out.searched) as store:
+        asker = Asker(model, grid, settings, store, tick)
+        asker.total = budget * len(examples)
+
+        def score(prompts: Sequence[int]) -> list[float]:
+            asker.ask([(k, i) for k in prompts for i in range(len(examples))])
+            values_KN = asker.matrix(scorer).values_KN
+            return [float(values_KN[k].mean()) for k in prompts]
+
+        if search.kind == "zopo":
+            found = zopo(features_of(pool), score, budget, config.seed)
+        else:
+            found = top_accuracy(len(pool), score, budget, config.seed)
+    chosen = pool[choose(found)].id
+    told = {"prompt": chosen, "scorer": scorer, "examples": len(examples), "cells": len(found) * len(examples)}
+    write_json(out.search, {**told, "accuracy": {pool[k].id: score for k, score in found.items()}})
+    watch.say(
+        f"{search.kind}: prompt {chosen}, {max(found.values()):.3f} on {len(examples)} held-out examples, best of {len(found)}"
+    )
+    return chosen
 
 
 def _other_prompts(grid: Grid, m: Materials) -> dict[str, Any]:
@@ -525,6 +566,7 @@ def _arm_result(
             "loss": [{"step": row["step"], "loss": row["loss"], "prompts": row["prompts"]} for row in steps],
             "reward": [row["reward"] for row in steps if "reward" in row],
             "dev": read_jsonl(out.dev),
+            "search": json.loads(out.search.read_text(encoding="utf-8")) if out.search.exists() else None,
         }
     return {
         "title": arm.title or name,
@@ -779,6 +821,8 @@ def _single_prompt(config: RunConfig, m: Materials) -> dict[str, Any] | None:
         settings = config.training_of(name)
         if settings is not None and settings.schedule.kind == "fixed":
             wanted = settings.schedule.prompt
+            if settings.schedule.search is not None:
+                continue
             for position, template in enumerate(m.prompts.train):
                 if wanted in (position, template.id):
                     return _shown(template, m.test[0])
@@ -837,6 +881,9 @@ def _plan(config: RunConfig, m: Materials, folder: RunDir, wanted: set[str]) -> 
     for name in config.arms:
         settings = config.training_of(name)
         if settings is not None:
+            if isinstance(settings.schedule, FixedSchedule) and (search := settings.schedule.search) is not None:
+                cells = min(search.prompts, len(m.prompts.train)) * min(search.examples, len(m.dev))
+                stages.append(Stage(f"search {name}", cells * length(m.prompts.train, m.dev) * PASSES_SCORE))
             rows = updates_per_epoch(len(m.train), settings.batch_size) * settings.batch_size * settings.epochs
             if isinstance(settings, GRPOConfig):
                 rows *= round(settings.num_generations * PASSES_WRITE)

@@ -286,6 +286,16 @@ class ArmDir:
         return self.root / "rollouts.jsonl"
 
     @property
+    def search(self) -> Path:
+        """Which prompt was found to train on, and the scores of those that were tried."""
+        return self.root / "search.json"
+
+    @property
+    def searched(self) -> Path:
+        """Cells of that search."""
+        return self.root / "search.sqlite"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints while training."""
         return self.root / "checkpoints"
