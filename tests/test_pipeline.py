@@ -74,7 +74,9 @@ def test_trained_arms_saw_equal_rows_and_updates_and_the_promised_prompts(world)
 @pytest.mark.parametrize("kind", ["top_accuracy", "zopo"])
 def test_the_one_prompt_is_found_on_held_out_examples_and_train_prompts(world, tmp_path, kind):
     config, _, _ = world
-    found = f"arms={{found: {{train: {{schedule: {{kind: fixed, search: {{kind: {kind}, prompts: 4, examples: 6}}}}}}}}}}"
+    found = (
+        f"arms={{found: {{train: {{schedule: {{kind: fixed, search: {{kind: {kind}, prompts: 4, examples: 6}}}}}}}}}}"
+    )
     results = run(config, tmp_path, found)
     m = pipeline.prepare(load_run_config(config, [found]))
     told = results["arms"]["found"]["train"]["search"]

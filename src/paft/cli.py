@@ -98,6 +98,46 @@ def run(
     _go(settings, out or Path("runs") / settings.name, show_config, as_json)
 
 
+@app.command("reproduce")
+def reproduce_(
+    experiment: Annotated[str, typer.Argument(help="table1, kt, prompts, inference, training-time or min-con.")],
+    overrides: Overrides = None,
+    scale: Annotated[str, typer.Option(help="smoke (two CPU cores), small (one GPU) or paper (8 B).")] = "smoke",
+    task: Annotated[list[str] | None, typer.Option(help="Task in place of the scale's; repeat for more.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Training seed in place of the scale's; repeat for more.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of all runs and tables.")] = Path(
+        "runs/reproduce"
+    ),
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be run and what it takes, and stop.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Try a scale that this machine is too small for.")] = False,
+) -> None:
+    """An experiment of the paper at a chosen scale; its table beside the paper's. What is done already is not done again.
+
+    Example: paft reproduce table1 --scale smoke
+    """
+    from paft import reproduce as module
+
+    planned = module.plan(experiment, scale, out, overrides or [], task or [], seed or [])
+    reason = None if plan or anyway else module.too_small(planned)
+    if plan or reason:
+        typer.echo(module.describe(planned))
+        if reason:
+            typer.echo(f"{reason}; this is the plan only (--anyway tries it all the same)")
+        return
+
+    @contextlib.contextmanager
+    def watch(_: str) -> Iterator[Any]:
+        with _watcher() as watcher:
+            yield watcher
+
+    text = module.reproduce(planned, out, watch, _say)
+    if not _follows():
+        typer.echo(text)
+        typer.echo(f"written: {out / f'{experiment}-{scale}.md'} and .json; each run has a report of its own")
+
+
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")],
@@ -177,9 +217,8 @@ def export_llamafactory(
 
 def _training(path: Path, overrides: list[str] | None, arm: str, say: Any) -> tuple[RunConfig, Any, Any, Any]:
     """Settings of a run, those of an arm that is trained, its grid and the renderer of its model."""
-    from paft.grid import Grid
     from paft.lm.hf import load_renderer
-    from paft.pipeline import prepare
+    from paft.pipeline import prepare, train_grid
 
     settings = load_run_config(path, overrides or [])
     training = settings.training_of(arm) if arm in settings.arms else None
@@ -189,7 +228,7 @@ def _training(path: Path, overrides: list[str] | None, arm: str, say: Any) -> tu
     materials = prepare(settings, say)
     assert settings.model is not None  # an arm is trained
     renderer = load_renderer(settings.model, source=settings.source, style=settings.style, say=say)
-    return settings, training, Grid(materials.prompts.train, materials.train), renderer
+    return settings, training, train_grid(materials.prompts, materials.train, training, settings.seed), renderer
 
 
 def _say_dropped(dropped: int, examples: int) -> None:

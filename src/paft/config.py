@@ -200,6 +200,8 @@ class TrainingConfig(Strict):
     """What every training has: an order of prompts, an optimizer, an adapter, checks and logs."""
 
     schedule: ScheduleConfig = PaftSchedule()
+    prompts: Annotated[int, Field(ge=1)] | None = None
+    """Train prompts that are used, a random subset that the seed fixes; None uses all."""
     epochs: Annotated[int, Field(ge=1)] = 3
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Examples per optimizer update, over all devices and accumulation steps."""

@@ -171,9 +171,10 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
             name
         ) in config.arms:  # a prompt that a schedule names and the set lacks is found out before anything is written
             if (settings := config.training_of(name)) is not None:
+                taught = train_grid(prompts, train, settings, config.seed)
                 schedule = make_schedule(
                     settings.schedule,
-                    Grid(prompts.train, train),
+                    taught,
                     batch_size=settings.batch_size,
                     epochs=settings.epochs,
                     seed=config.seed,
@@ -188,9 +189,9 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
                     make_groups(schedule, settings.num_generations, across=settings.group == "example")
                     continue
                 if settings.objective.consistency is not None:
-                    make_twins(schedule, prompts.train, batch_size=settings.batch_size)
+                    make_twins(schedule, taught.templates, batch_size=settings.batch_size)
                 if settings.objective.worst is not None:
-                    worst_case(settings.objective.worst, prompts.train)
+                    worst_case(settings.objective.worst, taught.templates)
     rejected = tuple(f"{r.row}: {r.reason}" for split in splits.values() for r in split.rejected)
     for line in rejected[:5]:
         say(f"row not readable, left out: {line}")
@@ -198,6 +199,11 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
         say(f"... and {len(rejected) - 5} more rows not readable")
     origins = tuple(dict.fromkeys(split.origin for split in splits.values()))
     return Materials(task, prompts, train, dev, test, rejected, origins, grid, others)
+
+
+def train_grid(prompts: PromptSet, examples: Sequence[Example], settings: SFTConfig | GRPOConfig, seed: int) -> Grid:
+    """What an arm is trained on: its train prompts, all or a subset that the seed fixes, and the train examples."""
+    return Grid(_take(prompts.train, settings.prompts, seed), examples)
 
 
 def _check_arguments(settings: SFTConfig | GRPOConfig) -> None:
@@ -461,15 +467,20 @@ def _train_arm(
         free -= {"eval_every", "dev_prompts", "dev_examples"}  # the checks decide
     if not settings.arguments:
         free.add("arguments")
+    if settings.prompts is None:
+        free.add("prompts")
+    grid = train_grid(m.prompts, m.train, settings, config.seed)
     if isinstance(settings.schedule, FixedSchedule) and settings.schedule.search is not None:
         with watch.stage(f"search {name}") as tick:
             found = ranks.share(
-                _find_prompt(settings.schedule.search, config, m, model, out, tick, watch) if ranks.rank == 0 else None
+                _find_prompt(settings.schedule.search, config, grid.templates, m, model, out, tick, watch)
+                if ranks.rank == 0
+                else None
             )
         settings = settings.model_copy(update={"schedule": FixedSchedule(prompt=found)})
     what = settings.model_dump(exclude=free)
     what["schedule"].pop("search", None)
-    parts = [what, config.seed, identity, [t.id for t in m.prompts.train], [e.id for e in m.train]]
+    parts = [what, config.seed, identity, [t.id for t in grid.templates], [e.id for e in m.train]]
     start = out.beside(before) if (before := config.arms[name].start) is not None else None
     if start is not None:
         parts.append(start.fingerprint)
@@ -478,7 +489,6 @@ def _train_arm(
         if ranks.share(out.begin_training(what, fingerprint) if ranks.rank == 0 else None):
             dev = Grid(m.prompts.dev[: settings.dev_prompts], _take(m.dev, settings.dev_examples, DEV_SUBSET))
             with disk_errors(out.root):
-                grid = Grid(m.prompts.train, m.train)
                 tuned = train(
                     model,
                     grid,
@@ -503,10 +513,17 @@ def _train_arm(
 
 
 def _find_prompt(
-    search: SearchConfig, config: RunConfig, m: Materials, model: LM, out: ArmDir, tick: Any, watch: Watcher
+    search: SearchConfig,
+    config: RunConfig,
+    pool: Sequence[Template],
+    m: Materials,
+    model: LM,
+    out: ArmDir,
+    tick: Any,
+    watch: Watcher,
 ) -> str:
     """Id of the train prompt that the search ends at, on held-out examples; the untrained model answers by choice where there is one."""
-    pool, examples = m.prompts.train, _take(m.dev, search.examples, DEV_SUBSET)
+    examples = _take(m.dev, search.examples, DEV_SUBSET)
     budget = min(search.prompts, len(pool))
     grid = Grid(pool, examples)
     scorer: Scorer = "generation" if m.task.num_choices == 1 else "likelihood"
@@ -823,7 +840,7 @@ def _single_prompt(config: RunConfig, m: Materials) -> dict[str, Any] | None:
             wanted = settings.schedule.prompt
             if settings.schedule.search is not None:
                 continue
-            for position, template in enumerate(m.prompts.train):
+            for position, template in enumerate(train_grid(m.prompts, (), settings, config.seed).templates):
                 if wanted in (position, template.id):
                     return _shown(template, m.test[0])
     return None

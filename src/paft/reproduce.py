@@ -1,0 +1,328 @@
+"""The paper's experiments, each by name at a chosen scale: runs of the pipeline, and their figures laid beside the paper's.
+
+What is run is written in configs/reproduce.yaml. Runs are kept by task and seed, so that an experiment that was killed goes on, and
+experiments that look at the same models share them.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paft.config import RunConfig, load_run_config
+from paft.errors import ConfigError, PaftError, nearest
+from paft.evaluation.stats import compare
+from paft.pipeline import compare_seeds, load_results, load_tables, run
+from paft.store import write_json, write_text
+
+EPOCH_SHARE = 0.9
+"""Of the train examples, after a tenth is held out."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs of an experiment: settings by (task, seed), and where each is kept."""
+
+    experiment: str
+    scale: str
+    about: str
+    arms: Mapping[str, str]
+    """Titles."""
+    runs: Mapping[tuple[str, int], tuple[RunConfig, Path]]
+    needs_gib: float
+    flops: float
+    """Multiplications and additions, about: for every weight of the model 6 a trained token and 2 a scored one."""
+    hours: float
+    """At the speed of a machine that the scale is meant for."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """In order, each once."""
+        return list(dict.fromkeys(task for task, _ in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """In order, each once."""
+        return list(dict.fromkeys(seed for _, seed in self.runs))
+
+
+def _told() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((resources.files("paft") / "configs" / "reproduce.yaml").read_text("utf-8"))
+    return found
+
+
+def experiments() -> dict[str, str]:
+    """Names, and what each is about."""
+    return {name: each["about"] for name, each in _told()["experiments"].items()}
+
+
+def scales() -> list[str]:
+    """Names, smallest first."""
+    return list(_told()["scales"])
+
+
+def plan(
+    experiment: str,
+    scale: str,
+    out: Path,
+    overrides: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> Plan:
+    """What an experiment runs. overrides: settings of every run (model=..., train.epochs=1). Raises ConfigError for names that there are not."""
+    told = _told()
+    for given, known, what in ((experiment, told["experiments"], "experiment"), (scale, told["scales"], "--scale")):
+        if given not in known:
+            raise ConfigError(f"{what} {given!r}: unknown{nearest(given, known)}; there are {', '.join(known)}")
+    asked, size = told["experiments"][experiment], told["scales"][scale]
+    runs, flops = {}, 0.0
+    for task in tasks or size["tasks"]:
+        for seed in seeds or size["seeds"]:
+            settings = _merged(size["settings"], asked.get("settings", {}))
+            arms = {name: _with_budget(arm, size["search"]) for name, arm in asked["arms"].items()}
+            base = {"name": f"{experiment}-{task}", "task": task, "seed": seed, **settings, "arms": arms}
+            config = load_run_config(None, overrides, base)
+            runs[task, seed] = config, out / asked["runs"] / scale / Path(task).stem / f"seed{seed}"
+            flops += _cost(config, told["rows"].get(task), told["tokens"].get(task, 200))
+    titles = {name: arm["title"] for name, arm in asked["arms"].items()}
+    flops *= float(size["weights"])
+    hours = flops / float(size["speed"]) / 3600
+    return Plan(experiment, scale, asked["about"], titles, runs, size.get("needs_gib", 0.0), flops, hours)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: {**under[key], **over[key]} for key in under.keys() & over.keys() if isinstance(over[key], dict)}
+    return {**under, **over, **both}
+
+
+def _with_budget(arm: Mapping[str, Any], budget: Mapping[str, int]) -> dict[str, Any]:
+    schedule = arm.get("train", {}).get("schedule", {})
+    if "search" not in schedule:
+        return dict(arm)
+    return {**arm, "train": {**arm["train"], "schedule": {**schedule, "search": {**schedule["search"], **budget}}}}
+
+
+def _cost(config: RunConfig, rows: int | None, tokens: int) -> float:
+    scored = (config.evaluate.prompts or 50) * (config.evaluate.examples or rows or 2000) * len(config.evaluate.scorers)
+    found = 0.0
+    for arm in config.arms:
+        found += 2.0 * scored * tokens
+        if (train := config.training_of(arm)) is not None:
+            found += 6.0 * (config.data.train_examples or 20_000) * EPOCH_SHARE * train.epochs * tokens
+    return found
+
+
+def describe(planned: Plan) -> str:
+    """The plan in words, with what it takes."""
+    config, _ = next(iter(planned.runs.values()))
+    train = next((t for arm in config.arms if (t := config.training_of(arm)) is not None), None)
+    lines = [
+        f"{planned.experiment} ({planned.about}), scale {planned.scale}: {len(planned.arms)} models x {len(planned.tasks)} tasks x "
+        f"{len(planned.seeds)} seeds",
+        f"  model {config.model}, {config.data.train_examples} rows"
+        + (f", {train.epochs} epochs, updates of {train.batch_size}" if train else ""),
+        f"  {config.evaluate.prompts or 'all'} unseen prompts x {config.evaluate.examples or 'all'} examples, "
+        f"{' and '.join(config.evaluate.scorers)}",
+        f"  about {planned.flops:.0e} operations, {planned.hours:,.1f} hours of a machine of that scale",
+    ]
+    return "\n".join(lines)
+
+
+def too_small(planned: Plan) -> str | None:
+    """Why this machine should not try; None when it may."""
+    if not planned.needs_gib:
+        return None
+    import torch
+
+    held = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else 0.0
+    if held >= planned.needs_gib:
+        return None
+    return f"scale {planned.scale} wants a GPU with {planned.needs_gib:.0f} GiB, and here is {f'one with {held:.0f}' if held else 'none'}"
+
+
+def reproduce(planned: Plan, out: Path, watch: Callable[[str], Any], say: Callable[[str], None]) -> str:
+    """Do all runs, write the table as Markdown and JSON into `out`; returns the Markdown.
+
+    watch: makes the watcher of a run of that name, as a context.
+    """
+    for (task, seed), (config, folder) in planned.runs.items():
+        say(f"{planned.experiment}: {task}, seed {seed}, in {folder}")
+        with watch(f"{task} seed {seed}") as watcher:
+            run(config, folder, watcher)
+    figures = {task: _figures(planned, task) for task in planned.tasks}
+    text = _markdown(planned, figures)
+    name = f"{planned.experiment}-{planned.scale}"
+    write_text(out / f"{name}.md", text)
+    write_json(
+        out / f"{name}.json",
+        {"experiment": planned.experiment, "scale": planned.scale, "figures": figures, **_provenance(planned)},
+    )
+    return text
+
+
+def _figures(planned: Plan, task: str) -> dict[str, Any]:
+    """Of one task: per arm its figures over the seeds, and paired differences of the last arm to every other."""
+    folders = [folder for (each, _), (_, folder) in planned.runs.items() if each == task]
+    results = [load_results(folder) for folder in folders]
+    scorer = results[0]["config"]["evaluate"]["scorers"][-1 if planned.experiment == "inference" else 0]
+    arms = {arm: _of_arm([result["arms"][arm] for result in results], scorer) for arm in planned.arms}
+    return {
+        "scorer": scorer,
+        "seeds": len(folders),
+        "arms": arms,
+        "differences": _differences(planned, folders, scorer),
+    }
+
+
+def _of_arm(told: Sequence[Mapping[str, Any]], scorer: str) -> dict[str, Any]:
+    """Means over seeds. mean, raw_sd (n - 1), lowest over prompts; adversarial (Con); seconds and tokens of an answer; seconds of training."""
+    scores = [each["scores"][scorer] for each in told]
+    accuracy = [score["accuracy_K"] for score in scores]
+    adversarial = [
+        each["others"]["adversarial"][scorer]["accuracy_K"] for each in told if "adversarial" in each.get("others", {})
+    ]
+    trained = [each["train"] for each in told if each["train"]]
+    dev = [train["dev"][-1]["mean"] for train in trained if train["dev"]]
+
+    def mean(values: Sequence[float]) -> float | None:
+        return statistics.fmean(values) if values else None
+
+    return {
+        "mean": mean([statistics.fmean(each) for each in accuracy]),
+        "sd": mean([statistics.stdev(each) for each in accuracy]),
+        "lowest": mean([min(each) for each in accuracy]),
+        "interval": [scores[0]["estimates"]["mean"][key] for key in ("low", "high")] if len(told) == 1 else None,
+        "adversarial": mean([statistics.fmean(each) for each in adversarial]),
+        "answer_seconds": mean([statistics.fmean(each["seconds_K"]) for each in told]),
+        "answer_tokens": mean([statistics.fmean(score["tokens_K"]) for score in scores]),
+        "train_seconds": mean([train["seconds"] for train in trained]),
+        "dev": mean(dev),
+    }
+
+
+def _differences(planned: Plan, folders: Sequence[Path], scorer: str) -> dict[str, Any]:
+    """Mean difference of the last arm to each other one, paired on the same cells, with its 95 % interval."""
+    names = list(planned.arms)
+    last = names[-1]
+    if len(folders) > 1:
+        seeded = compare_seeds([str(folder) for folder in folders], scorer)
+        over = {each.b: each.over.mean for each in seeded if each.a == last and each.b is not None}
+    else:
+        tables = load_tables(folders[0])
+        over = {
+            name: compare(tables[last][scorer].values_KN, tables[name][scorer].values_KN).mean for name in names[:-1]
+        }
+    return {name: {"value": e.value, "low": e.low, "high": e.high} for name, e in over.items()}
+
+
+def _markdown(planned: Plan, figures: Mapping[str, Any]) -> str:
+    paper = _told()["paper"].get(planned.experiment, {})
+    show = _SHOWN.get(planned.experiment, _accuracy)
+    lines = [f"# {planned.experiment}, scale {planned.scale}: {planned.about}", ""]
+    columns = [each for task in planned.tasks for each in (task, *(["paper"] if _has(paper, task) else []))]
+    lines += ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    for arm, title in planned.arms.items():
+        cells = []
+        for task in planned.tasks:
+            cells.append(show(figures[task]["arms"][arm]))
+            if _has(paper, task):
+                cells.append(str(paper.get(arm, {}).get(task, "–")))
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines += ["", _LEGEND.get(planned.experiment, _LEGEND["table1"]), ""]
+    last = planned.arms[list(planned.arms)[-1]]
+    if planned.experiment in ("table1", "kt", "prompts"):
+        for task in planned.tasks:
+            told = [
+                f"{planned.arms[arm]} {100 * d['value']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
+                for arm, d in figures[task]["differences"].items()
+            ]
+            lines.append(
+                f"- {task}: {last} minus " + ", ".join(told) + " points, paired on the same cells, 95 % intervals"
+            )
+    if planned.experiment == "kt":
+        lines += ["", _choice(planned, figures)]
+    config, _ = next(iter(planned.runs.values()))
+    lines += [
+        "",
+        f"{config.model}; {config.data.train_examples} train rows; {config.evaluate.prompts or 'all'} unseen prompts x "
+        f"{config.evaluate.examples or 'all'} examples; seeds {', '.join(map(str, planned.seeds))}; paft {metadata.version('paft')}, "
+        f"{time.strftime('%Y-%m-%d', time.gmtime())}."
+        + (
+            " The paper's model has 8 billion weights, its prompts are others: its column is no target."
+            if paper
+            else ""
+        ),
+    ]
+    if len(planned.seeds) < 3:
+        lines.append(f"{len(planned.seeds)} training seed(s): differences of a few points may be luck.")
+    return "\n".join(lines) + "\n"
+
+
+def _has(paper: Mapping[str, Any], task: str) -> bool:
+    return any(task in row for row in paper.values())
+
+
+def _accuracy(arm: Mapping[str, Any]) -> str:
+    between = f" ({100 * arm['interval'][0]:.1f} to {100 * arm['interval'][1]:.1f})" if arm["interval"] else ""
+    return f"{100 * arm['mean']:.2f} ± {100 * arm['sd']:.2f}{between}"
+
+
+def _inference(arm: Mapping[str, Any]) -> str:
+    return f"{1000 * arm['answer_seconds']:.0f} ms, {arm['answer_tokens']:.1f} tokens"
+
+
+def _training(arm: Mapping[str, Any]) -> str:
+    return "–" if arm["train_seconds"] is None else f"{arm['train_seconds']:.0f} s"
+
+
+def _min_con(arm: Mapping[str, Any]) -> str:
+    return f"{100 * arm['lowest']:.1f}, {100 * arm['adversarial']:.1f}"
+
+
+_SHOWN: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "inference": _inference,
+    "training-time": _training,
+    "min-con": _min_con,
+}
+_LEGEND = {
+    "table1": "Percent: mean over unseen prompts ± sd of the prompts' accuracies (n - 1, item noise included, as in the paper); in brackets, of "
+    "one seed, the 95 % interval of the mean over new prompts and examples.",
+    "inference": "Time and generated tokens of an answer, the same limit and stop for all models. The paper's hours are over test set and prompts.",
+    "training-time": "Wall clock of training, checks on dev prompts included.",
+    "min-con": "Percent: lowest accuracy of an unseen prompt (Min), mean over adversarial prompts (Con). The paper gives no table.",
+}
+
+
+def _choice(planned: Plan, figures: Mapping[str, Any]) -> str:
+    found = []
+    for task in planned.tasks:
+        dev = {arm: told["dev"] for arm, told in figures[task]["arms"].items() if told["dev"] is not None}
+        if dev:
+            best = max(dev, key=lambda arm: dev[arm])
+            found.append(f"{task}: {planned.arms[best]} ({100 * dev[best]:.1f} % on dev prompts)")
+    return "Chosen on dev prompts and held-out train examples, never on the table above: " + "; ".join(found) + "."
+
+
+def _provenance(planned: Plan) -> dict[str, Any]:
+    runs = {}
+    for (task, seed), (_, folder) in planned.runs.items():
+        try:
+            told = load_results(folder)
+        except PaftError:  # pragma: no cover  every run has just been made
+            continue
+        prints = {arm: each["fingerprint"] for arm, each in told["arms"].items()}
+        runs[f"{task}/seed{seed}"] = {
+            "run": str(folder),
+            "made": told["made"],
+            "fingerprints": prints,
+            "environment": told["environment"],
+        }
+    return {"paft": metadata.version("paft"), "runs": json.loads(json.dumps(runs))}
