@@ -384,6 +384,8 @@ class EvalConfig(Strict):
     normalization: Literal["sum", "token", "byte"] = "sum"
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     """Limit of a free answer; None takes it from the answer formats (longest right answer + 4), the same for all models."""
+    run_code: bool = False
+    """Let answers that are code be run, confined, to judge them (docs/tasks.md)."""
     stop: Literal["end", "settled"] = "end"
     """When a free answer stops: when the model ends it or at the limit; or also once its parser's reading can no longer change,
     which saves tokens and leaves every accuracy as it is."""

@@ -56,6 +56,7 @@ from paft.prompts.similarity import similarity_matrix
 from paft.reports import exhibit_of, write_report
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, read_jsonl, write_json, write_text
 from paft.tasks import Example, Split, Task, load_task
+from paft.tasks.sandbox import allow_code
 from paft.tasks.types import content_id
 from paft.training.rewards import find_reward, require_trl
 from paft.training.schedule import make_groups, make_schedule, make_twins, subset, updates_per_epoch
@@ -124,6 +125,13 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
         raise ConfigError(
             f"task {task.name!r} has open answers, and restricted choice needs choices; set evaluate.scorers=[generation]"
         )
+    if getattr(task, "open_kind", "") == "code":
+        if not config.evaluate.run_code:
+            raise ConfigError(
+                f"task {task.name!r}: judging an answer means running the code that the model wrote; set evaluate.run_code=true (it runs "
+                "confined: no files, network, processes; docs/tasks.md)"
+            )
+        allow_code()
     trains = any(arm.train is not None for arm in config.arms.values())
     splits: dict[str, Split] = {config.evaluate.split: task.split(config.evaluate.split)}
     test = _take(splits[config.evaluate.split].examples, config.evaluate.examples, TEST_SUBSET)

@@ -20,6 +20,7 @@ from paft.grid import Cell, Grid
 from paft.lm.ranks import Ranks
 from paft.lm.types import LM, Answered, Question
 from paft.store import CellKey, CellStore
+from paft.tasks.answers import Code
 
 Scorer = Literal["likelihood", "generation"]
 Tick = Callable[[int, int, str], None]
@@ -74,6 +75,9 @@ class Evaluation:
             "estimates": {name: estimate.to_dict() for name, estimate in self.estimates(scorer).items()},
         }
 
+
+CODE_TOKENS = 512
+"""Limit of an answer that is code: there are longer ways to write a function than the one that is known."""
 
 CHUNK = 4096
 """Cells that are rendered and looked up at a time: all prompts over some examples, so that what they share is seen."""
@@ -250,6 +254,8 @@ def answer_limit(lm: LM, grid: Grid, prompt: int) -> int:
     """Token limit of a free answer under a prompt: the longest answer it allows, and 4 more. The same for all models
     with one tokenizer."""
     answer = grid.templates[prompt].answer
+    if isinstance(grid.templates[prompt].inner_answer, Code):
+        return CODE_TOKENS
     surfaces = {surface for example in grid.examples for surface in answer.surfaces(example)}
     longest = sorted(surfaces, key=len)[-20:]  # the longest in tokens is among the longest in characters
     return max(lm.count_tokens(surface) for surface in longest) + 4

@@ -138,7 +138,13 @@ def _parts(
             f"The {task.num_choices} options are shown once each, by the slots {' '.join(f'{{{x}}}' for x in letters)}, or all by "
             "the slot {choices}."
         )
-    if task.num_choices == 1:
+    if getattr(task, "open_kind", "") == "code":
+        rules += [
+            '"answer" says what the model has to write: "code" (the whole function, plain or in one fenced block), or the function inside '
+            'fixed text: {"wrap": "<code>{answer}</code>", "of": "code"}.',
+            "The words must ask for exactly that form, and for the whole function.",
+        ]
+    elif task.num_choices == 1:
         rules += [
             '"answer" says what the model has to write: "number" (the bare number), or a number inside fixed text: '
             '{"wrap": "<answer>{answer}</answer>", "of": "number"}.',
@@ -151,9 +157,10 @@ def _parts(
         "No placeholders besides the slots; real line breaks; nothing that a person would have to fill in.",
     ]
     yield "Rules:\n" + "\n".join(f"- {rule}" for rule in rules)
+    shown_fields = (*task.fields, *task.optional_fields)  # an example of code also holds its tests
     offered = {} if task.choices or task.num_choices == 1 else {"options": list(item.choices)}
     yield "An item of the task, so that you know what fills the slots (do not copy it):\n" + json.dumps(
-        {**item.fields, **offered}, ensure_ascii=False
+        {**{name: text for name, text in item.fields.items() if name in shown_fields}, **offered}, ensure_ascii=False
     )
     if shown:
         entries = [{k: v for k, v in template_to(t).items() if k not in ("id", "origin")} for t in shown]

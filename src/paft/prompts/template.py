@@ -20,6 +20,7 @@ from paft.tasks.answers import (
     LETTERS,
     AnswerFormat,
     ChoiceText,
+    Code,
     Labels,
     Number,
     Wrapped,
@@ -79,7 +80,7 @@ class Template:
         return SLOT.sub("", f"{self.system or ''}\n{self.text}")
 
     @property
-    def inner_answer(self) -> Labels | ChoiceText | Number:
+    def inner_answer(self) -> Labels | ChoiceText | Number | Code:
         """The answer format without its wrap."""
         return self.answer.of if isinstance(self.answer, Wrapped) else self.answer
 
@@ -111,9 +112,11 @@ class Template:
         for name, count in counts.items():
             if count > 1:
                 yield Fault("slot_repeated", f"slot {{{name}}} occurs {count} times; expected once")
-        if is_open != isinstance(self.inner_answer, Number):
-            wanted = "answer: number, or a wrap of it" if is_open else "answer: letters, text or labels"
-            what = "open answers, numbers" if is_open else f"{task.num_choices} choices"
+        kind = getattr(task, "open_kind", "number") if is_open else ""  # a task of one's own need not say
+        told = {Number: "number", Code: "code"}.get(type(self.inner_answer), "")
+        if kind != told:
+            wanted = f"answer: {kind}, or a wrap of it" if is_open else "answer: letters, text or labels"
+            what = f"open answers ({kind})" if is_open else f"{task.num_choices} choices"
             yield Fault("contract", f"task {task.name!r} has {what}; expected {wanted}")
         if not is_open:
             yield from self._option_faults(task, counts)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from paft.errors import TemplateError
+from paft.tasks.sandbox import passes
 from paft.tasks.types import Example
 
 LETTERS = tuple(string.ascii_uppercase)
@@ -162,6 +163,49 @@ class Number:
         return 0 if number_in(found) == number_in(example.choices[0]) else OTHER
 
 
+@dataclass(frozen=True)
+class Code:
+    """The answer is a Python function, judged by the tests of the example (fields `test` and `entry_point`, which no prompt shows).
+
+    What counts is whether they pass, as HumanEval's own grader has it; running them must be allowed (`paft.tasks.sandbox`).
+    """
+
+    def surfaces(self, example: Example) -> tuple[str, ...]:
+        """A right function. Raises TemplateError for an example without tests."""
+        if not example.is_open or not {"prompt", "test", "entry_point"} <= example.fields.keys():
+            raise TemplateError(f"example {example.id!r}: `answer: code` needs an open answer with tests")
+        return example.choices
+
+    def parse(self, completion: str, example: Example) -> Parsed:
+        """Whether the code passes the tests. The first fenced block is the code, or the whole text; it is the function, or its body.
+
+        A text that is neither: invalid.
+        """
+        fenced = _FENCE.search(completion)
+        code = fenced[1] if fenced else completion
+        name = re.escape(example.fields["entry_point"])
+        whole = re.search(rf"^\s*(?:async\s+)?def\s+{name}\b", code, re.MULTILINE)
+        first = next((line for line in code.splitlines() if line.strip()), "")
+        if not whole and not first[:1].isspace():
+            return Parsed("invalid", None)
+        head = example.fields["prompt"]
+        program = "\n".join(
+            [
+                f"{head}\n\n{code}" if whole else head + code,
+                example.fields["test"],
+                f"check({example.fields['entry_point']})",
+            ]
+        )
+        return Parsed("valid", 0 if passes(program) else OTHER)
+
+    def settled(self, completion: str, example: Example) -> bool:
+        """Never: what follows may still belong to the function."""
+        return False
+
+
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
 # signs belong to a number unless they stand between two: 5-3 holds 5 and 3
 _DIGITS = r"(?<![\w.])(?:(?<![\w)\]])[-+\u2212])?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:(?<=[0-9])(?:\.[0-9]+)?(?:/[0-9]+)?|\.[0-9]+)"
 _NUMBER = re.compile(_DIGITS)
@@ -199,13 +243,17 @@ class Wrapped:
     """
 
     wrap: str
-    of: Labels | ChoiceText | Number = Labels()
+    of: Labels | ChoiceText | Number | Code = Labels()
 
     def __post_init__(self) -> None:
         before, place, after = self.wrap.partition(PLACE)
         if not place or PLACE in after or not before.strip():
             raise TemplateError(
                 f"answer wrap {self.wrap!r}: expected text before one {PLACE}, such as <answer>{PLACE}</answer>"
+            )
+        if isinstance(self.of, Code) and not after.strip():
+            raise TemplateError(
+                f"answer wrap {self.wrap!r}: code has many lines; expected text after {PLACE} too, which ends it"
             )
         if self._json and _json_values(self.wrap) is None:
             raise TemplateError(
@@ -237,6 +285,12 @@ class Wrapped:
         if self._json:
             key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
             said = [str(values[key]) for values in _json_objects(completion) if key in values]
+            if isinstance(self.of, Code):
+                return self.of.parse(said[0], example) if said else Parsed("invalid", None)
+        elif isinstance(self.of, Code):
+            opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
+            inside = [completion[a:b] for _, a in opens[:1] for b, _ in closes[-1:] if a <= b]
+            return self.of.parse(inside[0].strip("\n"), example) if inside else Parsed("invalid", None)
         else:
             # a choice may hold the closing text itself, such as a quote: of an opening, what reaches furthest counts
             opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
@@ -289,17 +343,17 @@ def _places(part: str, text: str) -> list[tuple[int, int]]:
     return [match.span(1) for match in re.finditer(f"(?=({loose}))", text, re.IGNORECASE)]
 
 
-AnswerFormat = Labels | ChoiceText | Number | Wrapped
+AnswerFormat = Labels | ChoiceText | Number | Code | Wrapped
 
 
 def answer_format_from(value: object) -> AnswerFormat:
-    """The format written in a prompt file: "letters", "text", "number", {"labels": [...]}, or {"wrap": text, "of": one of these}."""
+    """The format written in a prompt file: "letters", "text", "number", "code", {"labels": [...]}, or {"wrap": text, "of": one of these}."""
     match value:
         case {"wrap": str(wrap), **rest} if rest.keys() <= {"of"}:
             inner = answer_format_from(rest.get("of", "letters"))
             if isinstance(inner, Wrapped):
                 raise TemplateError(
-                    f"answer {value!r}: a wrap inside a wrap; expected letters, text, number or labels in `of`"
+                    f"answer {value!r}: a wrap inside a wrap; expected letters, text, number, code or labels in `of`"
                 )
             return Wrapped(wrap, inner)
         case "letters":
@@ -308,10 +362,12 @@ def answer_format_from(value: object) -> AnswerFormat:
             return ChoiceText()
         case "number":
             return Number()
+        case "code":
+            return Code()
         case {"labels": [*labels]} if len(value) == 1:  # type: ignore[arg-type]
             return Labels(tuple(labels))
     raise TemplateError(
-        f"answer {value!r}: expected 'letters', 'text', 'number', {{labels: [one, per, choice]}} or {{wrap: ..., of: letters}}"
+        f"answer {value!r}: expected 'letters', 'text', 'number', 'code', {{labels: [one, per, choice]}} or {{wrap: ..., of: letters}}"
     )
 
 
@@ -324,6 +380,8 @@ def answer_format_to(answer: AnswerFormat) -> str | Mapping[str, Any]:
             return "text"
         case Number():
             return "number"
+        case Code():
+            return "code"
         case Labels(None):
             return "letters"
         case Labels(labels):

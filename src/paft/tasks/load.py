@@ -73,6 +73,11 @@ class BuiltinTask:
         return self.row.num_choices
 
     @property
+    def open_kind(self) -> str:
+        """What an open answer is: number or code."""
+        return self.row.open_kind
+
+    @property
     def prompts(self) -> str | None:
         """Shipped prompt set."""
         return self.row.prompts

