@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ from paft.prompts import SPLITS, PromptSet, Template, shipped_sets
 from paft.prompts.sets import _from_mapping
 from paft.prompts.similarity import NEAR_DUPLICATE, grams, similarity_matrix, text_form
 from paft.tasks import ChoiceText, Example, Labels, load_task
-from paft.tasks.answers import Wrapped
+from paft.tasks.answers import Code, Wrapped
+from paft.tasks.sandbox import allow_code
 
 TASKS_OF = {
     "hellaswag": ["hellaswag"],
     "piqa": ["piqa"],
     "winogrande": ["winogrande"],
     "race": ["race-middle", "race-high"],
+    "gsm8k": ["gsm8k"],
+    "humaneval": ["humaneval"],
     "sst2": ["sst2", "sst2-demo"],
     "sst2-words": ["sst2-demo", "sst2"],
 }
@@ -41,6 +45,13 @@ HOSTILE = (
 def item(name: str, hostile: str = "plain") -> Example:
     task = load_task(TASKS_OF[name][0])
     fields = {field: f"{hostile} {field}" for field in (*task.fields, *task.optional_fields)}
+    if getattr(task, "open_kind", "") and task.num_choices == 1:
+        head = f"def f(x):\n    {hostile!r}\n"
+        tested = {"prompt": head, "test": "def check(f):\n    assert f(1) == 2\n", "entry_point": "f"}
+        code = task.open_kind == "code"
+        return Example(
+            "e", tested if code else fields, (f"{head}    return 2 * x\n" if code else "42",), 0, is_open=True
+        )
     choices = task.choices or tuple(
         f"{hostile} ending {word}" for word in ("one", "two", "three", "four")[: task.num_choices]
     )
@@ -63,13 +74,15 @@ def test_a_shipped_set_fits_its_tasks_and_is_large_enough(name: str) -> None:
     assert load_task(TASKS_OF[name][0]).prompts == name
     for task in TASKS_OF[name]:
         found.check(load_task(task))
-    large = name != "sst2"
+    large = name not in ("sst2", "gsm8k", "humaneval")
     assert len(found.train) >= (400 if large else 60)
     assert len(found.dev) >= (50 if large else 20)
     assert len(found.test) >= 50
-    assert len(found.adversarial) == (10 if large else 0)
+    assert len(found.adversarial) == (0 if name == "sst2" else 10)
     parents = {template.id: template for template in found.dev}
     for template in found.adversarial:
+        if template.origin["perturbation"] == "rough":  # written as it is, not made from another
+            continue
         parent = parents[template.origin["parent"]]
         assert (template.answer, sorted(template.slots)) == (parent.answer, sorted(parent.slots))
         assert template.origin["perturbation"] in {"paraphrase", "typo", "casing", "punctuation", "order"}
@@ -79,6 +92,8 @@ def test_a_shipped_set_fits_its_tasks_and_is_large_enough(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "template"), ALL, ids=[f"{name}-{template.id}" for name, template in ALL])
 def test_a_shipped_template_shows_hostile_fields_and_reads_its_own_answers(name: str, template: Template) -> None:
+    if isinstance(template.inner_answer, Code):
+        allow_code()
     for hostile in HOSTILE:
         example = item(name, hostile)
         text = "\n".join(message.text for message in template.render(example))
@@ -89,8 +104,11 @@ def test_a_shipped_template_shows_hostile_fields_and_reads_its_own_answers(name:
             assert all(choice in text for choice in example.choices) or "{text}" not in template.options
     example = item(name)
     for choice, surface in enumerate(template.answer.surfaces(example)):
-        written = Template(template.text, template.answer).target(Example("e", example.fields, example.choices, choice))
+        written = Template(template.text, template.answer).target(replace(example, answer=choice))
         assert written == surface
+        if isinstance(template.inner_answer, Code):
+            assert template.answer.parse(surface, example).choice == 0
+            continue
         for said in (
             surface,
             f" {surface}",

@@ -313,7 +313,8 @@ TASKS: dict[str, TaskRow] = {
         1,
         HubRows("openai/gsm8k", "main", {"train": "train", "test": "test"}, _gsm8k),
         "MIT",
-        note="open answers: evaluate.scorers=[generation]",
+        note="open answers: evaluate.scorers=[generation]; evaluate.max_new_tokens=256 leaves room to work it out",
+        prompts="gsm8k",
     ),
     "humaneval": TaskRow(
         "HumanEval: write a Python function that passes its tests",
