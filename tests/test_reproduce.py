@@ -60,6 +60,9 @@ def test_table1_has_the_figures_of_its_runs(world, tmp_path):
         or results["arms"]["top_accuracy"]["train"]["search"]["cells"] == 5 * 10
     )
     assert "1 training seed(s): differences of a few points may be luck" in text
+    assert figures["remedies"]["ensemble"]["prompts"] == 3
+    assert figures["remedies"]["calibrated"]["prompts"] == 2  # the third asks for the option's text
+    assert "the base model with remedies at inference time: batch calibration, 2 prompts" in text
     assert told["runs"]
 
 

@@ -15,13 +15,17 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from paft.config import RunConfig, load_run_config
 from paft.errors import ConfigError, PaftError, nearest
+from paft.evaluation.remedies import batch_calibrated, ensemble
 from paft.evaluation.stats import compare
 from paft.pipeline import compare_seeds, load_results, load_tables, run
+from paft.prompts import PromptSet
 from paft.store import write_json, write_text
+from paft.tasks.answers import Labels
 
 EPOCH_SHARE = 0.9
 """Of the train examples, after a tenth is held out."""
@@ -174,12 +178,50 @@ def _figures(planned: Plan, task: str) -> dict[str, Any]:
     results = [load_results(folder) for folder in folders]
     scorer = results[0]["config"]["evaluate"]["scorers"][-1 if planned.experiment == "inference" else 0]
     arms = {arm: _of_arm([result["arms"][arm] for result in results], scorer) for arm in planned.arms}
-    return {
+    found = {
         "scorer": scorer,
         "seeds": len(folders),
         "arms": arms,
         "differences": _differences(planned, folders, scorer),
     }
+    if planned.experiment == "table1" and scorer == "likelihood":
+        found["remedies"] = _remedies(folders[0])
+    return found
+
+
+def _remedies(folder: Path) -> dict[str, Any]:
+    """What remedies at inference time make of the untrained model (the same in every seed): batch calibration under each prompt whose
+    answers are labels, and all prompts asked at once."""
+    import pyarrow.parquet
+
+    prompts = PromptSet.load(str(folder / "prompts.yaml"))
+    templates = {template.id: template for template in prompts.test}
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in pyarrow.parquet.read_table(folder / "scores.parquet").to_pylist():
+        if row["arm"] == "base":
+            by_prompt.setdefault(row["prompt"], []).append(row)
+    plain, calibrated, tables = [], [], []
+    gold_N: list[int] = []
+    for prompt, its in by_prompt.items():
+        if len({len(row["logp"]) for row in its}) > 1 or any(None in row["logp"] for row in its):
+            continue
+        logp_NC, gold_N = np.array([row["logp"] for row in its]), [row["gold"] for row in its]
+        tables.append(logp_NC)
+        if isinstance(templates[prompt].inner_answer, Labels):
+            plain.append(float((logp_NC.argmax(1) == gold_N).mean()))
+            calibrated.append(float(batch_calibrated(logp_NC, gold_N).mean()))
+    found: dict[str, Any] = {}
+    if len(calibrated) > 1:
+        found["calibrated"] = {
+            "prompts": len(calibrated),
+            "plain": [statistics.fmean(plain), statistics.stdev(plain)],
+            "mean": statistics.fmean(calibrated),
+            "sd": statistics.stdev(calibrated),
+        }
+    if tables and len({table.shape for table in tables}) == 1:
+        score_N = ensemble(np.stack(tables), gold_N)
+        found["ensemble"] = {"prompts": len(tables), "mean": float(score_N.mean()), "examples": len(score_N)}
+    return found
 
 
 def _of_arm(told: Sequence[Mapping[str, Any]], scorer: str) -> dict[str, Any]:
@@ -247,6 +289,9 @@ def _markdown(planned: Plan, figures: Mapping[str, Any]) -> str:
             lines.append(
                 f"- {task}: {last} minus " + ", ".join(told) + " points, paired on the same cells, 95 % intervals"
             )
+    for task in planned.tasks:
+        if told_of := figures[task].get("remedies"):
+            lines.append(f"- {task}: {_remedied(told_of)}")
     if planned.experiment == "kt":
         lines += ["", _choice(planned, figures)]
     config, _ = next(iter(planned.runs.values()))
@@ -264,6 +309,20 @@ def _markdown(planned: Plan, figures: Mapping[str, Any]) -> str:
     if len(planned.seeds) < 3:
         lines.append(f"{len(planned.seeds)} training seed(s): differences of a few points may be luck.")
     return "\n".join(lines) + "\n"
+
+
+def _remedied(told: Mapping[str, Any]) -> str:
+    found = []
+    if each := told.get("calibrated"):
+        found.append(
+            f"batch calibration, {each['prompts']} prompts that ask for labels, {100 * each['mean']:.2f} ± {100 * each['sd']:.2f} (without "
+            f"{100 * each['plain'][0]:.2f} ± {100 * each['plain'][1]:.2f})"
+        )
+    if each := told.get("ensemble"):
+        found.append(
+            f"all {each['prompts']} prompts asked at once {100 * each['mean']:.2f} ({each['examples']} examples)"
+        )
+    return "the base model with remedies at inference time: " + "; ".join(found)
 
 
 def _has(paper: Mapping[str, Any], task: str) -> bool:

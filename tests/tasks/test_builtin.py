@@ -151,3 +151,39 @@ def test_rows_that_cannot_be_read_are_named_and_an_unreadable_file_is_an_error()
     assert found.examples[1].id == found.examples[0].id + "-2"
     with pytest.raises(DataError, match="no readable row in here; first reason: KeyError"):
         _read([{}], convert, "here", "piqa", "validation")
+
+
+def test_rows_that_only_the_hub_has_become_examples() -> None:
+    """Rows of our own making in the published layouts."""
+    sum_ = {"question": " Two and two? ", "answer": "Add them: 2 + 2 = <<2+2=4>>4\n#### 4,000"}
+    code = {
+        "task_id": "HumanEval/x",
+        "prompt": "def f():\n",
+        "canonical_solution": "    return 1\n",
+        "test": "def check(f): ...",
+        "entry_point": "f",
+    }
+    story = {
+        "story_id": "s", **{f"input_sentence_{n}": f"Sentence {n}. " for n in (1, 2, 3, 4)},
+        "sentence_quiz1": "It ends well.", "sentence_quiz2": " It ends badly. ", "answer_right_ending": 2,
+    }  # fmt: skip
+    for name, row, fields, choices, answer in (
+        ("gsm8k", sum_, {"question": "Two and two?"}, ("4000",), 0),
+        (
+            "humaneval",
+            code,
+            {key: code[key] for key in ("prompt", "test", "entry_point")},
+            ("def f():\n    return 1\n",),
+            0,
+        ),
+        (
+            "xstorycloze-eu",
+            story,
+            {"story": "Sentence 1. Sentence 2. Sentence 3. Sentence 4."},
+            ("It ends well.", "It ends badly."),
+            1,
+        ),
+    ):
+        (example,) = _read([row], TASKS[name].hub.convert, "", name, "test", TASKS[name].num_choices == 1).examples
+        assert (dict(example.fields), example.choices, example.answer) == (fields, choices, answer)
+    assert sum(name.startswith("xstorycloze-") for name in TASKS) == 11

@@ -154,6 +154,12 @@ def _gsm8k(row: Row) -> Parts:
     return {"question": row["question"].strip()}, (row["answer"].rpartition("####")[2].strip().replace(",", ""),), 0
 
 
+def _xstorycloze(row: Row) -> Parts:
+    story = " ".join(row[f"input_sentence_{n}"].strip() for n in (1, 2, 3, 4))
+    endings = row["sentence_quiz1"].strip(), row["sentence_quiz2"].strip()
+    return {"story": story}, endings, int(row["answer_right_ending"]) - 1
+
+
 def _humaneval(row: Row) -> Parts:
     fields = {name: row[name] for name in ("prompt", "test", "entry_point")}
     return fields, (row["prompt"] + row["canonical_solution"],), 0
@@ -184,6 +190,20 @@ _SST2 = TaskRow(
     choices=("negative", "positive"),
     prompts="sst2",
 )
+
+_LANGUAGES = {
+    "en": "English",
+    "ru": "Russian",
+    "zh": "Chinese",
+    "es": "Spanish",
+    "ar": "Arabic",
+    "hi": "Hindi",
+    "id": "Indonesian",
+    "te": "Telugu",
+    "sw": "Swahili",
+    "eu": "Basque",
+    "my": "Burmese",
+}
 
 TASKS: dict[str, TaskRow] = {
     "hellaswag": TaskRow(
@@ -326,6 +346,17 @@ TASKS: dict[str, TaskRow] = {
         open_kind="code",
         prompts="humaneval",
     ),
+    **{
+        f"xstorycloze-{code}": TaskRow(
+            f"XStoryCloze: which ending fits a story in {language}",
+            ("story",),
+            2,
+            HubRows("juletxara/xstory_cloze", code, {"train": "train", "validation": "eval"}, _xstorycloze),
+            "CC-BY-SA-4.0",
+            prompts="xstorycloze",
+        )
+        for code, language in _LANGUAGES.items()
+    },
     "sst2": _SST2,
     "sst2-demo": TaskRow(
         "SST-2's 872 public validation sentences, cut into train, validation and test",
