@@ -350,6 +350,26 @@ def import_lm_eval(
     _go(record(settings, read(settings, output, tokenizer), folder), folder, False, as_json)
 
 
+@import_app.command("llamafactory")
+def import_llamafactory(
+    settings: Annotated[Path, typer.Argument(help="Settings of an SFT training (YAML) of LLaMA-Factory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+) -> None:
+    """Make a task and a run of a LLaMA-Factory training: its rows, its hyper-parameters, the prompt that it uses.
+
+    Example: paft import llamafactory my_sft.yaml -o my-task
+    """
+    from paft.integrations.llamafactory_import import import_llamafactory as read
+
+    done = read(settings, out)
+    typer.echo(f"{out}: {done.rows} rows of kind {done.kind}; {len(done.prompts)} prompt(s) found, the first:")
+    typer.echo("  " + done.prompts[0].replace("\n", "\n  "))
+    if done.left_out:
+        typer.echo(f"  settings without a counterpart, left out: {few(done.left_out, 12)}")
+    typer.echo("PAFT needs many prompts: name writers in build.yaml, then")
+    typer.echo(f"  paft prompts build {out / 'build.yaml'} --out {out / 'prompts'} && paft run {out / 'run.yaml'}")
+
+
 @import_app.command("opencompass")
 def import_opencompass(
     output: Annotated[Path, typer.Argument(help="Work directory of OpenCompass (-w).")],

@@ -1,0 +1,148 @@
+"""A training of LLaMA-Factory as a task and a run: what varies, what is said around it, the answers, the hyper-parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from paft.cli import app
+from paft.config import load_run_config
+from paft.errors import ConfigError, DataError
+from paft.integrations.llamafactory_import import import_llamafactory
+from paft.prompts import PromptSet
+from paft.tasks import load_task
+from tests import tiny
+
+SETTINGS = {
+    "stage": "sft",
+    "do_train": True,
+    "model_name_or_path": "Qwen/Qwen3-0.6B",
+    "finetuning_type": "lora",
+    "lora_rank": 16,
+    "lora_target": "q_proj,v_proj",
+    "dataset": "tickets",
+    "template": "qwen3",
+    "cutoff_len": 512,
+    "num_train_epochs": 2.0,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "learning_rate": 2e-4,
+    "bf16": True,
+    "neftune_noise_alpha": 5,
+}
+
+
+def write(folder: Path, rows: list[dict], entry: dict[str, Any] | None = None, **settings: Any) -> Path:
+    data = folder / "data"
+    data.mkdir(parents=True)
+    (data / "tickets.json").write_text(json.dumps(rows), encoding="utf-8")
+    info = {"tickets": {"file_name": "tickets.json", **(entry or {})}}
+    (data / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    file = folder / "sft.yaml"
+    file.write_text(yaml.safe_dump({**SETTINGS, "dataset_dir": str(data), **settings}), encoding="utf-8")
+    return file
+
+
+def with_input(n: int = 40) -> list[dict]:
+    return [
+        {"instruction": "Sort the ticket {now}.", "input": f"ticket {i} about {'money' if i % 2 else 'a fault'}", "output": "billing" if i % 2 else "technical"}
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def test_rows_and_settings_become_a_task_and_a_run(tmp_path):
+    done = import_llamafactory(write(tmp_path, with_input()), tmp_path / "out")
+    assert (done.rows, done.kind, done.left_out) == (40, "choice", ("neftune_noise_alpha",))
+    assert done.prompts == ("Sort the ticket {{now}}.\n{text}",)
+    task = load_task(tmp_path / "out" / "task.yaml")
+    splits = {name: task.split(name).examples for name in ("train", "validation", "test")}
+    assert {name: len(its) for name, its in splits.items()} == {"train": 32, "validation": 4, "test": 4}
+    assert task.choices == ("billing", "technical")
+    seen = {e.fields["text"]: e.choices[e.answer] for its in splits.values() for e in its}
+    assert seen == {row["input"]: row["output"] for row in with_input()}
+    config = load_run_config(tmp_path / "out" / "run.yaml")
+    train = config.training_of("paft")
+    assert (train.epochs, train.batch_size, train.micro_batch_size, train.max_length) == (2, 8, 2, 512)
+    assert train.lora == {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+    assert (config.model, config.dtype, train.learning_rate) == ("Qwen/Qwen3-0.6B", "bfloat16", 2e-4)
+    entry = yaml.safe_load((tmp_path / "out" / "found.yaml").read_text())["train"][0]
+    assert entry == {"text": done.prompts[0], "answer": "text"}
+    assert yaml.safe_load((tmp_path / "out" / "build.yaml").read_text())["task"] == str(tmp_path / "out" / "task.yaml")
+
+
+def test_the_prompt_around_a_text_is_what_all_rows_share(tmp_path):
+    rows = [
+        {
+            "instruction": f"Add up.\nQuestion: {i} apples and {i} more?\nAnswer with a number:",
+            "input": "",
+            "output": str(2 * i),
+        }
+        for i in range(30)
+    ]
+    done = import_llamafactory(write(tmp_path, rows), tmp_path / "out")
+    assert done.kind == "number"
+    assert done.prompts == ("Add up.\nQuestion: {text} more?\nAnswer with a number:",)
+    task = load_task(tmp_path / "out" / "task.yaml")
+    example = task.split("train").examples[0]
+    number = int(example.choices[0]) // 2
+    assert example.fields["text"] == f"{number} apples and {number}"
+
+
+def test_a_run_follows_once_there_are_prompts(tmp_path):
+    file = write(tmp_path, with_input(), model_name_or_path=str(tiny.saved_model(tmp_path / "model")), bf16=False)
+    import_llamafactory(file, tmp_path / "out")
+    words = {"labels": ["billing", "technical"]}
+    sets = {
+        "task": "tickets",
+        "train": [
+            {"text": "{text}\nbilling or technical?", "answer": words},
+            {"text": "Queue for: {text}", "answer": "text"},
+        ],
+        "dev": [{"text": "Which of the desks takes <mail>{text}</mail>", "answer": words}],
+        "test": [
+            {"text": "My colleague asks where this goes: {text}", "answer": words},
+            {"text": "{text} =>", "answer": "text"},
+        ],
+    }
+    (tmp_path / "out" / "prompts").mkdir()
+    (tmp_path / "out" / "prompts" / "prompts.yaml").write_text(yaml.safe_dump(sets), encoding="utf-8")
+    assert len(PromptSet.load(str(tmp_path / "out" / "prompts" / "prompts.yaml")).train) == 2
+    from paft import pipeline
+    from paft.watch import LineWatcher
+
+    config = load_run_config(tmp_path / "out" / "run.yaml", ["train.epochs=1", "arms={paft: {train: {}}}"])
+    results = pipeline.run(config, tmp_path / "run", LineWatcher(quiet=True))
+    assert results["arms"]["paft"]["train"]["updates"] == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "entry", "settings", "said"),
+    [
+        (with_input(), {}, {"stage": "dpo"}, "stage 'dpo'"),
+        (with_input(), {}, {"dataset": "a,b"}, "expected one name"),
+        (with_input(), {}, {"dataset": "tickts"}, "no dataset 'tickts', did you mean 'tickets'"),
+        (with_input(), {"formatting": "sharegpt"}, {}, "only alpaca rows"),
+        (with_input(), {"columns": {"prompt": "instruction", "response": "answer"}}, {}, "column 'answer' is missing"),
+        (with_input(10), {}, {}, "20 or more"),
+        ([{"instruction": "Say", "input": str(i), "output": f"text {i}"} for i in range(40)], {}, {}, "answers that can be judged"),
+        (with_input(), {}, {"finetuning_type": "freeze"}, "expected lora or full"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_task_is_refused(tmp_path, rows, entry, settings, said):
+    with pytest.raises((ConfigError, DataError), match=said):
+        import_llamafactory(write(tmp_path, rows, entry, **settings), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_what_to_do_next(tmp_path):
+    found = CliRunner().invoke(
+        app, ["import", "llamafactory", str(write(tmp_path, with_input())), "-o", str(tmp_path / "out")]
+    )
+    assert found.exit_code == 0, found.output
+    assert "Sort the ticket" in found.output
+    assert "paft prompts build" in found.output
