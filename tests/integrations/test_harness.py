@@ -179,7 +179,10 @@ def test_answers_by_lm_eval_fill_the_table_that_paft_fills(world, tmp_path, styl
     as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=style == "chat"))
     paft("import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run")
     assert scores(tmp_path / "run")["tiny"] == scores(folder / style)["base"]
-    assert "Asked in 3 wordings" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "Asked in 3 wordings" in text
+    assert "model tiny (recorded answers), seed 0" in text
+    assert "| tiny | 24 of 24 | 24 | 0 | – | – |" in text  # nothing was computed here, so nothing was avoided
     paft("compare", tmp_path / "run", folder / style)
 
 

@@ -225,8 +225,8 @@ def cost_rows(result: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
         read, alone = arm.get("tokens_read", 0), arm.get("tokens_alone", 0)
         tokens = (
             (thousands(read), f"{thousands(alone - read)} ({number(1 - read / alone)} %)")
-            if alone
-            else (MISSING, MISSING)
+            if read
+            else (MISSING, MISSING)  # answers that were recorded elsewhere, or all in the store
         )
         bought = f"{thousands(budget['cells'])} of {thousands(budget['of'])}"
         counts = bought, thousands(asked), thousands(budget["cells"] - asked)

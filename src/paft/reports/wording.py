@@ -288,11 +288,14 @@ def provenance(result: Mapping[str, Any]) -> str:
 
 
 def model_of(config: Mapping[str, Any]) -> str:
-    """The run's model, or the servers of a run that has none."""
-    if config["model"] is not None:
+    """The run's model, or the servers of a run that has none, or whose answers were recorded elsewhere."""
+    arms = config["arms"]
+    recorded = [f"{arm['title'] or name} (recorded answers)" for name, arm in arms.items() if arm.get("recorded")]
+    if config["model"] is not None and len(recorded) < len(arms):
         return str(config["model"])
-    servers = [arm["server"] for arm in config["arms"].values() if arm["server"] is not None]
-    return ", ".join(dict.fromkeys(f"{server['model'] or 'the one'} at {server['base_url']}" for server in servers))
+    servers = [arm["server"] for arm in arms.values() if arm["server"] is not None]
+    named = [f"{server['model'] or 'the one'} at {server['base_url']}" for server in servers]
+    return ", ".join(dict.fromkeys([*named, *recorded]))
 
 
 def bars(estimates: Mapping[str, Any]) -> list[str]:
