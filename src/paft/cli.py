@@ -914,6 +914,7 @@ def doctor(as_json: Json = False) -> None:
     """
     from paft.lm.hf import best_device, pick_dtype
     from paft.pipeline import environment
+    from paft.tasks.sandbox import can_confine
 
     facts: dict[str, Any] = {"paft": paft.__version__, **environment()}
     device = best_device()
@@ -922,6 +923,7 @@ def doctor(as_json: Json = False) -> None:
     for name, wheel in assets.WHEELS.items():
         there = (assets.cache_dir() / "wheels" / wheel.filename).exists()
         facts[f"wheel {name}"] = "cached" if there else f"not fetched ({wheel.size / 1e6:.0f} MB)"
+    facts["code answers"] = "can be run, confined" if can_confine() else "cannot be confined here, and are not run"
     if as_json:
         typer.echo(json.dumps(facts))
         return

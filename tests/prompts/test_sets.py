@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paft.config import load_mapping
-from paft.errors import ConfigError, PromptSetError, TemplateError
+from paft.errors import ConfigError, PromptSetError, ResourceError, TemplateError
 from paft.prompts import SPLITS, PromptSet, Template, shipped_sets
 from paft.prompts.sets import _from_mapping
 from paft.prompts.similarity import NEAR_DUPLICATE, grams, similarity_matrix, text_form
@@ -96,7 +96,10 @@ def test_a_shipped_set_fits_its_tasks_and_is_large_enough(name: str) -> None:
 @pytest.mark.parametrize(("name", "template"), ALL, ids=[f"{name}-{template.id}" for name, template in ALL])
 def test_a_shipped_template_shows_hostile_fields_and_reads_its_own_answers(name: str, template: Template) -> None:
     if isinstance(template.inner_answer, Code):
-        allow_code()
+        try:
+            allow_code()
+        except ResourceError as error:
+            pytest.skip(str(error))
     for hostile in HOSTILE:
         example = item(name, hostile)
         text = "\n".join(message.text for message in template.render(example))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from paft.config import load_run_config
-from paft.errors import ConfigError, TemplateError
+from paft.errors import ConfigError, ResourceError, TemplateError
 from paft.pipeline import prepare
 from paft.prompts.template import Template
 from paft.tasks import sandbox
@@ -42,7 +42,7 @@ PASSED, FAILED, INVALID = Parsed("valid", 0), Parsed("valid", OTHER), Parsed("in
 def allowed():
     try:
         sandbox.allow_code()
-    except Exception as error:  # a system without Landlock
+    except ResourceError as error:  # a system without Landlock
         pytest.skip(str(error))
     yield
     sandbox.allow_code(False)

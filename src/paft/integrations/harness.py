@@ -35,6 +35,12 @@ def new_export(config: RunConfig, materials: Materials, out: Path) -> Iterator[P
         yield folder
 
 
+def with_limit(config: RunConfig) -> RunConfig:
+    """The settings with one limit for all free answers, which a harness has to be told: 32 tokens where none is given."""
+    limit = config.evaluate.max_new_tokens or 32
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_new_tokens": limit})})
+
+
 def exported(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The settings that an export kept, wherever the folder lies now."""
     file = folder / SETTINGS

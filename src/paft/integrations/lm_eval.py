@@ -16,7 +16,7 @@ import jinja2
 from paft.config import RunConfig, dump_yaml
 from paft.errors import ConfigError, DataError
 from paft.grid import Cell, Grid
-from paft.integrations.harness import Recorded, Tokens, new_export
+from paft.integrations.harness import Recorded, Tokens, new_export, with_limit
 from paft.pipeline import prepare
 from paft.prompts.template import OPTION_SLOT, SLOT, Template
 from paft.store import write_text
@@ -48,8 +48,7 @@ def export_lm_eval(config: RunConfig, out: Path, say: Any = lambda _: None) -> l
         raise ConfigError(
             "style auto: lm-eval is told by a flag, not by the model; set style=raw, or style=chat for --apply_chat_template"
         )
-    if config.evaluate.max_new_tokens is None:
-        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_new_tokens": 32})})
+    config = with_limit(config)
     materials = prepare(config, say)
     grid, chat = materials.grid, config.style == "chat"
     if taken := set(OURS).intersection(*(example.fields for example in grid.examples[:1])):

@@ -14,7 +14,7 @@ from typing import Any
 from paft.config import RunConfig
 from paft.errors import ConfigError, DataError
 from paft.grid import Cell, Grid
-from paft.integrations.harness import Recorded, Tokens, new_export, write_lines
+from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
 from paft.pipeline import prepare
 from paft.store import write_text
 from paft.tasks.answers import LETTERS, Labels
@@ -36,8 +36,7 @@ def export_opencompass(config: RunConfig, out: Path, say: Any = lambda _: None) 
         raise ConfigError(
             "style chat: OpenCompass scores choices under raw text only; set style=raw, or evaluate.scorers=[generation]"
         )
-    if config.evaluate.max_new_tokens is None:
-        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_new_tokens": 32})})
+    config = with_limit(config)
     materials = prepare(config, say)
     grid = materials.grid
     name = re.sub(r"\W+", "_", materials.task.name)

@@ -28,7 +28,7 @@ _allowed = False
 def allow_code(allowed: bool = True) -> None:
     """Let answers that are code be run, from now on, in this process. Raises ResourceError where they cannot be confined."""
     global _allowed
-    if allowed and not _can_confine():
+    if allowed and not can_confine():
         raise ResourceError(
             "this system cannot confine the code that a model writes (Linux on x86-64 with Landlock and seccomp can); score such tasks there"
         )
@@ -54,7 +54,8 @@ def _passes(program: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _can_confine() -> bool:
+def can_confine() -> bool:
+    """Whether this system lets a process give up all that such code may not have: it is tried."""
     return sys.platform == "linux" and os.uname().machine == "x86_64" and _run(None)
 
 
