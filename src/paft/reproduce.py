@@ -1,6 +1,6 @@
 """The paper's experiments, each by name at a chosen scale: runs of the pipeline, and their figures laid beside the paper's.
 
-What is run is written in configs/reproduce.yaml. Runs are kept by task and seed, so that an experiment that was killed goes on, and
+What is run is written in reproduce.yaml. Runs are kept by task and seed, so that an experiment that was killed goes on, and
 experiments that look at the same models share them.
 """
 
@@ -59,7 +59,7 @@ class Plan:
 
 
 def _told() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((resources.files("paft") / "configs" / "reproduce.yaml").read_text("utf-8"))
+    found: dict[str, Any] = yaml.safe_load((resources.files("paft") / "reproduce.yaml").read_text("utf-8"))
     return found
 
 
