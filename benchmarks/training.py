@@ -175,18 +175,24 @@ def rows_of(path: Path) -> tuple[CellDataset, list[int]]:
     return CellDataset(grid, renderer, training.max_length), list(ScheduleSampler(grid, schedule))
 
 
+def write_rows(path: Path) -> list[int]:
+    """The rows of a configuration beside it, as TRL reads them; returns their order."""
+    data, order = rows_of(path)
+    rows = [
+        {"input_ids": row.ids, "labels": [-100] * row.start + row.ids[row.start :]}
+        for row in map(data.__getitem__, order)
+    ]
+    path.with_suffix(".json").write_text(json.dumps(rows), encoding="utf-8")
+    return order
+
+
 def measure(name: str, load: Workload, options: argparse.Namespace) -> dict[str, Any]:
     """Both sides on one workload."""
     folder = options.work / name
     shutil.rmtree(folder, ignore_errors=True)
     paths = [settings(folder, load, updates, options) for updates in options.updates]
     for path in paths:
-        data, order = rows_of(path)
-        rows = [
-            {"input_ids": row.ids, "labels": [-100] * row.start + row.ids[row.start :]}
-            for row in map(data.__getitem__, order)
-        ]
-        path.with_suffix(".json").write_text(json.dumps(rows), encoding="utf-8")
+        order = write_rows(path)
     theirs, ours = [], []
     for _ in range(options.repeats):
         theirs.append([start(lambda path: [sys.executable, __file__, "--model", str(options.model), "--side", str(path),

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import paft
 from tests import tiny
@@ -203,6 +204,12 @@ def test_prompts_can_be_listed_checked_and_shown(tmp_path):
 
 def test_a_set_for_no_known_task_asks_for_one(tmp_path):
     assert "--task" in refused(call("prompts", "check", str(tiny.write_prompts(tmp_path))))
+
+
+def test_eval_takes_a_part_of_the_tasks_own_set_by_name():
+    for part in ("test", "adversarial"):
+        told = yaml.safe_load(call("eval", "--task", "piqa", "--model", "x", "--prompts", part, "--show-config").stdout)
+        assert (told["prompts"], told["evaluate"]["prompt_split"]) == (None, part)
 
 
 def test_show_config_prints_what_run_reads(tmp_path):

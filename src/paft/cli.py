@@ -416,7 +416,10 @@ def evaluate(
     ] = None,
     key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="Prompt set: a shipped one or a file; default the task's.")
+        str | None,
+        typer.Option(
+            help="Prompt set: a shipped one or a file; or test or adversarial, a part of the task's own (default test)."
+        ),
     ] = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/eval-<task>.")] = None,
@@ -491,7 +494,9 @@ def _eval_settings(
         named = folder.parent.name if folder.name == "adapter" else folder.name
         add(named, f"{named} ({folder})", adapter=str(folder))
     name = f"eval-{Path(task).stem}"
-    base = {} if server else {"model": models[0]}
+    base: dict[str, Any] = {} if server else {"model": models[0]}
+    if prompts in ("test", "adversarial"):  # a part of the task's own set
+        base["evaluate"], prompts = {"prompt_split": prompts}, None
     return {"name": name, "task": task, "prompts": prompts, **base, "arms": arms}
 
 
