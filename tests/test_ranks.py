@@ -138,7 +138,7 @@ def assert_same_training(found: list[dict], expected: list[dict]) -> None:
 
 def kill_at(step: int, run: Path, running: list[subprocess.Popen[str]]) -> None:
     """Kill -9 all processes of a launch once an update is logged."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 280
     while time.monotonic() < deadline and running[0].poll() is None and len(steps_of(run)) < step:
         time.sleep(0.01)
     for each in running:
