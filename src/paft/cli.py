@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,6 +56,14 @@ Embeddings = Annotated[
     str | None,
     typer.Option(help="Sentence embedding model, for what words do not show: sentence-transformers/all-MiniLM-L6-v2"),
 ]
+Into = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/import-<task>.")]
+Asked = Annotated[Path, typer.Option(help="The directory that `paft export` made for it.")]
+CountedIn = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="Tokenizer to count free answers in; default that of the model on record."),
+]
+PromptsOf = Annotated[str | None, typer.Option(help="Prompt set: a shipped one or a file; default the task's.")]
+TaskOf = Annotated[str, typer.Option(help="Task: a built-in name (`paft tasks`) or a file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, for machines.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change: key=value, dotted, for instance train.epochs=1")
@@ -267,11 +275,9 @@ def export_model(
 
 @export_app.command("lm-eval")
 def export_lm_eval(
-    task: Annotated[str, typer.Option(help="Task: a built-in name (`paft tasks`) or a file.")],
+    task: TaskOf,
     out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
-    prompts: Annotated[
-        str | None, typer.Option(help="Prompt set: a shipped one or a file; default the task's.")
-    ] = None,
+    prompts: PromptsOf = None,
     overrides: Overrides = None,
 ) -> None:
     """Write a task for every test prompt, for lm-evaluation-harness 0.4.13; `paft import lm-eval` reads its answers back.
@@ -294,12 +300,10 @@ def export_lm_eval(
 
 @export_app.command("opencompass")
 def export_opencompass(
-    task: Annotated[str, typer.Option(help="Task: a built-in name (`paft tasks`) or a file.")],
+    task: TaskOf,
     model: Annotated[str, typer.Option(help="Model for its configuration: hub id or directory.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
-    prompts: Annotated[
-        str | None, typer.Option(help="Prompt set: a shipped one or a file; default the task's.")
-    ] = None,
+    prompts: PromptsOf = None,
     overrides: Overrides = None,
 ) -> None:
     """Write one configuration for all test prompts, for OpenCompass 0.5.4; `paft import opencompass` reads its predictions back.
@@ -329,25 +333,19 @@ def _harness_settings(task: str, prompts: str | None) -> dict[str, Any]:
 @import_app.command("lm-eval")
 def import_lm_eval(
     output: Annotated[Path, typer.Argument(help="What was given to lm_eval as --output_path (with --log_samples).")],
-    asked: Annotated[Path, typer.Option(help="The directory that `paft export lm-eval` made.")],
+    asked: Asked,
     overrides: Overrides = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="Tokenizer to count free answers in; default that of the model named in the output."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/import-<task>.")] = None,
+    tokenizer: CountedIn = None,
+    out: Into = None,
     as_json: Json = False,
 ) -> None:
     """Judge the answers that lm-evaluation-harness recorded: the table, every statistic, the report; gates and comparisons work on it.
 
     Example: paft import lm-eval OUTPUT --asked piqa-lm-eval --out runs/piqa-lm-eval
     """
-    from paft.integrations.harness import exported, record
     from paft.integrations.lm_eval import import_lm_eval as read
 
-    settings = exported(asked, overrides or [])
-    folder = out or Path("runs") / settings.name
-    _go(record(settings, read(settings, output, tokenizer), folder), folder, False, as_json)
+    _judge(asked, overrides, out, as_json, lambda settings: read(settings, output, tokenizer))
 
 
 @import_app.command("llamafactory")
@@ -373,29 +371,35 @@ def import_llamafactory(
 @import_app.command("opencompass")
 def import_opencompass(
     output: Annotated[Path, typer.Argument(help="Work directory of OpenCompass (-w).")],
-    asked: Annotated[Path, typer.Option(help="The directory that `paft export opencompass` made.")],
+    asked: Asked,
     overrides: Overrides = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer to count answers in; default that of the exported model.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/import-<task>.")] = None,
+    tokenizer: CountedIn = None,
+    out: Into = None,
     as_json: Json = False,
 ) -> None:
     """Judge the answers that OpenCompass predicted: the table, every statistic, the report; gates and comparisons work on it.
 
     Example: paft import opencompass OUTPUT --asked piqa-opencompass --out runs/piqa-opencompass
     """
-    from paft.integrations.harness import exported, record
     from paft.integrations.opencompass import import_opencompass as read
+
+    _judge(asked, overrides, out, as_json, lambda settings: read(settings, asked, output, tokenizer))
+
+
+def _judge(
+    asked: Path, overrides: list[str] | None, out: Path | None, as_json: bool, read: Callable[[RunConfig], Any]
+) -> None:
+    """Answers of a harness to what was exported into a folder: a run that judges them."""
+    from paft.integrations.harness import exported, record
 
     settings = exported(asked, overrides or [])
     folder = out or Path("runs") / settings.name
-    _go(record(settings, read(settings, asked, output, tokenizer), folder), folder, False, as_json)
+    _go(record(settings, read(settings), folder), folder, False, as_json)
 
 
 @app.command("eval")
 def evaluate(
-    task: Annotated[str, typer.Option(help="Task: a built-in name (`paft tasks`) or a file.")],
+    task: TaskOf,
     model: Annotated[
         list[str] | None, typer.Option(help="Model: hub id, directory or wheel; repeat to compare.")
     ] = None,

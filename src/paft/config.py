@@ -490,6 +490,8 @@ class RunConfig(Strict):
     quantization: dict[str, Any] | None = None
     """Quantise weights while loading: fields of a quantisation configuration of transformers ({load_in_4bit: true} needs
     paft[quantized])."""
+    attention: str | None = None
+    """Kernel of attention by transformers' name (sdpa, flex_attention, flash_attention_2, eager); None: transformers chooses."""
     style: Literal["auto", "chat", "raw"] = "auto"
     """auto: the model's chat template when it has one, else raw text."""
     data: DataConfig = DataConfig()

@@ -426,6 +426,7 @@ def _load(config: RunConfig, name: str | None, watch: Watcher) -> HFModel:
         dtype=config.dtype,
         style=config.style,
         quantization=config.quantization,
+        attention=config.attention,
         say=watch.say,
     )
 
@@ -517,7 +518,7 @@ def _train_arm(
             if settings.lora is not None:
                 return model.with_adapter(out.adapter)
         # all weights were trained: taken from disk now and after a resume, so that both are the same model to the store
-        return load_model(str(out.model), dtype=config.dtype, style=config.style)
+        return load_model(str(out.model), dtype=config.dtype, style=config.style, attention=config.attention)
 
 
 def _find_prompt(

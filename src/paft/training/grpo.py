@@ -22,14 +22,14 @@ from paft.config import GRPOConfig
 from paft.errors import ConfigError, DataError, RenderError, ResourceError
 from paft.grid import Cell, Grid
 from paft.lm.hf import HFModel, lora_config, without_chatter
-from paft.lm.passes import is_out_of_memory
+from paft.lm.passes import is_out_of_memory, kernel_mask
 from paft.lm.prefix import Row as Line
 from paft.lm.ranks import Ranks
 from paft.lm.render import Renderer
 from paft.store import ArmDir, append_jsonl, read_jsonl
 from paft.training.data import CellDataset, Row
 from paft.training.order import EpochSetter
-from paft.training.packing import additive, cheaper_packed, in_one_line, innermost, pack, packs_exactly
+from paft.training.packing import cheaper_packed, in_one_line, innermost, pack, packs_exactly, width_of
 from paft.training.rewards import Reward, find_reward, require_trl
 from paft.training.schedule import Groups, make_groups, make_schedule
 from paft.training.setup import (
@@ -154,7 +154,7 @@ def train_grpo(
         cells = CellDataset(grid, model.renderer, config.max_length)
         first = [cells[index] for index in itertools.islice(sampler, micro)]
         if config.packing and packs_exactly(learner, first, say):
-            trainer.packing, trainer.width = True, learner.hidden_size
+            trainer.packing, trainer.width = True, width_of(learner)
         silence(trainer)
         total = sampler.updates * config.epochs
         trainer.add_callback(EpochSetter(sampler, sampler.updates))  # type: ignore[arg-type]
@@ -310,7 +310,7 @@ class _Trainer(trl.GRPOTrainer):
     ) -> None:
         """What to train on."""
         self.train_dataset, self.order, self.judges, self.weights = rows, sampler, judges, weights
-        self.packing, self.width = False, 0
+        self.packing, self.width = False, 0.0
         self.rollouts: list[Rollout] = []
         self.prompt_tokens = 0
         self.losses: list[torch.Tensor] = []
@@ -383,7 +383,7 @@ class _Trainer(trl.GRPOTrainer):
         device = self.accelerator.device
         batch = {name: tensor.to(device) for name, tensor in pack(rows, line).items()}
         fed = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
-        mask = additive(batch["attention_mask"], innermost(model))
+        mask = kernel_mask(batch["attention_mask"], innermost(model))
         with self.accelerator.autocast():
             out = model(**fed, attention_mask=mask, shift_labels=batch["shift_labels"], fused_lm_head=True)
         # where the token before each place of an answer lies in the line; the line's end, whose value is 0, where there is none

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from paft.lm.hf import HFModel
-from paft.lm.passes import is_out_of_memory
+from paft.lm.passes import is_out_of_memory, kernel_mask
 from paft.lm.prefix import Row as Line
 from paft.lm.prefix import forest
 from paft.training.data import Row, pad, targets_of, with_targets
@@ -37,7 +38,13 @@ def pack(rows: Sequence[Row], line: Line) -> dict[str, Any]:
     }
 
 
-def cheaper_packed(rows: Sequence[Row], line: Line, hidden_size: int) -> bool:
+def width_of(learner: HFModel) -> float:
+    """The hidden size by which `cheaper_packed` weighs attention; without end where pairs that do not see each other cost nothing."""
+    config = innermost(learner.model).config
+    return math.inf if config._attn_implementation == "flex_attention" else float(config.get_text_config().hidden_size)
+
+
+def cheaper_packed(rows: Sequence[Row], line: Line, hidden_size: float) -> bool:
     """Whether the line takes fewer operations than padded rows.
 
     Linear layers cost about 24 hidden_size^2 a token, attention 4 hidden_size a pair of places; a line has all pairs of its T tokens,
@@ -54,7 +61,7 @@ def answer_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, tor
     places_L = aimed_BT.any(0).nonzero().squeeze(1)
     mask, inner = inputs["attention_mask"], innermost(model)
     if mask.dim() == 4:
-        mask = additive(mask, inner)
+        mask = kernel_mask(mask, inner)
     fed = {"input_ids": inputs["input_ids"], "attention_mask": mask, "position_ids": inputs["position_ids"]}
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
         logits_BLV = model(**fed, use_cache=False, logits_to_keep=places_L).logits
@@ -63,12 +70,6 @@ def answer_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, tor
     aimed_BL = aimed_BT[:, places_L]
     logits_MV = logits_BLV[0] if len(logits_BLV) == 1 else logits_BLV[aimed_BL]
     return logits_MV, inputs["shift_labels"][:, places_L][aimed_BL], inputs["rows"][:, places_L][aimed_BL]
-
-
-def additive(mask: torch.Tensor, model: Any) -> torch.Tensor:
-    """A mask of truth values as what is added to attention scores: the one form that every implementation of attention takes."""
-    kind = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    return torch.zeros_like(mask, dtype=kind).masked_fill_(~mask, torch.finfo(kind).min)
 
 
 def innermost(model: Any) -> Any:

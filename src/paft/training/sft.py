@@ -29,7 +29,7 @@ from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
 from paft.training.data import CellDataset, Row, ScheduleSampler, pad, pairs
 from paft.training.objectives import divergence, token_nll
 from paft.training.order import InScheduleOrder
-from paft.training.packing import answer_logits, cheaper_packed, in_one_line, pack, packs_exactly
+from paft.training.packing import answer_logits, cheaper_packed, in_one_line, pack, packs_exactly, width_of
 from paft.training.schedule import AdaptivePrompts, make_schedule, make_twins, updates_per_epoch
 from paft.training.setup import (
     Keeper,
@@ -199,7 +199,7 @@ def _train(
         model=tuned,
         args=arguments,
         train_dataset=dataset,
-        data_collator=_Collator(model.renderer.eos_id, learner.hidden_size if packing else None, twins is not None),
+        data_collator=_Collator(model.renderer.eos_id, width_of(learner) if packing else None, twins is not None),
     )
     silence(trainer)
     if config.keep == "best" and trainer.is_fsdp_enabled:
@@ -353,7 +353,7 @@ class _Collator:
     """Rows to a batch: packed where that is cheaper, else padded. hidden_size None: always padded. twins: rows come in twos."""
 
     pad_id: int
-    hidden_size: int | None
+    hidden_size: float | None
     twins: bool
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
