@@ -191,10 +191,7 @@ def export_dataset(
     with _watcher() as watch:
         settings, training, grid, renderer = _training(config, overrides, arm, watch.say)
         done = write(grid, renderer, training, out, seed=settings.seed, form=checked, short=short)
-    typer.echo(
-        f"{out}: {done.rows} rows, {done.updates} updates of {training.batch_size}, {training.epochs} epoch(s) in order"
-    )
-    _say_dropped(done.dropped, grid.shape[1])
+    _say_rows(out, done, training, grid.shape[1])
     typer.echo(
         f"  train on it for 1 epoch, in order (no shuffling), {training.batch_size} rows an update; docs/trainers.md shows how"
     )
@@ -216,11 +213,28 @@ def export_llamafactory(
     with _watcher() as watch:
         settings, training, grid, renderer = _training(config, overrides, arm, watch.say)
         done = write(grid, renderer, settings, arm, out, say=watch.say)
-    typer.echo(
-        f"{out}: {done.rows} rows, {done.updates} updates of {training.batch_size}, {training.epochs} epoch(s) in order"
-    )
-    _say_dropped(done.dropped, grid.shape[1])
+    _say_rows(out, done, training, grid.shape[1])
     typer.echo(f"  llamafactory-cli train {out / 'sft.yaml'}")
+
+
+@export_app.command("trl")
+def export_trl(
+    config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    overrides: Overrides = None,
+    arm: Annotated[str, typer.Option(help="Arm whose training is written.")] = "paft",
+) -> None:
+    """Write a training for `trl sft` (TRL 1.16): the tokens of all epochs in schedule order, and the settings.
+
+    Example: paft export trl examples/piqa-small.yaml -o piqa-trl
+    """
+    from paft.integrations.trl import export_trl as write
+
+    with _watcher() as watch:
+        settings, training, grid, renderer = _training(config, overrides, arm, watch.say)
+        done = write(grid, renderer, settings, arm, out)
+    _say_rows(out, done, training, grid.shape[1])
+    typer.echo(f"  trl sft --config {out / 'sft.yaml'}")
 
 
 def _training(path: Path, overrides: list[str] | None, arm: str, say: Any) -> tuple[RunConfig, Any, Any, Any]:
@@ -239,10 +253,13 @@ def _training(path: Path, overrides: list[str] | None, arm: str, say: Any) -> tu
     return settings, training, train_grid(materials.prompts, materials.train, training, settings.seed), renderer
 
 
-def _say_dropped(dropped: int, examples: int) -> None:
-    if dropped:
+def _say_rows(out: Path, done: Any, training: Any, examples: int) -> None:
+    typer.echo(
+        f"{out}: {done.rows} rows, {done.updates} updates of {training.batch_size}, {training.epochs} epoch(s) in order"
+    )
+    if done.dropped:
         typer.echo(
-            f"  {dropped} of {examples} examples are left out at the end of each epoch, so that updates stay whole"
+            f"  {done.dropped} of {examples} examples are left out at the end of each epoch, so that updates stay whole"
         )
 
 

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from paft.config import AdaptiveSchedule, GRPOConfig, ObjectiveConfig, SFTConfig
+from paft.config import AdaptiveSchedule, GRPOConfig, ObjectiveConfig, RunConfig, SFTConfig
 from paft.errors import ConfigError, few
 from paft.grid import Grid
 from paft.integrations.rows import token_row
@@ -87,6 +87,28 @@ def check_rows(grid: Grid, config: SFTConfig | GRPOConfig, short: bool = False) 
         )
     kept = num_examples - dropped
     return Exported(config.epochs * kept, config.epochs * updates_per_epoch(kept, config.batch_size), kept, dropped)
+
+
+def rows_only(config: RunConfig, arm: str, reader: str) -> SFTConfig:
+    """The settings of an arm for a trainer that reads rows and does nothing else. Raises ConfigError for those that need more."""
+    train = config.training_of(arm)
+    if not isinstance(train, SFTConfig):
+        raise ConfigError(f"arm {arm}: {reader} reads rows of supervised fine-tuning; give an arm of method sft")
+    if train.keep == "best" or train.patience is not None:
+        raise ConfigError(
+            f"train.keep best and train.patience need checks on dev prompts, which {reader} has not; use keep: last"
+        )
+    return train
+
+
+def split_update(train: SFTConfig) -> dict[str, int]:
+    """An update in the words of transformers' trainer, for one process. Raises ConfigError where passes do not fill it."""
+    micro = train.micro_batch_size or train.batch_size
+    if train.batch_size % micro:
+        raise ConfigError(
+            f"train.micro_batch_size {micro} does not divide batch_size {train.batch_size}; give a divisor"
+        )
+    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": train.batch_size // micro}
 
 
 def rows_in_order(

@@ -14,7 +14,7 @@ from typing import Any
 from paft.config import RunConfig, SFTConfig, dump_yaml
 from paft.errors import ConfigError
 from paft.grid import Grid
-from paft.integrations.export import Exported, check_rows, rows_in_order
+from paft.integrations.export import Exported, check_rows, rows_in_order, rows_only, split_update
 from paft.lm.render import Renderer
 from paft.store import new_folder, write_text
 
@@ -34,13 +34,7 @@ def export_llamafactory(
 
     Raises ConfigError for what cannot be told by rows, and for settings that it has no name for.
     """
-    train = config.training_of(arm)
-    if not isinstance(train, SFTConfig):
-        raise ConfigError(f"arm {arm}: LLaMA-Factory reads rows of supervised fine-tuning; give an arm of method sft")
-    if train.keep == "best" or train.patience is not None:
-        raise ConfigError(
-            "train.keep best and train.patience need checks on dev prompts, which LLaMA-Factory has not; use keep: last"
-        )
+    train = rows_only(config, arm, "LLaMA-Factory")
     settings = _settings(config, train, arm, out.resolve())
     plan = check_rows(grid, train)
     begin = _begin_mark(renderer)
@@ -85,11 +79,6 @@ _LORA = {
 
 
 def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[str, Any]:
-    micro = train.micro_batch_size or train.batch_size
-    if train.batch_size % micro:
-        raise ConfigError(
-            f"train.micro_batch_size {micro} does not divide batch_size {train.batch_size}; give a divisor"
-        )
     return {
         "stage": "sft",
         "do_train": True,
@@ -104,8 +93,7 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "overwrite_cache": True,
         "output_dir": str(out / arm),
         "num_train_epochs": 1,
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": train.batch_size // micro,
+        **split_update(train),
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler,
         "warmup_ratio": train.warmup_ratio,
