@@ -8,9 +8,10 @@ import statistics
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
-from paft import reproduce
+from paft import pipeline, reproduce
 from paft.cli import app
 from paft.errors import ConfigError
 from paft.pipeline import load_results, load_tables
@@ -86,28 +87,88 @@ def test_k_is_chosen_on_dev_prompts(world, tmp_path):
 
 def test_training_prompts_are_as_many_as_named(world, tmp_path):
     folder, overrides = world
-    arms = "arms={n1: {train: {prompts: 1}}, n2: {train: {prompts: 2}}}"
-    planned = reproduce.plan(
-        "prompts", "smoke", tmp_path, [*overrides, arms], [str(folder / "data" / "task.yaml")], [0]
-    )
+    planned = reproduce.plan("prompts", "smoke", tmp_path, overrides, [str(folder / "data" / "task.yaml")], [0])
     ((config, out),) = planned.runs.values()
-    from paft import pipeline
-
-    results = pipeline.run(config, out, LineWatcher(quiet=True))
+    few = config.model_copy(update={"arms": {name: config.arms[name] for name in ("n1", "n2")}})
+    results = pipeline.run(few, out, LineWatcher(quiet=True))
     assert [results["arms"][arm]["train"]["distinct_prompts"] for arm in ("n1", "n2")] == [1, 2]
 
 
-def test_min_and_con_ask_adversarial_prompts():
-    planned = reproduce.plan("min-con", "smoke", Path("x"))
-    ((config, _),) = planned.runs.values()
-    assert config.evaluate.also == ["adversarial"]
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("task=hellaswag", "chosen by --task and --seed"),
+        ("seed=5", "chosen by --task and --seed"),
+        ("arms={base: {}}", "table1 needs"),
+        ("evaluate.budget.kind=adaptive", "over every cell of test prompts"),
+        ("evaluate.prompt_split=adversarial", "over every cell of test prompts"),
+    ],
+)
+def test_what_would_make_a_table_say_what_it_does_not_show_is_refused(override, said):
+    with pytest.raises(ConfigError, match=said):
+        reproduce.plan("table1", "smoke", Path("x"), [override])
 
 
-def test_a_scale_that_is_too_large_is_told_as_a_plan(tmp_path):
+def test_two_tasks_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="rename one"):
+        reproduce.plan("table1", "smoke", Path("x"), [], ["a/my.yaml", "b/my.yaml"])
+
+
+def test_an_arm_that_is_added_has_its_row_and_its_difference(world, tmp_path):
+    """A prompt found elsewhere (`paft prompts batprompt`), beside the paper's figures for it."""
+    folder, overrides = world
+    added = "arms.batprompt={title: BATprompt, train: {schedule: {kind: fixed, prompt: 3}}}"
+    planned = reproduce.plan(
+        "table1", "smoke", tmp_path, [*overrides, added], [str(folder / "data" / "task.yaml")], [0]
+    )
+    assert list(planned.arms)[-2:] == ["batprompt", "paft"]
+    text = reproduce.reproduce(planned, tmp_path, quiet, lambda _: None)
+    assert "| BATprompt | " in text
+    assert "BATprompt " in text.split("PAFT, K=4, T=3 minus ")[1]
+
+
+def test_other_models_have_columns_of_their_own(world, tmp_path, monkeypatch):
+    folder, overrides = world
+    other = folder / "other"
+    if not other.exists():
+        tiny.hf_model(seed=5).model.save_pretrained(other)
+        tiny.tokenizer().save_pretrained(other)
+    told = reproduce._told()
+    told["scales"]["smoke"]["models"] = {str(folder / "model"): 1.0, str(other): 1.0}
+    monkeypatch.setattr(reproduce, "_told", lambda: told)
+    overrides = [each for each in overrides if not each.startswith("model=")]
+    planned = reproduce.plan("models", "smoke", tmp_path, overrides, [str(folder / "data" / "task.yaml")], [0])
+    assert [Path(task).name for task in planned.tasks] == ["task.yaml, model", "task.yaml, other"]
+    assert "1 seeds x 2 models" in reproduce.describe(planned)
+    text = reproduce.reproduce(planned, tmp_path, quiet, lambda _: None)
+    base = next(line for line in text.splitlines() if line.startswith("| Base |")).split("|")
+    assert base[2] != base[3]
+    assert text.count("paired on the same cells") == 2
+
+
+def test_min_and_con_ask_adversarial_prompts(world, tmp_path):
+    folder, overrides = world
+    told = yaml.safe_load((folder / "prompts.yaml").read_text(encoding="utf-8"))
+    told["adversarial"] = [
+        {"text": "wat hue do u fnd in <line>{text}</line>", "answer": {"labels": ["red", "blue"]}},
+        {"text": "PICK 1 of {choices} aftr reading {text}", "options": "{text}", "joiner": " / ", "answer": "text"},
+    ]
+    file = tmp_path / "prompts.yaml"
+    file.write_text(yaml.safe_dump(told), encoding="utf-8")
+    planned, text = made((folder, [*overrides[1:], f"prompts={file}"]), tmp_path, "min-con")
+    ((_, out),) = planned.runs.values()
+    result = load_results(out)["arms"]["paft"]
+    lowest = 100 * min(result["scores"]["likelihood"]["accuracy_K"])
+    con = 100 * statistics.fmean(result["others"]["adversarial"]["likelihood"]["accuracy_K"])
+    assert f"| PAFT, K=4, T=3 | {lowest:.1f}, {con:.1f} |" in text
+
+
+def test_a_scale_that_is_too_large_is_told_as_a_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     found = CliRunner().invoke(app, ["reproduce", "table1", "--scale", "paper", "--out", str(tmp_path / "x")])
-    if "this is the plan only" in found.output:  # a machine with the GPU would do it
-        assert "5 models x 5 tasks x 3 seeds" in found.output
-        assert not (tmp_path / "x").exists()
+    assert "wants a GPU with 48 GiB, and here is none; this is the plan only" in " ".join(found.output.split())
+    assert "5 arms x 5 tasks x 3 seeds" in found.output
+    assert not (tmp_path / "x").exists()
     told = CliRunner().invoke(app, ["reproduce", "kt", "--scale", "small", "--plan"])
     assert "20000 rows, 3 epochs, updates of 8" in told.output
 

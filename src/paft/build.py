@@ -7,26 +7,23 @@ reply is on disk before it is used. So a build that is killed goes on, pays for 
 from __future__ import annotations
 
 import asyncio
-import datetime
 import json
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from paft.assets import Source
 from paft.config import BuildConfig, EvalConfig, JudgeConfig, WriterConfig, dump_yaml
-from paft.errors import AssetError, ConfigError, PaftError, PromptSetError, StoreError, few
+from paft.errors import AssetError, ConfigError, PromptSetError, few
 from paft.evaluation import evaluate
 from paft.evaluation.stats import lags
 from paft.grid import Grid
-from paft.lm.endpoint import Endpoint, Reply
-from paft.lm.types import Chat
 from paft.prompts import PromptSet, Template, shipped_sets
 from paft.prompts.auditing import OPEN_TO_REVIEW, Decision, Selection, audit
 from paft.prompts.divide import divide
@@ -37,21 +34,12 @@ from paft.prompts.review import read_decisions, review_text
 from paft.prompts.similarity import Embed
 from paft.prompts.strategies import META, Request, ask_again, make_request, read_reply
 from paft.prompts.template import Fault
-from paft.store import BuildDir, CellStore, append_jsonl, read_jsonl, write_text
+from paft.store import BuildDir, CellStore, write_text
 from paft.tasks import TASKS, Labels, Task, load_task
-
-Tick = Callable[[int, int, str], None]
-Say = Callable[[str], None]
+from paft.writers import LocalWriter, Replies, Say, Tick, Writer, cost, most_tokens, open_writer
 
 ASKED_AGAIN = 1
 """How often a reply without a single template is answered by naming its fault."""
-
-
-class Writer(Protocol):
-    """Who writes prompts: any object with this method."""
-
-    async def ask(self, chat: Chat, seed: int) -> Reply:
-        """The reply to a chat."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +104,13 @@ def plan_build(config: BuildConfig) -> Plan:
     asked += [(config.solver, config.solver.examples)] if config.solver and config.solver.base_url else []
     for settings, times in asked:
         request = builder.about_request(settings)
-        tokens[settings.name] = candidates * times * (_most_tokens(request) + settings.max_tokens)
-        money[settings.name] = candidates * times * _cost(settings, _most_tokens(request), settings.max_tokens)
+        tokens[settings.name] = candidates * times * (most_tokens(request) + settings.max_tokens)
+        money[settings.name] = candidates * times * cost(settings, most_tokens(request), settings.max_tokens)
     for request in requests:
         settings = builder.settings[request.writer]
         tries = 1 + ASKED_AGAIN
-        tokens[request.writer] += tries * (_most_tokens(request) + settings.max_tokens)
-        money[request.writer] += tries * _cost(settings, _most_tokens(request), settings.max_tokens)
+        tokens[request.writer] += tries * (most_tokens(request) + settings.max_tokens)
+        money[request.writer] += tries * cost(settings, most_tokens(request), settings.max_tokens)
     return Plan(tuple(requests), dict(tokens), dict(money))
 
 
@@ -149,7 +137,9 @@ def build_prompts(
             )
         decisions = read_decisions(place.review)
         opened = (
-            {each.name: _open(each, config.source, say) for each in config.everybody} if writers is None else writers
+            {each.name: open_writer(each, config.source, say) for each in config.everybody}
+            if writers is None
+            else writers
         )
         builder = _Build(config, place, opened, say, tick)
         builder.decisions, builder.embed = decisions, open_embedder(config.embeddings, config.source, say)
@@ -232,19 +222,17 @@ class _Build:
         self.about = config.about or (row.title if row else "")
         if not self.about:
             raise ConfigError(f"build of {config.task!r}: say in `about`, in a sentence or two, what the task is")
+        if config.solver is not None and getattr(self.task, "open_kind", "") == "code":
+            raise ConfigError(
+                f"solver: answers to {self.task.name!r} are code, which a build does not run; leave it out"
+            )
         self.shown = self._shown()
-        self.replies: dict[str, dict[str, Any]] = {}
         self.settings = {each.name: each for each in config.everybody}
-        self.spent: dict[str, list[int]] = {name: [0, 0] for name in self.settings}
-        self.held: dict[str, list[int]] = {name: [0, 0] for name in self.settings}
-        self.queue = {name: asyncio.Lock() for name in self.settings}
-        self.settled = {name: asyncio.Event() for name in self.settings}
+        self.replies = Replies(place.replies, self.settings, writers, say, tick)
         self.decisions: Mapping[str, Decision] = {}
         self.embed: Embed | None = None
         self.verdicts: dict[str, list[Fault]] = {}
         self.solved: dict[str, tuple[Template, list[float]]] = {}
-        self.stopped: dict[str, str] = {}
-        self.failed: PaftError | None = None
         self.sizes = {"train": config.train, "dev": config.dev, "test": config.test}
 
     def _shown(self) -> Sequence[Template]:
@@ -272,23 +260,10 @@ class _Build:
         try:
             return await self._rounds()
         finally:
-            for writer in self.writers.values():
-                if isinstance(writer, Endpoint):
-                    await writer.close()
+            await self.replies.close()
 
     async def _rounds(self) -> BuildReport:
-        for row in read_jsonl(self.place.replies):
-            known = isinstance(row, dict) and row.get("writer") in self.spent
-            if not known or not {"key", "text", "model", "date", "prompt_tokens", "completion_tokens"} <= row.keys():
-                raise StoreError(
-                    f"{self.place.replies}: holds a line that is no reply of this build ({str(row)[:60]}); remove that line, or "
-                    "choose another --out"
-                )
-            self.replies[row["key"]] = row
-            for n, what in enumerate(("prompt_tokens", "completion_tokens")):
-                self.spent[row["writer"]][n] += row[what]
-        if self.replies:
-            self.say(f"{len(self.replies)} replies are there already and are not asked for again")
+        self.replies.load()
         requests: list[Request] = []
         kept_replies: list[list[tuple[Request, str]]] = []
         report: BuildReport | None = None
@@ -301,8 +276,10 @@ class _Build:
             short = {n: size - len(report.splits[n]) for n, size in self.sizes.items() if len(report.splits[n]) < size}
             missing = f", missing {short}" if short else ""
             self.say(f"round {number + 1}: {report.given} prompts read, {len(report.selection.kept)} sound{missing}")
-            writing = [writer.name for writer in self.config.writers if writer.name not in self.stopped]
-            reading = all(each.name not in self.stopped for each in self.config.everybody[len(self.config.writers) :])
+            writing = [writer.name for writer in self.config.writers if writer.name not in self.replies.stopped]
+            reading = all(
+                each.name not in self.replies.stopped for each in self.config.everybody[len(self.config.writers) :]
+            )
             if not short or number + 1 == self.config.rounds or not (writing and reading):
                 return report
 
@@ -313,7 +290,7 @@ class _Build:
         wanted = prompts or self.config.first_round
         requests = []
         for writer in self.config.writers:
-            if writer.name in self.stopped:
+            if writer.name in self.replies.stopped:
                 continue
             for strategy in self.config.strategies:
                 for n in range(math.ceil(wanted / size)):
@@ -342,28 +319,12 @@ class _Build:
         return self.round_requests(requests, min(each, 4 * self.config.first_round))
 
     async def _round(self, number: int, requests: Sequence[Request]) -> list[tuple[Request, str]]:
-        gathered = await self._all(requests, self._ask_until_read, f"round {number + 1}")
+        gathered = await self.replies.all(requests, self._ask_until_read, f"round {number + 1}")
         return [pair for pairs in gathered for pair in pairs]
-
-    async def _all(self, requests: Sequence[Request], ask: Callable[[Request], Awaitable[Any]], note: str) -> list[Any]:
-        """What comes of every request, in their order."""
-        done = 0
-
-        async def one(request: Request) -> Any:
-            nonlocal done
-            got = await ask(request)
-            done += 1
-            self.tick(done, len(requests), note)
-            return got
-
-        gathered = await asyncio.gather(*(one(request) for request in requests))
-        if self.failed is not None:
-            raise self.failed
-        return gathered
 
     async def _ask_until_read(self, request: Request) -> list[tuple[Request, str]]:
         pairs: list[tuple[Request, str]] = []
-        while (text := await self._ask(request)) is not None:
+        while (text := await self.replies.ask(request)) is not None:
             pairs.append((request, text))
             templates, faults = read_reply(text, {})
             if templates or request.attempt >= ASKED_AGAIN:
@@ -371,79 +332,13 @@ class _Build:
             request = ask_again(request, text, faults[0][1])
         return pairs
 
-    async def _ask(self, request: Request) -> str | None:
-        """The reply's text; None when it may not be asked for: a budget is used up, or a server has failed."""
-        if request.key in self.replies:
-            return str(self.replies[request.key]["text"])
-        settings = self.settings[request.writer]
-        need = [_most_tokens(request), settings.max_tokens]
-        if not await self._admitted(settings, need):
-            return None
-        held = self.held[request.writer]
-        try:
-            reply = await self.writers[request.writer].ask(request.chat, request.seed)
-        except PaftError as error:
-            self.failed = self.failed or error
-            return None
-        finally:
-            held[0], held[1] = held[0] - need[0], held[1] - need[1]
-            self.settled[request.writer].set()
-        row = {
-            "key": request.key,
-            "writer": request.writer,
-            "strategy": request.strategy,
-            "number": request.number,
-            "attempt": request.attempt,
-            "model": reply.model,
-            "prompt_tokens": reply.prompt_tokens,
-            "completion_tokens": reply.completion_tokens,
-            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-            "text": reply.text,
-        }
-        append_jsonl(self.place.replies, row)
-        self.replies[request.key] = row
-        spent = self.spent[request.writer]
-        spent[0], spent[1] = spent[0] + reply.prompt_tokens, spent[1] + reply.completion_tokens
-        self.settled[request.writer].set()
-        return reply.text
-
-    async def _admitted(self, settings: WriterConfig, need: Sequence[int]) -> bool:
-        """Whether a request may be sent; it then holds what it may use at most.
-
-        Requests are admitted in their order. One that does not fit beside those under way waits for them, since they use
-        less than they hold: who stops when depends on the replies alone.
-        """
-        name = settings.name
-        async with self.queue[name]:
-            while not (self.failed or name in self.stopped):
-                self.settled[name].clear()
-                if self._affords(settings, need):
-                    held = self.held[name]
-                    held[0], held[1] = held[0] + need[0], held[1] + need[1]
-                    return True
-                if not any(self.held[name]):
-                    what = (
-                        f"{settings.budget.tokens} tokens" if settings.budget.tokens else f"{settings.budget.money:g}"
-                    )
-                    self.stopped[name] = f"its budget of {what} does not cover another request"
-                    self.say(f"writer {name!r} stops: {self.stopped[name]}")
-                    break
-                await self.settled[name].wait()
-        return False
-
-    def _affords(self, settings: WriterConfig, need: Sequence[int]) -> bool:
-        name, budget = settings.name, settings.budget
-        after = [self.spent[name][n] + self.held[name][n] + need[n] for n in (0, 1)]
-        fits_tokens = budget.tokens is None or sum(after) <= budget.tokens
-        return fits_tokens and (budget.money is None or _cost(settings, *after) <= budget.money)
-
     async def _report(
         self, requests: Sequence[Request], rounds: Sequence[Sequence[tuple[Request, str]]]
     ) -> BuildReport:
         templates: list[Template] = []
         faulty: list[tuple[str, Fault]] = []
         for request, text in (pair for each in rounds for pair in each):
-            row = self.replies[request.key]
+            row = self.replies.known[request.key]
             origin = {
                 "writer": request.writer,
                 "model": row["model"],
@@ -467,7 +362,9 @@ class _Build:
             embed=self.embed,
         )
         money = {
-            each.name: round(_cost(each, *self.spent[each.name]), 4) for each in self.config.everybody if each.price
+            each.name: round(cost(each, *self.replies.spent[each.name]), 4)
+            for each in self.config.everybody
+            if each.price
         }
         return BuildReport(
             self.sizes,
@@ -476,9 +373,9 @@ class _Build:
             dict(Counter(fault.name for _, fault in faulty).most_common()),
             sum(request.wanted for request in requests),
             len(templates),
-            {name: sum(spent) for name, spent in self.spent.items()},
+            {name: sum(spent) for name, spent in self.replies.spent.items()},
             money,
-            dict(self.stopped),
+            dict(self.replies.stopped),
             dict(Counter(self.decisions.values())),
             self.embed,
         )
@@ -509,7 +406,7 @@ class _Build:
     async def _ask_judges(self, templates: Sequence[Template]) -> None:
         names = [judge.name for judge in self.config.judges]
         requests = [self._verdict_request(template, name) for template in templates for name in names]
-        texts = await self._all(requests, self._ask, "judges")
+        texts = await self.replies.all(requests, self.replies.ask, "judges")
         for number, template in enumerate(templates):
             said = [read_verdict(text or "") for text in texts[number * len(names) : (number + 1) * len(names)]]
             found = [
@@ -556,7 +453,7 @@ class _Build:
                 for template in templates
                 for item in items
             ]
-            texts = await self._all(requests, self._ask, "solver")
+            texts = await self.replies.all(requests, self.replies.ask, "solver")
             rows = [
                 [
                     float(template.answer.parse(text or "", item).choice == item.answer)
@@ -568,7 +465,7 @@ class _Build:
 
     def _lagging(self) -> Iterator[tuple[Template, Fault]]:
         """Templates under which the solver fails, and does not under their siblings: by 3 standard errors and by the margin."""
-        if self.config.solver is None or len(self.solved) < 2 or self.config.solver.name in self.stopped:
+        if self.config.solver is None or len(self.solved) < 2 or self.config.solver.name in self.replies.stopped:
             return
         templates = [template for template, _ in self.solved.values()]
         values_KN = np.array([row for _, row in self.solved.values()])
@@ -587,48 +484,6 @@ class _Build:
                 )
 
 
-class LocalWriter:
-    """A transformers model of this process as a writer; one request at a time."""
-
-    def __init__(self, settings: WriterConfig, source: Source, say: Say):
-        self.settings, self.source, self.say = settings, source, say
-        self.model: Any = None
-
-    def load(self) -> Any:
-        """The model, loaded once."""
-        if self.model is None:
-            from paft.lm.hf import load_model
-
-            adapter = getattr(self.settings, "adapter", None)
-            self.model = load_model(
-                self.settings.model, source=self.source, adapter=Path(adapter) if adapter else None, say=self.say
-            )
-        return self.model
-
-    async def ask(self, chat: Chat, seed: int) -> Reply:
-        """The model's reply, sampled with the seed."""
-        completion, asked = self.load().sample(
-            chat, max_new_tokens=self.settings.max_tokens, temperature=self.settings.temperature, seed=seed
-        )
-        await asyncio.sleep(0)
-        return Reply(completion.text, asked, completion.tokens, self.settings.model)
-
-
-def _open(settings: WriterConfig, source: Source, say: Say) -> Writer:
-    if settings.base_url is None:
-        return LocalWriter(settings, source, say)
-    return Endpoint(
-        settings.model,
-        settings.base_url,
-        settings.key_env,
-        settings.temperature,
-        settings.max_tokens,
-        settings.timeout,
-        settings.concurrency,
-        say,
-    )
-
-
 def open_embedder(name: str | None, source: Source, say: Say) -> Embed | None:
     """A sentence embedding model by name, None for none. Raises AssetError when it cannot be had."""
     if name is None:
@@ -639,16 +494,6 @@ def open_embedder(name: str | None, source: Source, say: Say) -> Embed | None:
         return Embedder(name, source=source, say=say)
     except AssetError as error:
         raise AssetError(f"embeddings: {error}; or go by words alone, without embeddings (null)") from None
-
-
-def _most_tokens(request: Request) -> int:
-    """An upper bound of a request's prompt tokens: no tokenizer in use makes more tokens than bytes; roles and frame on top."""
-    return sum(len(message.text.encode("utf-8", "surrogatepass")) + 16 for message in request.chat)
-
-
-def _cost(settings: WriterConfig, prompt_tokens: int, completion_tokens: int) -> float:
-    price = settings.price
-    return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6 if price else 0.0
 
 
 def _identity(settings: str) -> str:

@@ -108,7 +108,9 @@ def run(
 
 @app.command("reproduce")
 def reproduce_(
-    experiment: Annotated[str, typer.Argument(help="table1, kt, prompts, inference, training-time or min-con.")],
+    experiment: Annotated[
+        str, typer.Argument(help="table1, models, kt, prompts, inference, training-time or min-con.")
+    ],
     overrides: Overrides = None,
     scale: Annotated[str, typer.Option(help="smoke (two CPU cores), small (one GPU) or paper (8 B).")] = "smoke",
     task: Annotated[list[str] | None, typer.Option(help="Task in place of the scale's; repeat for more.")] = None,
@@ -719,6 +721,38 @@ def prompts_build(
         )
     if not report.complete:
         raise typer.Exit(1)
+
+
+@prompts_app.command("batprompt")
+def prompts_batprompt(
+    config: Annotated[Path, typer.Argument(help="Settings file: run, writer, rounds ...; see docs/prompts.md")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Directory; an interrupted search goes on from its replies.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Make one train prompt robust with a writer's help (BATprompt, a baseline of the paper): damage examples, rewrite, keep the best.
+
+    Leaves the prompt set with the prompt that was found; train on it with schedule={kind: fixed, prompt: ID}.
+
+    Example: paft prompts batprompt my_search.yaml --out prompts/robust
+    """
+    from paft.batprompt import batprompt
+    from paft.config import BatpromptConfig, validate
+
+    settings = validate(BatpromptConfig, load_mapping(config), str(config))
+    with _watcher() as watch, watch.stage("search") as tick:
+        found = batprompt(settings, out, say=watch.say, tick=tick)
+    if as_json:
+        typer.echo((out / "search.json").read_text(encoding="utf-8"), nl=False)
+        return
+    before, after = (found.accuracy[each.id] for each in (found.start, found.prompt))
+    typer.echo(
+        f"{found.start.id} is right on {before:.0%} of {found.damaged} damaged examples, {found.prompt.id} on {after:.0%}"
+    )
+    if found.prompt == found.start:
+        typer.echo("no version held better: the prompt is the one that it began with")
+    typer.echo(out / "prompts.yaml")
 
 
 @prompts_app.command("import")

@@ -719,6 +719,22 @@ class SolverConfig(WriterConfig):
         return self
 
 
+class BatpromptConfig(Strict):
+    """One train prompt to be made robust (`paft.batprompt`): of which run, by whom, at what cost."""
+
+    run: str
+    """Settings file of a run: its task, prompt set, model, and the examples that it holds out of training."""
+    writer: WriterConfig
+    start: int | str = 0
+    """The train prompt to begin with: position or id."""
+    rounds: Annotated[int, Field(ge=1)] = 3
+    """Rounds of attack and rewriting."""
+    candidates: Annotated[int, Field(ge=1, le=20)] = 4
+    """New versions asked for in a round."""
+    examples: Annotated[int, Field(ge=2, le=1000)] = 24
+    """Held-out examples that are damaged in every round, a request each."""
+
+
 class BuildConfig(Strict):
     """A prompt set to be built: for which task, by whom, how many, how divided."""
 

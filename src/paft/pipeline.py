@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
@@ -111,8 +111,8 @@ class Materials:
     """Prompts of other splits on the same examples."""
 
 
-def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
-    """Load and check everything that can be wrong before a model is touched."""
+def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True) -> Materials:
+    """Load and check everything that can be wrong before a model is touched. judges: answers are to be judged, here and now."""
     task = load_task(config.task, config.source, say)
     name = config.prompts or task.prompts
     if name is None:
@@ -126,12 +126,13 @@ def prepare(config: RunConfig, say: Any = lambda _: None) -> Materials:
             f"task {task.name!r} has open answers, and restricted choice needs choices; set evaluate.scorers=[generation]"
         )
     if getattr(task, "open_kind", "") == "code":
-        if not config.evaluate.run_code:
+        if judges and not config.evaluate.run_code:
             raise ConfigError(
                 f"task {task.name!r}: judging an answer means running the code that the model wrote; set evaluate.run_code=true (it runs "
                 "confined: no files, network, processes; docs/tasks.md)"
             )
-        allow_code()
+        if judges:
+            allow_code()
     trains = any(arm.train is not None for arm in config.arms.values())
     splits: dict[str, Split] = {config.evaluate.split: task.split(config.evaluate.split)}
     test = _take(splits[config.evaluate.split].examples, config.evaluate.examples, TEST_SUBSET)
@@ -387,7 +388,7 @@ def _learners(
     identity = ""
     with watch.stage("load model"):
         if any(config.arms[name].loaded for name in names):
-            model = _load(config, config.model, watch)
+            model = _load(config, config.model, watch.say)
             identity = model.fingerprint
     for name in names:
         arm, settings = config.arms[name], config.training_of(name)
@@ -402,7 +403,7 @@ def _learners(
             yield name, load_recorded(Path(arm.recorded), [m.grid, *m.others.values()])
             continue
         assert model is not None
-        learner = _load(config, arm.model, watch) if arm.model is not None else model
+        learner = _load(config, arm.model, watch.say) if arm.model is not None else model
         if settings is not None:
             learner = _train_arm(name, settings, config, m, model, identity, folder.arm(name), watch, ranks)
         if arm.adapter is not None:
@@ -413,10 +414,17 @@ def _learners(
             model = learner.without_adapter()
         elif settings is not None:
             del learner, model
-            model = _load(config, config.model, watch)
+            model = _load(config, config.model, watch.say)
 
 
-def _load(config: RunConfig, name: str | None, watch: Watcher) -> HFModel:
+def untrained(config: RunConfig, say: Callable[[str], None] = lambda _: None) -> HFModel:
+    """The model that a run starts from. Raises ConfigError where its settings name none."""
+    if config.model is None:
+        raise ConfigError("model is missing: the settings of the run name none that is loaded here")
+    return _load(config, config.model, say)
+
+
+def _load(config: RunConfig, name: str | None, say: Callable[[str], None]) -> HFModel:
     from paft.lm.hf import load_model  # torch starts here, not with `paft --help`
 
     assert name is not None, "the settings name a model for every arm that is not served"
@@ -427,7 +435,7 @@ def _load(config: RunConfig, name: str | None, watch: Watcher) -> HFModel:
         style=config.style,
         quantization=config.quantization,
         attention=config.attention,
-        say=watch.say,
+        say=say,
     )
 
 
@@ -512,7 +520,7 @@ def _train_arm(
                 )
             if settings.lora is not None:
                 # what several processes have trained may be sharded over them
-                return tuned if ranks.size == 1 else _load(config, config.model, watch).with_adapter(out.adapter)
+                return tuned if ranks.size == 1 else _load(config, config.model, watch.say).with_adapter(out.adapter)
         else:
             watch.say(f"{name}: trained already, taking {out.adapter if settings.lora is not None else out.model}")
             if settings.lora is not None:

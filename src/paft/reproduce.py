@@ -6,6 +6,7 @@ experiments that look at the same models share them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
@@ -19,7 +20,7 @@ import numpy as np
 import yaml
 
 from paft.config import RunConfig, load_run_config
-from paft.errors import ConfigError, PaftError, nearest
+from paft.errors import ConfigError, PaftError, few, nearest
 from paft.evaluation.remedies import batch_calibrated, ensemble
 from paft.evaluation.stats import compare
 from paft.pipeline import compare_seeds, load_results, load_tables, run
@@ -33,7 +34,7 @@ EPOCH_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs of an experiment: settings by (task, seed), and where each is kept."""
+    """Runs of an experiment: settings by (column of its table, seed), and where each is kept. A column is a task, or a task and a model."""
 
     experiment: str
     scale: str
@@ -51,6 +52,11 @@ class Plan:
     def tasks(self) -> list[str]:
         """In order, each once."""
         return list(dict.fromkeys(task for task, _ in self.runs))
+
+    @property
+    def models(self) -> list[str]:
+        """In order, each once."""
+        return list(dict.fromkeys(str(config.model) for config, _ in self.runs.values()))
 
     @property
     def seeds(self) -> list[int]:
@@ -87,19 +93,47 @@ def plan(
         if given not in known:
             raise ConfigError(f"{what} {given!r}: unknown{nearest(given, known)}; there are {', '.join(known)}")
     asked, size = told["experiments"][experiment], told["scales"][scale]
-    runs, flops = {}, 0.0
-    for task in tasks or size["tasks"]:
-        for seed in seeds or size["seeds"]:
-            settings = _merged(size["settings"], asked.get("settings", {}))
-            arms = {name: _with_budget(arm, size["search"]) for name, arm in asked["arms"].items()}
-            base = {"name": f"{experiment}-{task}", "task": task, "seed": seed, **settings, "arms": arms}
-            config = load_run_config(None, overrides, base)
-            runs[task, seed] = config, out / asked["runs"] / scale / Path(task).stem / f"seed{seed}"
-            flops += _cost(config, told["rows"].get(task), told["tokens"].get(task, 200))
-    titles = {name: arm["title"] for name, arm in asked["arms"].items()}
-    flops *= float(size["weights"])
+    runs: dict[tuple[str, int], tuple[RunConfig, Path]] = {}
+    flops = 0.0
+    arms = {name: _with_budget(arm, size["search"]) for name, arm in asked["arms"].items()}
+    models = size["models"] if asked["runs"] == "models" else {size["settings"]["model"]: size["weights"]}
+    for (model, weights), task, seed in itertools.product(
+        models.items(), tasks or size["tasks"], seeds or size["seeds"]
+    ):
+        settings = {**_merged(size["settings"], asked.get("settings", {})), "model": model}
+        base = {"name": f"{experiment}-{task}", "task": task, "seed": seed, **settings, "arms": arms}
+        config = load_run_config(None, overrides, base)
+        _check(config, experiment, task, seed, asked["arms"])
+        last = list(asked["arms"])[-1]  # what the others are compared with, also those that an override adds
+        config = config.model_copy(
+            update={"arms": {**{n: a for n, a in config.arms.items() if n != last}, last: config.arms[last]}}
+        )
+        column, place = task, [asked["runs"], scale]
+        if asked["runs"] == "models":
+            short = str(config.model).rstrip("/").rpartition("/")[2]
+            column, place = f"{task}, {short}", [*place, short]
+        folder = out.joinpath(*place, Path(task).stem, f"seed{seed}")
+        if any(kept == folder for _, kept in runs.values()):
+            raise ConfigError(f"--task {task}: another task (or model) of that name is asked for too; rename one")
+        runs[column, seed] = config, folder
+        flops += float(weights) * _cost(config, told["rows"].get(task), told["tokens"].get(task, 200))
+    titles = {name: arm.title or name for name, arm in config.arms.items()}
     hours = flops / float(size["speed"]) / 3600
     return Plan(experiment, scale, asked["about"], titles, runs, size.get("needs_gib", 0.0), flops, hours)
+
+
+def _check(config: RunConfig, experiment: str, task: str, seed: int, arms: Mapping[str, Any]) -> None:
+    """Raise ConfigError for overrides under which a table would say what it does not show."""
+    if lost := [name for name in arms if name not in config.arms]:
+        raise ConfigError(f"arms: {experiment} needs {few(lost)}; add one of yours as arms.NAME={{...}}")
+    if config.task != task or config.seed != seed:
+        raise ConfigError(
+            f"task={config.task} seed={config.seed}: chosen by --task and --seed, which name the columns and runs"
+        )
+    if config.evaluate.budget.kind != "full" or config.evaluate.prompt_split != "test":
+        raise ConfigError(
+            "evaluate.budget, evaluate.prompt_split: the tables are over every cell of test prompts; leave both out"
+        )
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,10 +162,11 @@ def describe(planned: Plan) -> str:
     """The plan in words, with what it takes."""
     config, _ = next(iter(planned.runs.values()))
     train = next((t for arm in config.arms if (t := config.training_of(arm)) is not None), None)
+    tasks = {each.task for each, _ in planned.runs.values()}
     lines = [
-        f"{planned.experiment} ({planned.about}), scale {planned.scale}: {len(planned.arms)} models x {len(planned.tasks)} tasks x "
-        f"{len(planned.seeds)} seeds",
-        f"  model {config.model}, {config.data.train_examples} rows"
+        f"{planned.experiment} ({planned.about}), scale {planned.scale}: {len(planned.arms)} arms x {len(tasks)} tasks x "
+        f"{len(planned.seeds)} seeds" + (f" x {len(planned.models)} models" if len(planned.models) > 1 else ""),
+        f"  model {', '.join(planned.models)}, {config.data.train_examples} rows"
         + (f", {train.epochs} epochs, updates of {train.batch_size}" if train else ""),
         f"  {config.evaluate.prompts or 'all'} unseen prompts x {config.evaluate.examples or 'all'} examples, "
         f"{' and '.join(config.evaluate.scorers)}",
@@ -176,7 +211,7 @@ def _figures(planned: Plan, task: str) -> dict[str, Any]:
     """Of one task: per arm its figures over the seeds, and paired differences of the last arm to every other."""
     folders = [folder for (each, _), (_, folder) in planned.runs.items() if each == task]
     results = [load_results(folder) for folder in folders]
-    scorer = results[0]["config"]["evaluate"]["scorers"][-1 if planned.experiment == "inference" else 0]
+    scorer = results[0]["config"]["evaluate"]["scorers"][0]
     arms = {arm: _of_arm([result["arms"][arm] for result in results], scorer) for arm in planned.arms}
     found = {
         "scorer": scorer,
@@ -280,7 +315,7 @@ def _markdown(planned: Plan, figures: Mapping[str, Any]) -> str:
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     lines += ["", _LEGEND.get(planned.experiment, _LEGEND["table1"]), ""]
     last = planned.arms[list(planned.arms)[-1]]
-    if planned.experiment in ("table1", "kt", "prompts"):
+    if planned.experiment in ("table1", "models", "kt", "prompts"):
         for task in planned.tasks:
             told = [
                 f"{planned.arms[arm]} {100 * d['value']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
@@ -297,7 +332,7 @@ def _markdown(planned: Plan, figures: Mapping[str, Any]) -> str:
     config, _ = next(iter(planned.runs.values()))
     lines += [
         "",
-        f"{config.model}; {config.data.train_examples} train rows; {config.evaluate.prompts or 'all'} unseen prompts x "
+        f"{', '.join(planned.models)}; {config.data.train_examples} train rows; {config.evaluate.prompts or 'all'} unseen prompts x "
         f"{config.evaluate.examples or 'all'} examples; seeds {', '.join(map(str, planned.seeds))}; paft {metadata.version('paft')}, "
         f"{time.strftime('%Y-%m-%d', time.gmtime())}."
         + (

@@ -54,6 +54,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A scratch directory that becomes `out` at the end, whole or not at all. Raises ConfigError when something is there already."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: exists; give a new or empty directory")
+    if out.resolve() == Path.cwd():
+        raise ConfigError(f"{out}: is the directory that this runs in; name a new one")
     scratch = out.with_name(f".{out.name}-{os.getpid()}")
     with disk_errors(out):
         try:

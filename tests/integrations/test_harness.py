@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -16,14 +18,19 @@ from typer.testing import CliRunner
 
 from paft import pipeline
 from paft.cli import app
-from paft.config import dump_yaml, load_run_config
+from paft.config import EvalConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, PaftError
+from paft.evaluation import evaluate
 from paft.evaluation.recorded import load_recorded
-from paft.grid import Cell
+from paft.grid import Cell, Grid
+from paft.integrations.harness import record, with_limit
 from paft.integrations.lm_eval import export_lm_eval
 from paft.integrations.opencompass import export_opencompass
 from paft.lm.hf import HFModel
 from paft.lm.types import Message, Question
+from paft.prompts.template import Template
+from paft.tasks.answers import answer_format_from
+from paft.tasks.types import Example
 from paft.watch import LineWatcher
 from tests import tiny
 
@@ -302,8 +309,64 @@ def test_imports_that_cannot_be_are_refused(world, tmp_path):
     assert "no answers found" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
     assert "holds no paft.yaml" in paft("import", "lm-eval", tmp_path / "out", "--asked", tmp_path, code=1)
     assert "no predictions" in paft("import", "opencompass", tmp_path / "out", *given, code=1)
-    (tmp_path / "out" / "samples_paft_colours_00000000_2026-01-02T03-04-05.6.jsonl").write_text('{"doc": 1}\n')
-    assert "line 1: not a sample of lm-eval" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
+    samples = tmp_path / "out" / "samples_paft_colours_00000000_2026-01-02T03-04-05.6.jsonl"
+    for content in (b'{"doc": 1}\n', b"[1]\n", b"null\n"):
+        samples.write_bytes(content)
+        assert "line 1: not a sample of lm-eval" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
+    samples.write_bytes(b"\xff\xfe")
+    assert "cannot be read" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_of_like_names_are_kept_apart(world, tmp_path):
+    folder, alone = world
+    export("lm-eval", folder, tmp_path / "a #1: b", "style=raw")  # a name that YAML would cut
+    for place in ("one", "two"):
+        as_lm_eval(tmp_path / "a #1: b", tmp_path / "out" / place, tiny.hf_model(chat=False))
+    given = ["--asked", tmp_path / "a #1: b", "--tokenizer", folder / "model", "--out", tmp_path / "run"]
+    paft("import", "lm-eval", tmp_path / "out", *given)
+    told = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert [arm["title"] for arm in told["arms"].values()] == ["tiny", "tiny (two)"]
+    for arm in told["arms"].values():
+        mine, theirs = (each["scores"]["likelihood"]["accuracy_K"] for each in (arm, alone["raw"]["arms"]["base"]))
+        assert mine == theirs
+
+
+def test_models_that_answered_in_other_ways_are_not_compared(world, tmp_path):
+    config = load_run_config(world[0] / "config.yaml", ["arms={base: {}}"])
+    row = {"prompt": "p", "example": "e"}
+    found = {"a": [{**row, "logp": [-1.0, -2.0]}], "b": [{**row, "completion": "x", "tokens": 1, "ended": True}]}
+    with pytest.raises(DataError, match="import them one by one"):
+        record(config, found, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    named = record(config, {"a-b": found["a"], "a_b": found["a"]}, tmp_path / "run")
+    assert list(named.arms) == ["a_b", "a_b_2"]
+
+
+def test_the_directory_that_one_is_in_is_not_replaced(world, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder, _ = world
+    given = ["--task", folder / "data" / "task.yaml", "--prompts", folder / "prompts.yaml"]
+    assert "name a new one" in paft("export", "lm-eval", *given, "-o", ".", *ASKED, "style=raw", code=1)
+
+
+def test_the_limit_of_free_answers_fits_the_task(world):
+    """Code has room; how long a model may reason before a number is for the user to say; long options are not cut."""
+    folder, _ = world
+    config = load_run_config(folder / "config.yaml", ["arms={base: {}}", "evaluate.max_new_tokens=null"])
+    m = pipeline.prepare(config)
+    assert with_limit(config, m).evaluate.max_new_tokens == 32
+    kinds = {
+        "code": SimpleNamespace(num_choices=1, open_kind="code"),
+        "number": SimpleNamespace(num_choices=1, open_kind="number", name="n"),
+    }
+    assert with_limit(config, replace(m, task=kinds["code"])).evaluate.max_new_tokens == 512
+    with pytest.raises(ConfigError, match="max_new_tokens is not set"):
+        with_limit(config, replace(m, task=kinds["number"]))
+    long = Example("l", {"text": "x"}, ("a" * 200, "b"), 0)
+    grid = Grid((Template("{text} =>", answer_format_from("text")),), (long,))
+    assert with_limit(config, replace(m, grid=grid)).evaluate.max_new_tokens == 100
 
 
 # recorded answers as such
@@ -332,7 +395,7 @@ def test_recorded_answers_are_read_part_by_part(world, tmp_path):
     assert (found.completion.text, found.completion.tokens, found.completion.stop) == ("red", 2, "eos")
     with pytest.raises(DataError, match="no log-likelihoods on record"):
         lm.answer([Question(grid.chat(Cell(0, 1, 0)), ("red", "blue"))])
-    with pytest.raises(DataError, match="2 log-likelihoods on record"):
+    with pytest.raises(DataError, match="no log-likelihoods on record"):
         lm.answer([Question(grid.chat(Cell(0, 0, 0)), ("red", "blue", "green"))])
     with pytest.raises(DataError, match="no free answer on record"):
         lm.answer([Question(grid.chat(Cell(0, 0, 1)), (), 4)])
@@ -346,13 +409,30 @@ def test_recorded_answers_are_read_part_by_part(world, tmp_path):
         ({"prompt": "p", "example": "e", "logp": [float("nan"), -1]}, "no number"),
         ({"prompt": "p", "example": "e", "completion": "x"}, "KeyError 'tokens'"),
         ({"prompt": "p", "example": "e", "logp": [-1, -2]}, "none of its 1 answers belongs"),
+        ({"prompt": 0, "example": 0, "logp": [-1, -2, -3]}, "3 log-likelihoods for prompt .* which has 2 choices"),
     ],
 )
 def test_recorded_answers_that_cannot_be_read_are_named(world, tmp_path, row, said):
     folder, _ = world
     m = pipeline.prepare(load_run_config(folder / "config.yaml", ["arms={base: {}}"]))
+    if row.get("prompt") == 0:
+        row = {**row, "prompt": m.grid.templates[0].id, "example": m.grid.examples[0].id}
     with pytest.raises(DataError, match=said):
         load_recorded(write(tmp_path / "r.jsonl", row), [m.grid])
+
+
+def test_examples_of_one_text_and_other_choices_keep_their_own_answers(tmp_path):
+    """Under a prompt that shows no options nothing else tells them apart."""
+    examples = [
+        Example("a", {"goal": "dry it"}, ("towel", "oven"), 0),
+        Example("b", {"goal": "dry it"}, ("soup", "sun"), 1),
+    ]
+    grid = Grid((Template("{goal}\nSo:", answer_format_from("text")),), examples)
+    prompt = grid.templates[0].id
+    rows = [{"prompt": prompt, "example": "a", "logp": [-1, -2]}, {"prompt": prompt, "example": "b", "logp": [-2, -1]}]
+    lm = load_recorded(write(tmp_path / "r.jsonl", *rows), [grid])
+    found = evaluate(lm, grid, EvalConfig(scorers=["likelihood"]))
+    assert found.scores["likelihood"].values_KN.tolist() == [[1.0, 1.0]]
 
 
 @pytest.mark.parametrize(

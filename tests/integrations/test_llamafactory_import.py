@@ -70,8 +70,8 @@ def test_rows_and_settings_become_a_task_and_a_run(tmp_path):
     assert (train.epochs, train.batch_size, train.micro_batch_size, train.max_length) == (2, 8, 2, 512)
     assert train.lora == {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
     assert (config.model, config.dtype, train.learning_rate) == ("Qwen/Qwen3-0.6B", "bfloat16", 2e-4)
-    entry = yaml.safe_load((tmp_path / "out" / "found.yaml").read_text())["train"][0]
-    assert entry == {"text": done.prompts[0], "answer": "text"}
+    # what is not said is what LLaMA-Factory takes
+    assert (train.lr_scheduler, train.warmup_ratio, train.save_every) == ("linear", 0.0, 500)
     assert yaml.safe_load((tmp_path / "out" / "build.yaml").read_text())["task"] == str(tmp_path / "out" / "task.yaml")
 
 
@@ -131,6 +131,13 @@ def test_a_run_follows_once_there_are_prompts(tmp_path):
         (with_input(10), {}, {}, "20 or more"),
         ([{"instruction": "Say", "input": str(i), "output": f"text {i}"} for i in range(40)], {}, {}, "answers that can be judged"),
         (with_input(), {}, {"finetuning_type": "freeze"}, "expected lora or full"),
+        ([], {}, {}, "holds no rows"),
+        ([{**row, "output": None} for row in with_input()], {}, {}, "row 1: output is empty"),
+        ([{**row, "system": "Be brief."} for row in with_input()], {}, {}, "row 1: has a system"),
+        (with_input(), {}, {"num_train_epochs": "abc"}, "num_train_epochs 'abc': expected a number"),
+        (with_input(), {}, {"per_device_train_batch_size": "auto"}, "per_device_train_batch_size 'auto'"),
+        (with_input(), {}, {"seed": "x"}, "seed 'x'"),
+        (with_input(), {}, {"quantization_bit": 3}, "quantization_bit 3: expected 4 or 8"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_task_is_refused(tmp_path, rows, entry, settings, said):

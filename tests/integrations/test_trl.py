@@ -38,7 +38,7 @@ def test_trl_sft_has_the_losses_of_paft(tmp_path):
     whole = {"lora": None, "learning_rate": 1e-3}
     ours = [row["loss"] for row in train(tmp_path / "ours", CONFIG.model_copy(update=whole), rows=24)]
     model, out = tiny.saved_model(tmp_path / "model"), tmp_path / "out"
-    config = run_config(str(model), arguments={"use_cpu": True, "bf16": False}, **whole)
+    config = run_config(str(model), **whole)
     done = export_trl(grid(tmp_path / "data", 24), tiny.hf_model().renderer, config, "paft", out)
     rows = pyarrow.parquet.read_table(out / "rows" / "train.parquet").to_pylist()
     assert (done.rows, updates_of(rows)) == (48, promised(tmp_path / "order", rows=24))
@@ -70,6 +70,7 @@ def test_settings_are_told_in_its_words(tmp_path):
         ({"micro_batch_size": 3}, "does not divide batch_size"),
         ({"method": "grpo"}, "TRL reads rows of supervised fine-tuning"),
         ({"schedule": {"kind": "adaptive"}}, "draws that follow the losses"),
+        ({"schedule": {"kind": "fixed", "search": {}}}, "name the one that a run found"),
         ({"quantization": {"bnb_4bit_compute_dtype": "float32"}}, "quantization.bnb_4bit_compute_dtype: has no name"),
     ],
 )

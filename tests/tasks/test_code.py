@@ -7,9 +7,12 @@ import contextlib
 import gzip
 import json
 import multiprocessing
+import os
 import socket
 import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,14 @@ EVIL = {
     "kills its parent": "import os\nos.kill(os.getppid(), 9)",
     "kills everybody": "import os\nos.kill(-1, 9)",
     "raises its limits": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+    "truncates a file": "import os\nos.truncate('{place}/kept', 0)",
+    "has a signal sent": "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, {bystander})",
+    "has a signal sent by what it has": "import fcntl\nfcntl.fcntl(3, 8, {bystander})\nfcntl.fcntl(3, 10, 9)\nfcntl.fcntl(3, 4, 0o20000)",
+    "pins another process": "import os\nos.sched_setaffinity({bystander}, {0})",
+    "slows another process": "import os\nos.setpriority(os.PRIO_PROCESS, {bystander}, 19)",
+    "limits another process": "import resource\nresource.prlimit({bystander}, resource.RLIMIT_CPU, (1, 1))",
+    "lifts its own death": "import ctypes\nassert ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0",
+    "looks for the word": "import os, sys\nframe = sys._getframe()\nwhile frame:\n    for found in [*frame.f_locals.values(), *frame.f_globals.values()]:\n        told = found if isinstance(found, dict) else {}\n        for each in [found, *told.values()]:\n            each = each.encode() if isinstance(each, str) else each\n            if isinstance(each, bytes) and len(each) == 32:\n                for n in range(3, 12):\n                    try:\n                        os.write(n, each)\n                    except OSError:\n                        pass\n    frame = frame.f_back\nos._exit(0)",
     "leaves early": "import os\nos._exit(0)",
     "leaves politely": "import sys\nsys.exit(0)",
     "floods its pipes": "import os\nwhile True:\n    for n in range(12):\n        try:\n            os.write(n, b'x' * 65536)\n        except OSError:\n            pass",
@@ -125,24 +136,56 @@ def test_code_that_does_more_than_compute_is_stopped_counted_wrong_and_harms_not
     kept.write_text("as it was")
     before = kept.stat()
     met = []
+    bystander = subprocess.Popen(["sleep", "60"])
+    as_it_was = os.sched_getaffinity(bystander.pid), os.getpriority(os.PRIO_PROCESS, bystander.pid)
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)
         port = server.getsockname()[1]
         code = EVIL[deed].replace("{place}", str(tmp_path)).replace("{port}", str(port))
+        code = code.replace("{bystander}", str(bystander.pid))
         indented = "".join(f"    {line}\n" for line in code.splitlines())
         answer = f"def total(values):\n{indented}    return sum(values)\n"
         assert Code().parse(answer, EXAMPLE) == FAILED
         with contextlib.suppress(TimeoutError):
             met.append(server.accept())
+    assert bystander.poll() is None
+    assert as_it_was == (os.sched_getaffinity(bystander.pid), os.getpriority(os.PRIO_PROCESS, bystander.pid))
+    bystander.kill()
+    bystander.wait()
     assert not met
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert kept.read_text() == "as it was"
     assert (kept.stat().st_mode, kept.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
     assert not [
         line
-        for line in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
+        for line in subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
         if "confined.py" in line
     ]
+
+
+def test_what_is_judged_ends_with_its_judge(allowed):
+    script = "from paft.tasks import sandbox; sandbox.allow_code(); sandbox.passes('import time; time.sleep(60)')"
+    judge = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        until = time.monotonic() + 30
+        while not (children := _confined(judge.pid)) and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.5)  # the child has given everything up by then
+        judge.kill()
+        judge.wait()
+        assert children
+        until = time.monotonic() + 5
+        while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not any(Path(f"/proc/{child}").exists() for child in children)
+    finally:
+        judge.kill()
+
+
+def _confined(parent: int) -> list[int]:
+    told = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()
+    rows = [line.split(maxsplit=2) for line in told if "confined.py" in line]
+    return [int(pid) for pid, ppid, _ in rows if int(ppid) == parent]
 
 
 def test_a_swallowed_refusal_changes_nothing(allowed, tmp_path):

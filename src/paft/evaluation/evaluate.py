@@ -21,6 +21,7 @@ from paft.lm.ranks import Ranks
 from paft.lm.types import LM, Answered, Question
 from paft.store import CellKey, CellStore
 from paft.tasks.answers import Code
+from paft.tasks.sandbox import allow_code
 
 Scorer = Literal["likelihood", "generation"]
 Tick = Callable[[int, int, str], None]
@@ -222,6 +223,8 @@ def evaluate(
 
     ranks: processes that share the work; each calls this alike and gets the whole evaluation, rank 0 alone needs the store.
     """
+    if config.run_code:
+        allow_code()
     reference = reference_row(config.reference, grid)
     asker = Asker(lm, grid, config, store, tick, ranks)
 

@@ -30,8 +30,10 @@ class RecordedLM:
     """A model of which only answers are known. Asked anything else it raises DataError."""
 
     file: Path
-    answers: Mapping[str, _Parts]
-    """By what was asked: two cells of one text have one answer."""
+    scored: Mapping[str, tuple[float, ...]]
+    """Log-likelihoods by the text that was asked and the choices as the prompt writes them."""
+    said: Mapping[str, Completion]
+    """Free answers by the text that was asked: two cells of one text have one answer."""
     fingerprint: str
     tokens_read: int = 0
 
@@ -54,21 +56,21 @@ class RecordedLM:
         return [self._answer(index, question, done) for index, question in enumerate(questions)]
 
     def _answer(self, index: int, question: Question, done: Callable[[int, Answered], None] | None) -> Answered:
-        parts = self.answers.get(_key(Question(question.chat)), _Parts((), None))
+        scored, free = self.keys(question)
+        logp_C = self.scored.get(scored, ()) if question.choices else ()
+        completion = self.said.get(free) if question.max_new_tokens else None
         start = " ".join(question.chat[-1].text.split())[:60]
-        if question.choices and len(parts.logp_C) != len(question.choices):
+        if len(logp_C) != len(question.choices):
             raise DataError(
-                f"{self.file}: {len(parts.logp_C) or 'no'} log-likelihoods on record for {start!r}, which has {len(question.choices)} "
-                "choices; set evaluate.scorers=[generation], or leave its prompt or example out"
+                f"{self.file}: no log-likelihoods on record for {start!r}; set evaluate.scorers=[generation], or leave its prompt or "
+                "example out"
             )
-        if question.max_new_tokens and parts.completion is None:
+        if question.max_new_tokens and completion is None:
             raise DataError(
                 f"{self.file}: no free answer on record to {start!r}; set evaluate.scorers=[likelihood], or leave its prompt or "
                 "example out"
             )
         sizes = tuple(len(choice.encode()) for choice in question.choices)
-        completion = parts.completion if question.max_new_tokens else None
-        logp_C = parts.logp_C if question.choices else ()
         found = Answered(logp_C, (0,) * len(logp_C), sizes, 0, False, completion)
         if done:
             done(index, found)
@@ -92,19 +94,29 @@ def load_recorded(file: Path, grids: Sequence[Grid]) -> RecordedLM:
         prompt, example, parts = _read(row, f"{file} line {number}")
         before = rows.get((prompt, example), _Parts((), None))
         rows[prompt, example] = _Parts(parts.logp_C or before.logp_C, parts.completion or before.completion)
-    answers = {}
+    scored: dict[str, tuple[float, ...]] = {}
+    said: dict[str, Completion] = {}
     for grid in grids:
         for k, template in enumerate(grid.templates):
             for i, asked in enumerate(grid.examples):
-                if (held := rows.get((template.id, asked.id))) is not None:
-                    answers[_key(Question(grid.chat(Cell(0, k, i))))] = held
-    if not answers:
+                held = rows.get((template.id, asked.id), _Parts((), None))
+                question = grid.question(Cell(0, k, i))
+                if held.logp_C and len(held.logp_C) != len(question.choices):
+                    raise DataError(
+                        f"{file}: {len(held.logp_C)} log-likelihoods for prompt {template.id} and example {asked.id!r}, which has "
+                        f"{len(question.choices)} choices"
+                    )
+                if held.logp_C:
+                    scored[_key(question)] = held.logp_C
+                if held.completion is not None:
+                    said[_key(Question(question.chat))] = held.completion
+    if not (scored or said):
         raise DataError(
             f"{file}: none of its {len(rows)} answers belongs to these prompts and examples; give the task, prompt set and split "
             "that were asked"
         )
-    told = sorted((key, parts.logp_C, parts.completion and parts.completion.text) for key, parts in answers.items())
-    return RecordedLM(file, answers, hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16])
+    told = [sorted(scored.items()), sorted((key, each.text) for key, each in said.items())]
+    return RecordedLM(file, scored, said, hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16])
 
 
 def _read(row: Any, where: str) -> tuple[str, str, _Parts]:

@@ -11,10 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from paft.config import AdaptiveSchedule, GRPOConfig, ObjectiveConfig, RunConfig, SFTConfig
+from paft.config import AdaptiveSchedule, FixedSchedule, GRPOConfig, ObjectiveConfig, RunConfig, SFTConfig
 from paft.errors import ConfigError, few
 from paft.grid import Grid
 from paft.integrations.rows import token_row
+from paft.lm.hf import best_device, pick_dtype
 from paft.lm.render import Renderer
 from paft.store import disk_errors
 from paft.training.data import CellDataset, ScheduleSampler
@@ -66,6 +67,11 @@ def export_dataset(
 
 def check_rows(grid: Grid, config: SFTConfig | GRPOConfig, short: bool = False) -> Exported:
     """How many rows a training has. Raises ConfigError for a training that rows cannot tell."""
+    if isinstance(config.schedule, FixedSchedule) and config.schedule.search is not None:
+        raise ConfigError(
+            "schedule.search: the prompt is found by scoring, which an export does not do; name the one that a run found "
+            "(search.json of its arm) as schedule.prompt"
+        )
     if isinstance(config.schedule, AdaptiveSchedule):
         raise ConfigError(
             "schedule.kind adaptive: draws that follow the losses cannot be written down before; train with paft"
@@ -94,11 +100,18 @@ def rows_only(config: RunConfig, arm: str, reader: str) -> SFTConfig:
     train = config.training_of(arm)
     if not isinstance(train, SFTConfig):
         raise ConfigError(f"arm {arm}: {reader} reads rows of supervised fine-tuning; give an arm of method sft")
+    if (start := config.arms[arm].start) is not None:
+        raise ConfigError(f"arms.{arm}.start {start}: {reader} is not given another arm's adapter; leave start out")
     if train.keep == "best" or train.patience is not None:
         raise ConfigError(
             f"train.keep best and train.patience need checks on dev prompts, which {reader} has not; use keep: last"
         )
     return train
+
+
+def precision(config: RunConfig) -> str:
+    """float32, bfloat16 or float16; "auto" as this machine has it, since other trainers know no such word."""
+    return str(pick_dtype(config.dtype, best_device())).removeprefix("torch.")
 
 
 def split_update(train: SFTConfig) -> dict[str, int]:

@@ -7,6 +7,7 @@ an import knows which prompt and which example an answer belongs to.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import RunConfig, dump_yaml, load_run_config
-from paft.errors import ConfigError, DataError
+from paft.errors import ConfigError, DataError, few
+from paft.evaluation.evaluate import CODE_TOKENS
 from paft.pipeline import Materials
 from paft.store import disk_errors, new_folder, write_text
 
@@ -35,9 +37,25 @@ def new_export(config: RunConfig, materials: Materials, out: Path) -> Iterator[P
         yield folder
 
 
-def with_limit(config: RunConfig) -> RunConfig:
-    """The settings with one limit for all free answers, which a harness has to be told: 32 tokens where none is given."""
-    limit = config.evaluate.max_new_tokens or 32
+def with_limit(config: RunConfig, materials: Materials) -> RunConfig:
+    """The settings with one limit for all free answers, which a harness has to be told.
+
+    Where none is given: 512 tokens for code; for choices 32, or one for every two characters of the longest answer. Raises ConfigError for
+    numbers, before which a model may reason.
+    """
+    limit = config.evaluate.max_new_tokens
+    if limit is None and materials.task.num_choices == 1:
+        if getattr(materials.task, "open_kind", "") != "code":
+            raise ConfigError(
+                f"evaluate.max_new_tokens is not set: answers to {materials.task.name!r} may be reasoned out; say how long they may be"
+            )
+        limit = CODE_TOKENS
+    elif limit is None:
+        grid = materials.grid
+        answers = {
+            text for each in grid.templates for example in grid.examples for text in each.answer.surfaces(example)
+        }
+        limit = max(32, max(map(len, answers)) // 2)
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_new_tokens": limit})})
 
 
@@ -46,7 +64,7 @@ def exported(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     file = folder / SETTINGS
     if not file.is_file():
         raise ConfigError(f"{folder}: holds no {SETTINGS}; give the folder that `paft export` made")
-    return load_run_config(file, [*overrides, f"prompts={folder / PROMPTS}"])
+    return load_run_config(file, [*overrides, f"prompts={json.dumps(str(folder / PROMPTS))}"])
 
 
 def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
@@ -56,18 +74,23 @@ def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
     """
     if not found:
         raise DataError("no answers found; give the directory that the harness wrote its output to")
-    arms: dict[str, Any] = {}
-    for title, rows in found.items():
-        name = "".join(c if c.isalnum() else "_" for c in title).strip("_") or "model"
-        name = name if name.isidentifier() else f"m_{name}"
-        file = folder / "recorded" / f"{name}.jsonl"
-        write_lines(file, rows)
-        arms[name] = {"title": title, "recorded": str(file)}
     held = {
         "likelihood": all(any("logp" in row for row in rows) for rows in found.values()),
         "generation": all(any("completion" in row for row in rows) for rows in found.values()),
     }
     scorers = [scorer for scorer, there in held.items() if there]
+    if not scorers:
+        raise DataError(
+            f"{few(found)}: some answered by choice only and some freely only, so nothing can be compared; import them one by one"
+        )
+    arms: dict[str, Any] = {}
+    for title, rows in found.items():
+        plain = "".join(c if c.isalnum() else "_" for c in title).strip("_") or "model"
+        plain = plain if plain.isidentifier() else f"m_{plain}"
+        name = next(each for n in itertools.count(1) if (each := plain if n == 1 else f"{plain}_{n}") not in arms)
+        file = folder / "recorded" / f"{name}.jsonl"
+        write_lines(file, rows)
+        arms[name] = {"title": title, "recorded": str(file)}
     evaluate = {**config.evaluate.model_dump(), "scorers": scorers}
     return RunConfig.model_validate({**config.model_dump(), "arms": arms, "evaluate": evaluate})
 

@@ -14,7 +14,7 @@ from typing import Any
 from paft.config import RunConfig, SFTConfig, dump_yaml
 from paft.errors import ConfigError
 from paft.grid import Grid
-from paft.integrations.export import Exported, check_rows, rows_in_order, rows_only, split_update
+from paft.integrations.export import Exported, check_rows, precision, rows_in_order, rows_only, split_update
 from paft.lm.render import Renderer
 from paft.store import new_folder, write_text
 
@@ -100,8 +100,8 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "seed": config.seed,
-        "bf16": config.dtype == "bfloat16",
-        "fp16": config.dtype == "float16",
+        "bf16": precision(config) == "bfloat16",
+        "fp16": precision(config) == "float16",
         "logging_steps": 1,
         "save_steps": train.save_every,
         "report_to": train.report_to or "none",

@@ -84,9 +84,6 @@ def import_llamafactory(settings: Path, out: Path) -> Imported:
         write_text(folder / "task.yaml", dump_yaml(task))
         write_text(folder / "run.yaml", dump_yaml(run))
         write_text(folder / "build.yaml", dump_yaml(build))
-        answer = "number" if kind == "number" else "text"
-        found = [{"text": prompt, "answer": answer} for prompt in prompts]
-        write_text(folder / "found.yaml", dump_yaml({"task": plain, "train": found}))
     return Imported(len(rows), kind, tuple(prompts), left_out)
 
 
@@ -103,7 +100,7 @@ def _dataset(told: Mapping[str, Any], settings: Path) -> tuple[str, Path, Mappin
     if named[0] not in info:
         raise ConfigError(f"{folder / 'dataset_info.json'}: no dataset {named[0]!r}{nearest(named[0], info)}")
     entry = info[named[0]]
-    if "file_name" not in entry:
+    if not isinstance(entry, dict) or "file_name" not in entry:
         raise ConfigError(f"dataset {named[0]!r} is not a file here; save it as one and name it by file_name")
     if entry.get("formatting", "alpaca") != "alpaca":
         raise ConfigError(
@@ -114,13 +111,21 @@ def _dataset(told: Mapping[str, Any], settings: Path) -> tuple[str, Path, Mappin
 
 
 def _rows(file: Path, columns: Mapping[str, str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Instruction and input of each row, and its answer."""
+    """Instruction and input of each row, and its answer. Raises DataError for a row that lacks one, or has what no task has."""
     shown, answers = [], []
     for number, row in enumerate(read_table(file), 1):
         try:
-            instruction, answer = str(row[columns["prompt"]] or ""), str(row[columns["response"]]).strip()
+            instruction, answer = str(row[columns["prompt"]] or ""), str(row[columns["response"]] or "").strip()
         except KeyError as error:
             raise DataError(f"{file} row {number}: column {error} is missing; columns: {few(row, 9)}") from None
+        if not answer:
+            raise DataError(f"{file} row {number}: {columns['response']} is empty; expected an answer to judge by")
+        more = [column for role in ("system", "history") if row.get(column := columns.get(role, role))]
+        if more:
+            raise DataError(
+                f"{file} row {number}: has a {more[0]}; only an instruction, an input and an output are understood, so put it into "
+                "the instruction or take it out"
+            )
         shown.append((instruction, str(row.get(columns.get("query", ""), "") or "")))
         answers.append(answer)
     return shown, answers
@@ -128,9 +133,11 @@ def _rows(file: Path, columns: Mapping[str, str]) -> tuple[list[tuple[str, str]]
 
 def _kind(answers: Sequence[str], file: Path) -> tuple[str, tuple[str, ...]]:
     distinct = sorted(set(answers))
+    if not distinct:
+        raise DataError(f"{file}: holds no rows")
     if 2 <= len(distinct) <= MOST_CHOICES:
         return "choice", tuple(distinct)
-    if distinct and all(number_in(answer) is not None for answer in distinct):
+    if all(number_in(answer) is not None for answer in distinct):
         return "number", ()
     raise DataError(
         f"{file}: {len(distinct)} different answers such as {distinct[0][:40]!r}; paft tunes on answers that can be judged: up to "
@@ -163,15 +170,16 @@ def _escaped(text: str) -> str:
     return re.sub(r"\{([A-Za-z_]\w*)\}", r"{{\1}}", text)
 
 
-_SAME = {
-    "learning_rate": "learning_rate",
-    "lr_scheduler_type": "lr_scheduler",
-    "warmup_ratio": "warmup_ratio",
-    "weight_decay": "weight_decay",
-    "max_grad_norm": "max_grad_norm",
-    "cutoff_len": "max_length",
-    "save_steps": "save_every",
+_SAME: dict[str, tuple[str, Any]] = {
+    "learning_rate": ("learning_rate", 5e-5),
+    "lr_scheduler_type": ("lr_scheduler", "linear"),
+    "warmup_ratio": ("warmup_ratio", 0.0),
+    "weight_decay": ("weight_decay", 0.0),
+    "max_grad_norm": ("max_grad_norm", 1.0),
+    "cutoff_len": ("max_length", 2048),
+    "save_steps": ("save_every", 500),
 }
+"""Names here, and what LLaMA-Factory takes where nothing is said."""
 _SILENT = {
     *(
         "stage",
@@ -197,18 +205,27 @@ _SILENT = {
 """Settings that paft does in another way, or that change no result."""
 
 
+def _number(told: Mapping[str, Any], key: str, usual: float) -> float:
+    value = told.get(key, usual)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{key} {value!r}: expected a number") from None
+
+
 def _run(told: Mapping[str, Any], name: str, out: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     left = {key for key in told if key not in _SILENT}
-    train: dict[str, Any] = {ours: told[theirs] for theirs, ours in _SAME.items() if theirs in told}
-    train["epochs"] = max(1, round(float(told.get("num_train_epochs", 3))))
-    micro, steps = int(told.get("per_device_train_batch_size", 1)), int(told.get("gradient_accumulation_steps", 1))
+    train: dict[str, Any] = {ours: told.get(theirs, usual) for theirs, (ours, usual) in _SAME.items()}
+    train["epochs"] = max(1, round(_number(told, "num_train_epochs", 3.0)))
+    micro = round(_number(told, "per_device_train_batch_size", 8))
+    steps = round(_number(told, "gradient_accumulation_steps", 1))
     train |= {"batch_size": micro * steps, "micro_batch_size": micro}
     if told.get("finetuning_type", "lora") == "lora":
-        rank, target = int(told.get("lora_rank", 8)), str(told.get("lora_target", "all"))
+        rank, target = round(_number(told, "lora_rank", 8)), str(told.get("lora_target", "all"))
         train["lora"] = {
             "r": rank,
             "lora_alpha": told.get("lora_alpha") or 2 * rank,
-            "lora_dropout": float(told.get("lora_dropout", 0.0)),
+            "lora_dropout": _number(told, "lora_dropout", 0.0),
             "target_modules": "all-linear" if target == "all" else target.split(","),
             **{key: True for key in ("use_dora", "use_rslora") if told.get(key)},
         }
@@ -218,7 +235,7 @@ def _run(told: Mapping[str, Any], name: str, out: Path) -> tuple[dict[str, Any],
         raise ConfigError(f"finetuning_type {told['finetuning_type']!r}: expected lora or full")
     run: dict[str, Any] = {
         "name": name,
-        "seed": int(told.get("seed", 42)),
+        "seed": round(_number(told, "seed", 42)),
         "task": str(out / "task.yaml"),
         "prompts": str(out / "prompts" / "prompts.yaml"),
         "model": told.get("model_name_or_path"),
@@ -228,6 +245,8 @@ def _run(told: Mapping[str, Any], name: str, out: Path) -> tuple[dict[str, Any],
         "evaluate": {"split": "test"},
     }
     if bits := told.get("quantization_bit"):
+        if bits not in (4, 8):
+            raise ConfigError(f"quantization_bit {bits!r}: expected 4 or 8")
         run["quantization"] = {f"load_in_{bits}bit": True}
     validate(RunConfig, run, "run.yaml")
     used = {

@@ -42,14 +42,14 @@ OURS = ("example_id", "choices", "gold")
 def export_lm_eval(config: RunConfig, out: Path, say: Any = lambda _: None) -> list[str]:
     """Write a folder for `lm_eval run --include_path`; returns the tags under which its tasks run, one a scorer.
 
-    Without `evaluate.max_new_tokens` a free answer may have 32 tokens. Raises ConfigError for prompts that its templates cannot tell.
+    Without `evaluate.max_new_tokens` a free answer is limited as `with_limit` says. Raises ConfigError for prompts that its templates cannot tell.
     """
     if config.style == "auto":
         raise ConfigError(
             "style auto: lm-eval is told by a flag, not by the model; set style=raw, or style=chat for --apply_chat_template"
         )
-    config = with_limit(config)
-    materials = prepare(config, say)
+    materials = prepare(config, say, judges=False)
+    config = with_limit(config, materials)
     grid, chat = materials.grid, config.style == "chat"
     if taken := set(OURS).intersection(*(example.fields for example in grid.examples[:1])):
         raise ConfigError(
@@ -213,10 +213,13 @@ def import_lm_eval(config: RunConfig, output: Path, tokenizer: str | None = None
         if match := _SAMPLES.fullmatch(file.name):
             newest[file.parent, match["task"]] = file
     found: Recorded = {}
+    titles: dict[str, Path] = {}
     for (folder, task), file in newest.items():
         if not task.startswith("paft_"):
             continue
         title, named = _model(folder)
+        if titles.setdefault(title, folder) != folder:  # two runs of one model, such as with and without an adapter
+            title = f"{title} ({folder.parent.name})" if folder.parent != output else f"{title} ({folder.name})"
         tokens = Tokens(config, tokenizer or named)
         found.setdefault(title, []).extend(_rows(file, task.rpartition("_")[2], tokens))
     return found
@@ -229,7 +232,10 @@ def _model(folder: Path) -> tuple[str, str | None]:
             arguments = told["config"]["model_args"]
             if isinstance(arguments, str):
                 arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
-            return str(told.get("model_name") or folder.name), arguments.get("tokenizer") or arguments.get("pretrained")
+            title = str(told.get("model_name") or folder.name)
+            if arguments.get("peft"):
+                title += f" + {Path(str(arguments['peft'])).name}"
+            return title, arguments.get("tokenizer") or arguments.get("pretrained")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return folder.name, None
@@ -237,7 +243,11 @@ def _model(folder: Path) -> tuple[str, str | None]:
 
 def _rows(file: Path, prompt: str, tokens: Tokens) -> Iterator[dict[str, Any]]:
     filters = set()
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({type(error).__name__}); have lm-eval write it again") from None
+    for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
@@ -251,5 +261,5 @@ def _rows(file: Path, prompt: str, tokens: Tokens) -> Iterator[dict[str, Any]]:
                 yield row | tokens.completion(replies[0][0])
             else:
                 yield row | {"logp": [float(reply[0][0]) for reply in replies]}
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise DataError(f"{file} line {number}: not a sample of lm-eval ({type(error).__name__} {error})") from None

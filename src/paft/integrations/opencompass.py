@@ -25,8 +25,8 @@ CONFIG, ROWS = "config.py", "rows"
 def export_opencompass(config: RunConfig, out: Path, say: Any = lambda _: None) -> list[str]:
     """Write a folder whose config.py `opencompass` runs; returns the names of its summary groups, one a scorer.
 
-    Restricted choice is its PPL style, which it has for raw text. Without `evaluate.max_new_tokens` a free answer may have 32 tokens.
-    Raises ConfigError for what it cannot ask.
+    Restricted choice is its PPL style, which it has for raw text. Without `evaluate.max_new_tokens` a free answer is limited as `with_limit`
+    says. Raises ConfigError for what it cannot ask.
     """
     if config.model is None:
         raise ConfigError("model is missing: the configuration of OpenCompass names one; give --model")
@@ -36,8 +36,8 @@ def export_opencompass(config: RunConfig, out: Path, say: Any = lambda _: None) 
         raise ConfigError(
             "style chat: OpenCompass scores choices under raw text only; set style=raw, or evaluate.scorers=[generation]"
         )
-    config = with_limit(config)
-    materials = prepare(config, say)
+    materials = prepare(config, say, judges=False)
+    config = with_limit(config, materials)
     grid = materials.grid
     name = re.sub(r"\W+", "_", materials.task.name)
     groups = {
@@ -213,7 +213,8 @@ def import_opencompass(config: RunConfig, asked: Path, output: Path, tokenizer: 
     found: Recorded = {}
     for model in sorted(path for path in (folders[-1] / "predictions").iterdir() if path.is_dir()):
         for file in sorted(asked.joinpath(ROWS).glob("*.jsonl")):
-            examples = [json.loads(line)["example_id"] for line in file.read_text(encoding="utf-8").splitlines()]
+            lines = file.read_text(encoding="utf-8").split("\n")
+            examples = [json.loads(line)["example_id"] for line in lines if line]
             for predicted in sorted(model.glob(f"paft_*_{file.stem}.json")) + sorted(
                 model.glob(f"paft_*_{file.stem}_*.json"), key=_part
             ):

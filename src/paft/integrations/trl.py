@@ -8,7 +8,7 @@ from typing import Any
 from paft.config import RunConfig, SFTConfig, dump_yaml
 from paft.errors import ConfigError
 from paft.grid import Grid
-from paft.integrations.export import Exported, export_dataset, rows_only, split_update
+from paft.integrations.export import Exported, export_dataset, precision, rows_only, split_update
 from paft.lm.render import Renderer
 from paft.store import new_folder, write_text
 
@@ -47,7 +47,7 @@ _QUANTISED = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_q
 def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[str, Any]:
     return {
         "model_name_or_path": config.model,
-        "dtype": config.dtype,
+        "dtype": precision(config),
         **({"attn_implementation": config.attention} if config.attention else {}),
         **_adapter(config, train),
         "dataset_name": str(out / ROWS),
@@ -64,6 +64,8 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "seed": config.seed,
+        "bf16": precision(config) == "bfloat16",
+        "fp16": precision(config) == "float16",
         "gradient_checkpointing": False,
         "logging_steps": 1,
         "save_steps": train.save_every,

@@ -117,11 +117,9 @@ def _choice_rules(task: Task) -> list[str]:
     ]
 
 
-def _parts(
-    task: Task, about: str, item: Example, axes: Mapping[str, str], shown: Sequence[Template], wanted: int
-) -> Iterator[str]:
+def rules_of(task: Task) -> list[str]:
+    """What a template of the task has to keep to, in words."""
     letters = LETTERS[: task.num_choices]
-    yield f"Write {wanted} different prompt templates that put the following task to a model.\n\nTask: {about}"
     fields = ", ".join(f"{{{name}}}" for name in task.fields)
     rules = [f"Each template shows each of these slots exactly once: {fields}."]
     if task.optional_fields:
@@ -156,7 +154,14 @@ def _parts(
         "The words never give an answer away and never ask for the wrong or worst option.",
         "No placeholders besides the slots; real line breaks; nothing that a person would have to fill in.",
     ]
-    yield "Rules:\n" + "\n".join(f"- {rule}" for rule in rules)
+    return rules
+
+
+def _parts(
+    task: Task, about: str, item: Example, axes: Mapping[str, str], shown: Sequence[Template], wanted: int
+) -> Iterator[str]:
+    yield f"Write {wanted} different prompt templates that put the following task to a model.\n\nTask: {about}"
+    yield "Rules:\n" + "\n".join(f"- {rule}" for rule in rules_of(task))
     shown_fields = (*task.fields, *task.optional_fields)  # an example of code also holds its tests
     offered = {} if task.choices or task.num_choices == 1 else {"options": list(item.choices)}
     yield "An item of the task, so that you know what fills the slots (do not copy it):\n" + json.dumps(

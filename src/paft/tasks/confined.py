@@ -1,10 +1,11 @@
 """The child process that runs code nobody has read (started by sandbox.py as a script, never imported).
 
-Reads {"program", "word", "seconds", "memory"} as JSON from standard input, gives up everything but computing, runs the program, and writes the
-word to what was standard output when the program ended without an error. Whatever else happens, the word is missing.
+Reads {"program", "word", "parent", "seconds", "memory"} as JSON from standard input, gives up everything but computing, runs the program, and
+writes the word to what was standard output when the program ended without an error. Ending in another way does not write it.
 
-Given up for good, before the program starts: writing, making, removing and executing files, reading any but Python's own (Landlock);
-other processes, threads, sockets, signals, devices, limits (seccomp); more than so much memory and processor time.
+Given up for good, before the program starts: writing, making, removing and executing files, reading any but Python's own (Landlock); every
+system call that computing does not need, and so other processes, threads, sockets, signals, devices, limits (seccomp); more than so much
+memory and processor time; outliving the process that started this one.
 """
 
 import ctypes
@@ -13,23 +14,27 @@ import os
 import resource
 import struct
 import sys
+from collections.abc import Iterator
 
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
-NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER = 38, 22, 2
+DIES_WITH_PARENT, SET_SECCOMP, NO_NEW_PRIVILEGES, FILTER = 1, 22, 38, 2
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
 ARCHITECTURE = 0xC000003E  # x86-64
-REFUSED = (
-    # sockets, shared memory, queues
-    *(41, 42, 43, 44, 45, 46, 47, 49, 50, 53, 288, 29, 30, 31, 64, 65, 68, 69, 70, 71, 240, 319),
-    # processes, threads, signals, other people's memory
-    *(56, 57, 58, 59, 322, 435, 62, 200, 234, 129, 297, 101, 310, 311, 424, 434, 438, 440),
-    # what Landlock leaves open: modes, owners, attributes, times, nodes; limits
-    *(90, 91, 92, 93, 94, 268, 260, 452, 188, 189, 190, 197, 198, 199, 463, 466, 132, 235, 261, 280, 133, 259, 160, 302),
-    # the system itself
-    *(103, 155, 159, 161, 163, 164, 165, 166, 167, 168, 169, 170, 171, 172, 173, 175, 176, 179, 206, 227, 246, 248, 249, 250, 272, 298, 300),
-    *(304, 305, 308, 313, 320, 321, 323, 425, 426, 427, 428, 429, 430, 431, 432, 442, 135),
+NEEDED = (
+    # read, write, close, stat, seek, open, names, folders: of what Landlock leaves
+    *(0, 1, 2, 3, 4, 5, 6, 8, 17, 19, 20, 21, 79, 89, 217, 257, 262, 267, 269, 332, 439),
+    # memory
+    *(9, 10, 11, 12, 25, 28),
+    # waiting, the clock, chance
+    *(7, 23, 24, 35, 96, 201, 202, 228, 229, 230, 270, 271, 318),
+    # who and where one is
+    *(39, 63, 98, 99, 100, 102, 104, 107, 108, 110, 186, 204, 309, 334),
+    # its own descriptors, its own handlers of signals, its own end
+    *(13, 14, 15, 32, 33, 60, 131, 231, 292),
 )  # fmt: skip
-"""Numbers of system calls that fail with "not permitted"."""
+"""Numbers of the system calls that are let through; all others fail with "not permitted"."""
+FCNTL, COPY_OR_LOOK = 72, (0, 1, 2, 3, 1030)
+"""Of fcntl, the commands that only copy or look at a descriptor: others have signals sent."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -63,36 +68,35 @@ def landlock() -> None:
 
 
 def seccomp() -> None:
-    """System calls that reach beyond this process fail; another architecture's end it."""
+    """System calls that computing does not need fail; another architecture's end the process."""
     load, equal, above, give = 0x20, 0x15, 0x35, 0x06
     kill, refuse, allow = 0x80000000, 0x00050000 | 1, 0x7FFF0000
-    lines = [
-        (load, 0, 0, 4),
-        (equal, 1, 0, ARCHITECTURE),
-        (give, 0, 0, kill),
-        (load, 0, 0, 0),
-        (above, 0, 1, 0x40000000),
-    ]
-    lines.append((give, 0, 0, kill))
-    for number in REFUSED:
-        lines += [(equal, 0, 1, number), (give, 0, 0, refuse)]
-    lines.append((give, 0, 0, allow))
+    lines = [(load, 0, 0, 4), (equal, 1, 0, ARCHITECTURE), (give, 0, 0, kill)]
+    lines += [(load, 0, 0, 0), (above, 0, 1, 0x40000000), (give, 0, 0, kill)]
+    for number in NEEDED:
+        lines += [(equal, 0, 1, number), (give, 0, 0, allow)]
+    lines += [(equal, 1, 0, FCNTL), (give, 0, 0, refuse), (load, 0, 0, 24)]  # its second argument
+    for command in COPY_OR_LOOK:
+        lines += [(equal, 0, 1, command), (give, 0, 0, allow)]
+    lines.append((give, 0, 0, refuse))
     text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(lines), ctypes.addressof(text)))
     if libc.prctl(SET_SECCOMP, FILTER, program, 0, 0):
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
-def main() -> None:
-    """See above."""
+def confined() -> Iterator[str]:
+    """Gives everything up, then the program, then speaks. A generator, so that the word waits in no frame that called the program."""
     told = json.loads(sys.stdin.buffer.read())
+    libc.prctl(DIES_WITH_PARENT, 9, 0, 0, 0)
+    if os.getppid() != told["parent"]:  # it died before that
+        return
     speak, nothing = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
     os.close(nothing)
     os.chdir("/")
     os.environ.clear()
-    word = told["word"].encode()
     seconds, memory = told["seconds"], told["memory"]
     for limit, value in (
         (resource.RLIMIT_CPU, seconds),
@@ -105,16 +109,14 @@ def main() -> None:
     sys.setrecursionlimit(2000)
     landlock()
     seccomp()
-    if told["program"] is None:  # asked only whether all this can be given up here
-        os.write(speak, word)
-        return
-    exec(compile(told["program"], "answer", "exec"), {"__name__": "answer"})  # what all of the above is for
-    os.write(speak, word)
+    yield told["program"]
+    os.write(speak, told["word"].encode())
 
 
 if __name__ == "__main__":
     try:
-        main()
+        for program in confined():
+            exec(compile(program, "answer", "exec"), {"__name__": "answer"})  # what all of the above is for
     except BaseException:  # whatever the program raised, and however
         os._exit(1)
     os._exit(0)

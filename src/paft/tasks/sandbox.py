@@ -56,14 +56,14 @@ def _passes(program: str) -> bool:
 @lru_cache(maxsize=1)
 def can_confine() -> bool:
     """Whether this system lets a process give up all that such code may not have: it is tried."""
-    return sys.platform == "linux" and os.uname().machine == "x86_64" and _run(None)
+    return sys.platform == "linux" and os.uname().machine == "x86_64" and _run("")
 
 
-def _run(program: str | None) -> bool:
+def _run(program: str) -> bool:
     word = secrets.token_hex(16)
-    told = json.dumps({"program": program, "word": word, "seconds": SECONDS, "memory": MEMORY}).encode(
-        "utf-8", "surrogatepass"
-    )
+    told = json.dumps(
+        {"program": program, "word": word, "parent": os.getpid(), "seconds": SECONDS, "memory": MEMORY}
+    ).encode("utf-8", "surrogatepass")
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(_CHILD)],
         stdin=subprocess.PIPE,

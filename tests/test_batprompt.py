@@ -1,0 +1,133 @@
+"""A prompt made robust with a writer's help, over a real socket: what it damages, keeps, refuses, and pays for once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from paft.batprompt import batprompt
+from paft.cli import app
+from paft.config import BatpromptConfig, EvalConfig, load_run_config
+from paft.errors import ConfigError, EndpointError, PromptSetError
+from paft.evaluation import evaluate
+from paft.grid import Grid
+from paft.pipeline import prepare, untrained
+from paft.prompts import PromptSet
+from tests import tiny
+from tests.chat_server import ChatServer, prompts_for
+
+NEAR = {"text": "My friend wrote: {text}\nthe shade they meant was", "answer": {"labels": ["red", "blue"]}}  # test[0]
+
+
+def answer(body: dict[str, Any]) -> str:
+    """Damaged versions of an item, or templates: five by a hash, one of them a test prompt."""
+    asked = body["messages"][-1]["content"]
+    if asked.startswith("An item of a task"):
+        text = json.loads(asked.split("\n")[1])["text"]
+        return json.dumps([{"text": text.replace(" ", "  ", n)} for n in (1, 2)])
+    assert "gets these items wrong" in asked
+    return json.dumps([*prompts_for(body), NEAR])
+
+
+def settings(folder: Path, server: ChatServer, **more: Any) -> BatpromptConfig:
+    writer = {"name": "w", "model": "served", "base_url": server.url}
+    run = folder / "config.yaml"
+    return BatpromptConfig(
+        run=str(run if run.exists() else tiny.write_config(folder)),
+        writer=writer,
+        **{"examples": 6, "rounds": 2, **more},
+    )
+
+
+def test_the_prompt_that_holds_best_on_damaged_examples_joins_the_train_prompts(tmp_path):
+    with ChatServer(reply=answer) as server:
+        config = settings(tmp_path, server)
+        found = batprompt(config, tmp_path / "out")
+        asked = len(server.asked)
+        again = batprompt(config, tmp_path / "out")  # nothing is paid for twice
+        assert (again, len(server.asked)) == (found, asked)
+    before, after = (PromptSet.load(path) for path in (tmp_path / "prompts.yaml", tmp_path / "out" / "prompts.yaml"))
+    assert found.accuracy[found.prompt.id] == max(found.accuracy.values())
+    assert after.train == (before.train if found.prompt == found.start else (*before.train, found.prompt))
+    assert (after.dev, after.test) == (before.dev, before.test)
+    assert len(found.accuracy) > 1
+    assert not {each.id for each in before.test} & found.accuracy.keys()  # the copy of a test prompt was left out
+    told = json.loads((tmp_path / "out" / "search.json").read_text("utf-8"))
+    assert (told["damaged"], told["prompt"]) == (12, found.prompt.id)
+
+
+def test_of_two_damaged_versions_one_that_the_model_gets_wrong_is_taken(tmp_path):
+    with ChatServer(reply=answer) as server:
+        config = settings(tmp_path, server, rounds=1)
+        found = batprompt(config, tmp_path / "out")
+    run = load_run_config(Path(config.run))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "replies.jsonl").read_text("utf-8").splitlines()]
+    attacks = sorted((row for row in rows if row["strategy"] == "attack"), key=lambda row: row["number"])
+    lm, taken = untrained(run), []
+    for row, example in zip(attacks, prepare(run).dev[:6], strict=True):
+        texts = [each["text"] for each in json.loads(row["text"])]
+        versions = [replace(example, id=str(n), fields={"text": text}) for n, text in enumerate(texts)]
+        scored = evaluate(lm, Grid((found.start,), tuple(versions)), EvalConfig(scorers=["likelihood"])).scores
+        taken.append(float(scored["likelihood"].values_KN[0].min()))
+    assert np.mean(taken) == pytest.approx(found.accuracy[found.start.id])
+
+
+def test_a_search_that_was_cut_off_pays_for_the_rest_only(tmp_path):
+    with ChatServer(reply=answer) as server:
+        whole = batprompt(settings(tmp_path, server), tmp_path / "whole")
+        config = settings(tmp_path, server)
+        kept = (tmp_path / "whole" / "replies.jsonl").read_text("utf-8").splitlines(keepends=True)
+        cut = tmp_path / "cut"
+        server.status = 401
+        with pytest.raises(EndpointError, match="401"):
+            batprompt(config, cut)
+        server.status = 0
+        (cut / "replies.jsonl").write_text("".join(kept[:5]), "utf-8")
+        before = len(server.asked)
+        assert batprompt(config, cut) == whole
+        assert len(server.asked) - before == len(kept) - 5
+        assert (cut / "prompts.yaml").read_bytes() == (tmp_path / "whole" / "prompts.yaml").read_bytes()
+
+
+def test_wrong_input_is_named_before_anything_is_asked(tmp_path):
+    with ChatServer(reply=answer) as server:
+        with pytest.raises(ConfigError, match="start 99: no such train prompt; give a position from 0 to 4"):
+            batprompt(settings(tmp_path, server, start=99), tmp_path / "out")
+        tiny.write_config(tmp_path, arms={"base": {}})
+        with pytest.raises(ConfigError, match="no arm is trained"):
+            batprompt(settings(tmp_path, server), tmp_path / "out")
+        tiny.write_config(tmp_path)
+        batprompt(settings(tmp_path, server, rounds=1), tmp_path / "out")
+        with pytest.raises(PromptSetError, match="holds a search with other settings"):
+            batprompt(settings(tmp_path, server, rounds=2), tmp_path / "out")
+
+
+@pytest.mark.parametrize("reply", ["no idea", '{"text": ""}', '[{"words": "a b"}]', '{"text": 3}'])
+def test_a_writer_that_damages_nothing_is_named(tmp_path, reply):
+    with ChatServer(reply=reply) as server:
+        with pytest.raises(PromptSetError, match="none of 6 replies holds a damaged example"):
+            batprompt(settings(tmp_path, server), tmp_path / "out")
+    assert not (tmp_path / "out" / "prompts.yaml").exists()
+
+
+def test_from_the_command_line_to_a_training_on_what_was_found(tmp_path):
+    with ChatServer(reply=answer) as server:
+        config = tmp_path / "search.yaml"
+        config.write_text(json.dumps(settings(tmp_path, server).model_dump(mode="json")), "utf-8")
+        found = CliRunner().invoke(app, ["prompts", "batprompt", str(config), "-o", str(tmp_path / "out"), "--json"])
+    assert found.exit_code == 0, found.output
+    told = json.loads((tmp_path / "out" / "search.json").read_text("utf-8"))
+    asked = [
+        "run", str(tmp_path / "config.yaml"), f"prompts={tmp_path / 'out' / 'prompts.yaml'}", "-o", str(tmp_path / "run"),
+        f"arms={{base: {{}}, robust: {{train: {{schedule: {{kind: fixed, prompt: {told['prompt']}}}}}}}}}",
+    ]  # fmt: skip
+    ran = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    steps = [json.loads(line) for line in (tmp_path / "run" / "robust" / "steps.jsonl").read_text("utf-8").splitlines()]
+    assert {prompt for step in steps for prompt in step["prompts"]} == {told["prompt"]}
