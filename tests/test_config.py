@@ -42,7 +42,7 @@ def refused(*overrides: str, **values: Any) -> str:
         ),
         (
             "train.schedule.kind=paff",
-            "train.schedule.kind = 'paff', did you mean 'paft'?; expected fixed or paft or balanced",
+            "train.schedule.kind = 'paff', did you mean 'paft'?; expected fixed or static or paft",
         ),
         (
             "train.schedule={steps_per_prompt: 2, examples_per_prompt: 3}",

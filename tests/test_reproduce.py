@@ -45,7 +45,7 @@ def test_table1_has_the_figures_of_its_runs(world, tmp_path):
     planned, text = made(world, tmp_path, "table1")
     (_, folder), *_ = planned.runs.values()
     results, tables = load_results(folder), load_tables(folder)
-    assert list(results["arms"]) == list(planned.arms) == ["base", "user", "top_accuracy", "zopo", "paft"]
+    assert list(results["arms"]) == list(planned.arms) == ["base", "user", "top_accuracy", "zopo", "static", "paft"]
     told = json.loads((tmp_path / "table1-smoke.json").read_text())
     (figures,) = told["figures"].values()
     for arm in planned.arms:
@@ -167,7 +167,7 @@ def test_a_scale_that_is_too_large_is_told_as_a_plan(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     found = CliRunner().invoke(app, ["reproduce", "table1", "--scale", "paper", "--out", str(tmp_path / "x")])
     assert "wants a GPU with 48 GiB, and here is none; this is the plan only" in " ".join(found.output.split())
-    assert "5 arms x 5 tasks x 3 seeds" in found.output
+    assert "6 arms x 5 tasks x 3 seeds" in found.output
     assert not (tmp_path / "x").exists()
     told = CliRunner().invoke(app, ["reproduce", "kt", "--scale", "small", "--plan"])
     assert "20000 rows, 3 epochs, updates of 8" in told.output

@@ -57,6 +57,12 @@ class FixedSchedule(Strict):
         return self
 
 
+class StaticSchedule(Strict):
+    """Every example has one prompt of its own throughout: what rows that were written down once with mixed prompts do."""
+
+    kind: Literal["static"] = "static"
+
+
 class Holding(Strict):
     """How long a prompt is kept, counted in one of three units."""
 
@@ -143,10 +149,16 @@ class AdaptiveSchedule(Holding):
 
 
 ScheduleConfig = Annotated[
-    FixedSchedule | PaftSchedule | BalancedSchedule | MixtureSchedule | CurriculumSchedule | AdaptiveSchedule,
+    FixedSchedule
+    | StaticSchedule
+    | PaftSchedule
+    | BalancedSchedule
+    | MixtureSchedule
+    | CurriculumSchedule
+    | AdaptiveSchedule,
     Field(discriminator="kind"),
 ]
-KINDS = ("fixed", "paft", "balanced", "mixture", "curriculum", "adaptive")
+KINDS = ("fixed", "static", "paft", "balanced", "mixture", "curriculum", "adaptive")
 """Kinds of schedules."""
 
 

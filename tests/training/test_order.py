@@ -16,7 +16,15 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paft.config import BalancedSchedule, CurriculumSchedule, FixedSchedule, MixtureSchedule, PaftSchedule, SFTConfig
+from paft.config import (
+    BalancedSchedule,
+    CurriculumSchedule,
+    FixedSchedule,
+    MixtureSchedule,
+    PaftSchedule,
+    SFTConfig,
+    StaticSchedule,
+)
 from paft.grid import Grid
 from paft.store import ArmDir, read_jsonl
 from paft.training.data import ScheduleSampler
@@ -32,6 +40,7 @@ KINDS = [
     PaftSchedule(examples_per_prompt=1),
     BalancedSchedule(),
     BalancedSchedule(steps_per_prompt=2),
+    StaticSchedule(),
     MixtureSchedule(share=0.4, steps_per_prompt=1),
     CurriculumSchedule(start=0.2, until=0.8, examples_per_prompt=2),
 ]

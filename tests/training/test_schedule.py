@@ -18,6 +18,7 @@ from paft.config import (
     FixedSchedule,
     MixtureSchedule,
     PaftSchedule,
+    StaticSchedule,
 )
 from paft.errors import ConfigError
 from paft.grid import Cell, Grid
@@ -33,6 +34,7 @@ from paft.training.schedule import (
     FixedPrompt,
     MixturePrompts,
     PaftPrompts,
+    StaticPrompts,
     draw,
     make_schedule,
     mix,
@@ -307,6 +309,18 @@ def made(config: object, **changed: int) -> Blocks:
     return make_schedule(config, grid(), **{"batch_size": 4, "epochs": 3, "seed": 9, **changed})
 
 
+@pytest.mark.parametrize(("examples", "prompts"), [(7, 3), (12, 4), (3, 5), (9_000, 11)])
+def test_a_static_mix_gives_every_example_one_prompt_for_good(examples, prompts) -> None:
+    schedule = StaticPrompts(num_examples=examples, num_prompts=prompts, block_size=1, epochs=3, seed=4)
+    epochs = [{cell.example: cell.prompt for cell in schedule.cells(epoch)} for epoch in range(3)]
+    assert epochs[0] == epochs[1] == epochs[2]
+    assert sorted(epochs[0]) == list(range(examples))
+    counts = Counter(epochs[0].values())
+    assert max(counts.values()) - min(counts[prompt] for prompt in range(prompts)) <= 1
+    other = StaticPrompts(num_examples=examples, num_prompts=prompts, block_size=1, epochs=1, seed=5)
+    assert examples < 5 or {cell.example: cell.prompt for cell in other.cells(0)} != epochs[0]
+
+
 def test_a_configuration_becomes_its_schedule() -> None:
     toy = grid()
     assert made(PaftSchedule()) == paft(5, 3, 16, 3, 9)
@@ -314,6 +328,7 @@ def test_a_configuration_becomes_its_schedule() -> None:
     assert made(PaftSchedule(batches_per_prompt=3), micro=2) == paft(5, 3, 6, 3, 9)
     assert made(PaftSchedule(examples_per_prompt=3)) == paft(5, 3, 3, 3, 9)
     assert isinstance(made(BalancedSchedule()), BalancedExamples)
+    assert isinstance(made(StaticSchedule()), StaticPrompts)
     assert isinstance(blocks := made(BalancedSchedule(steps_per_prompt=1)), BalancedPrompts)
     assert blocks.block_size == 4
     mixed = made(MixtureSchedule(prompt=toy.templates[2].id, share=0.3))

@@ -25,6 +25,7 @@ from paft.config import (
     MixtureSchedule,
     PaftSchedule,
     ScheduleConfig,
+    StaticSchedule,
 )
 from paft.errors import ConfigError
 from paft.grid import Cell, Grid
@@ -149,6 +150,18 @@ class FixedPrompt(Blocks):
     def prompt_of(self, epoch: int, block: int) -> int:
         """Always the same."""
         return self.prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticPrompts(Blocks):
+    """Every example keeps a prompt of its own in all epochs; no two prompts differ by more than one in how many examples they have.
+    Blocks of one example.
+    """
+
+    def prompt_of(self, epoch: int, block: int) -> int:
+        """A keyed place of the example, dealt out to the prompts in turn."""
+        example = permuted(block, self.num_examples, self.seed, _ORDER, epoch)
+        return permuted(example, self.num_examples, self.seed, _PROMPT, 0) % self.num_prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +337,8 @@ def make_schedule(
     run: dict[str, Any] = {"num_examples": num_examples, "num_prompts": num_prompts, "epochs": epochs, "seed": seed}
     if isinstance(config, FixedSchedule):
         return FixedPrompt(**run, block_size=num_examples, prompt=_prompt(config.prompt, grid))
+    if isinstance(config, StaticSchedule):
+        return StaticPrompts(**run, block_size=1)
     size, unit = config.hold
     run["block_size"] = size * {"steps": batch_size, "batches": micro, "examples": 1}[unit]
     match config:
