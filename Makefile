@@ -9,8 +9,9 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.run
 	$(VENV)/bin/paft demo --out $(OUT)
 
+# a process for every core, each with one thread
 test: $(VENV)/.dev check
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check src tests examples
