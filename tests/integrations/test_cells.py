@@ -1,0 +1,147 @@
+"""Cells as lines for any tool, and answers back from lines and from logs of Inspect: the table is the one that paft fills itself."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paft.lm.types import Message, Question
+from tests import tiny
+from tests.integrations.test_harness import LIMIT, export, paft, world  # noqa: F401
+
+
+def answered(asked: Path, style: str) -> list[dict[str, Any]]:
+    """Every line with what a model says to it, as a tool that only passes texts would have it."""
+    model = tiny.hf_model(chat=style == "chat")
+    rows = [json.loads(line) for line in (asked / "cells.jsonl").read_text("utf-8").split("\n") if line]
+    for row in rows:
+        turns = [{"role": "user", "content": row["input"]}] if isinstance(row["input"], str) else row["input"]
+        chat = tuple(Message(turn["role"], turn["content"]) for turn in turns)
+        (found,) = model.answer([Question(chat, (), row["max_tokens"])])
+        row["said"] = found.completion
+    return rows
+
+
+def as_inspect(rows: list[dict[str, Any]], out: Path, zipped: bool) -> None:
+    samples = [
+        {
+            "id": row["id"],
+            "epoch": 1,
+            "metadata": {} if n % 2 else {"prompt": row["prompt"], "example": row["example"]},
+            "output": {
+                "choices": [
+                    {
+                        "message": {
+                            "content": [
+                                {"type": "reasoning", "reasoning": "hm"},
+                                {"type": "text", "text": row["said"].text},
+                            ]
+                            if n % 3
+                            else row["said"].text
+                        },
+                        "stop_reason": "stop" if row["said"].stop == "eos" else "max_tokens",
+                    }
+                ],
+                "usage": {"output_tokens": row["said"].tokens},
+            },
+        }
+        for n, row in enumerate(rows)
+    ]
+    header = {"version": 2, "eval": {"model": "hf/tiny"}}
+    if not zipped:
+        out.write_text(json.dumps({**header, "samples": samples}), encoding="utf-8")
+        return
+    with zipfile.ZipFile(out, "w") as log:
+        log.writestr("header.json", json.dumps(header))
+        log.writestr("_journal/start.json", "{}")
+        for sample in samples:
+            log.writestr(f"samples/{sample['id'].replace('/', '_')}_epoch_1.json", json.dumps(sample))
+
+
+@pytest.mark.parametrize("style", ["raw", "chat"])
+def test_answers_to_the_lines_fill_the_table_that_paft_fills(world, tmp_path, style):  # noqa: F811
+    folder, alone = world
+    asked = tmp_path / "asked"
+    said = export("cells", folder, asked, f"style={style}")
+    rows = answered(asked, style)
+    assert f"{len(rows)} lines" in said
+    assert len(rows) == 3 * 8
+    assert all(row["max_tokens"] == LIMIT and row["target"] in row["choices"] for row in rows)
+    wanted = alone[style]["arms"]["base"]["scores"]["generation"]
+    lines = tmp_path / "nemo.jsonl"
+    lines.write_text(
+        "".join(
+            json.dumps(
+                {"id": row["id"], "generation": row["said"].text, "num_generated_tokens": row["said"].tokens, "finish_reason": "stop" if row["said"].stop == "eos" else "length"}
+            )
+            + "\n"
+            for row in rows
+        ),
+        encoding="utf-8",
+    )  # fmt: skip
+    paft("import", "jsonl", lines, "--asked", asked, "--out", tmp_path / "lines")
+    (tmp_path / "logs").mkdir()
+    as_inspect(rows, tmp_path / "logs" / "one.eval", zipped=True)
+    paft("import", "inspect", tmp_path / "logs", "--asked", asked, "--out", tmp_path / "zip")
+    as_inspect(rows, tmp_path / "one.json", zipped=False)
+    paft("import", "inspect", tmp_path / "one.json", "--asked", asked, "--out", tmp_path / "json")
+    for run in ("lines", "zip", "json"):
+        told = json.loads((tmp_path / run / "results.json").read_text("utf-8"))
+        ((name, arm),) = told["arms"].items()
+        assert arm["title"] == ("nemo" if run == "lines" else "hf/tiny"), name
+        assert arm["scores"]["generation"]["accuracy_K"] == wanted["accuracy_K"]
+        assert arm["scores"]["generation"]["tokens_K"] == wanted["tokens_K"]
+        assert arm["scores"]["generation"]["estimates"] == wanted["estimates"]
+
+
+def test_a_line_that_says_no_length_is_counted_and_log_likelihoods_are_taken(world, tmp_path):  # noqa: F811
+    folder, alone = world
+    asked = tmp_path / "asked"
+    export("cells", folder, asked, "style=raw")
+    rows = answered(asked, "raw")
+    lines = tmp_path / "mine.jsonl"
+    given = [{"prompt": r["prompt"], "example": r["example"], "text": r["said"].text, "logp": [-1, -2]} for r in rows]
+    lines.write_text("\n".join(map(json.dumps, given)), encoding="utf-8")
+    told = ["--key", "text", "--tokenizer", folder / "model", "--out", tmp_path / "run"]
+    paft("import", "jsonl", lines, "--asked", asked, *told)
+    arm = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))["arms"]["mine"]
+    wanted = alone["raw"]["arms"]["base"]["scores"]["generation"]
+    assert arm["scores"]["generation"]["accuracy_K"] == wanted["accuracy_K"]
+    assert set(arm["scores"]) == {"likelihood", "generation"}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 1: "),
+        ("[1]", "line 1: "),
+        ('{"generation": "x"}', "neither prompt and example nor the id"),
+        ('{"id": "p/e"}', "no completion or generation"),
+        ('{"id": "p/e", "generation": "x", "tokens": "many", "ended": true}', "line 1: "),
+        ('{"id": "p/e", "generation": "x", "tokens": 3, "ended": true}', "none of its 1 answers belongs"),
+    ],
+)
+def test_lines_that_are_no_answers_are_named(world, tmp_path, line, said):  # noqa: F811
+    folder, _ = world
+    export("cells", folder, tmp_path / "asked", "style=raw")
+    (tmp_path / "a.jsonl").write_text(line, encoding="utf-8")
+    found = paft(
+        "import", "jsonl", tmp_path / "a.jsonl", "--asked", tmp_path / "asked", "--out", tmp_path / "run", code=1
+    )
+    assert said in found
+
+
+def test_logs_that_are_none_are_named(world, tmp_path):  # noqa: F811
+    folder, _ = world
+    export("cells", folder, tmp_path / "asked", "style=raw")
+    given = ["--asked", tmp_path / "asked", "--out", tmp_path / "run"]
+    (tmp_path / "logs").mkdir()
+    assert "no log of Inspect" in paft("import", "inspect", tmp_path / "logs", *given, code=1)
+    for name, content in (("a.eval", b"PK not"), ("a.json", b"{}"), ("a.json", b"\xff"), ("a.json", b'{"eval": {"model": "m"}, "samples": [{"id": "x"}]}')):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        assert name in paft("import", "inspect", tmp_path / name, *given, code=1)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,112 @@
+"""T-Eval's review part: rows in the layout of its repository, and its own way to judge, written anew."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paft.tasks.answers import answer_format_from
+from paft.tasks.table import TASKS
+from paft.tasks.types import Example
+from tests.tasks.test_hub import load
+
+OUTCOMES = ("Fine", "Broken inside", "Wrong input", "Beside the point", "Cannot be done")
+
+
+def row(n: int, answer: str = "B") -> dict[str, Any]:
+    system = "Judge the call.\n\n" + "\n".join(
+        f"{x}: {t} -- so it was." for x, t in zip("ABCDE", OUTCOMES, strict=True)
+    )
+    item = f"Goal: find {n}\nName: Search.find\nArgs: {{'n': {n}}}\nResponse: line one\nName: not this\n"
+    chat = [{"role": "system", "content": system + "\n\nAnswer: [one]\n"}, {"role": "user", "content": item}]
+    return {"template": "", "meta_data": {}, "ground_truth": {"answer": answer, "thought": ""}, "origin_prompt": chat}
+
+
+def test_rows_are_read_from_the_file_of_the_repository(tmp_path):
+    home = tmp_path / "datasets--lovesnowbest--T-Eval"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("c0ffee" * 6 + "c0ff")
+    file = home / "snapshots" / ("c0ffee" * 6 + "c0ff") / "data" / "review_str_v2.json"
+    file.parent.mkdir(parents=True)
+    cut = row(3)
+    cut["origin_prompt"][1]["content"] = "Goal: nothing else"
+    rows = {"a": row(1, "C"), "b": row(2, "A"), "c": cut, **{str(n): row(n) for n in range(10, 460)}}
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    whole, train, test, lost = load(
+        tmp_path, "teval-review test hub", "teval-review-cut train hub", "teval-review-cut test hub", "teval-review train hub"
+    )  # fmt: skip
+    assert whole["rows"][0][1:] == [
+        {"goal": "find 1", "tool": "Search.find", "arguments": "{'n': 1}", "response": "line one\nName: not this"},
+        [f"{text} -- so it was." for text in OUTCOMES],
+        2,
+    ]
+    assert (len(whole["rows"]), len(train["rows"]), len(test["rows"])) == (452, 240, 160)
+    assert not {each[0] for each in train["rows"]} & {each[0] for each in test["rows"]}
+    assert whole["rejected"] == [["test[2]", "ValueError: the item is not Goal, Name, Args, Response"]]
+    assert "no labelled split 'train'" in lost["error"]
+    for damaged in ("{", "[1, 2]"):
+        file.write_text(damaged, encoding="utf-8")
+        (found,) = load(tmp_path, "teval-review test hub")
+        assert (found["kind"], "no readable data/review_str_v2.json" in found["error"]) == ("AssetError", True)
+
+
+def original(completion: str) -> str | None:
+    """What stands after the first colon, or the whole; its first character, if it is one of five."""
+    said = completion[completion.find(":") + 1 :].strip()
+    return said[0] if said and said[0] in "ABCDE" else None
+
+
+SAME = ("Answer: {x}", "Answer: {x}.", "Answer:{x}", "Answer:\n{x}", "Answer: {x}\n\nThe tool replied.", "", "Answer:", "I cannot say.", "The answer is {x}", "answer")  # fmt: skip
+THEIRS = ("{x}", "Answer: {x}: {text}", "Answer: {x} and {y}", "Answer: {x}\nAnswer: {y}", "Answer: {x}bsolutely not")
+"""The first letter counts there, whatever follows it and whether or not it was asked for: also that of a word, and of two answers."""
+OURS = (
+    "**Answer:** {x}",
+    "Answer: **{x}**",
+    "Answer: ({x})",
+    "Answer: [{x}]",
+    "answer: {z}",
+    "Goal: done\nAnswer: {x}",
+)
+"""Marked, bracketed, in lower case, or after another line with a colon an answer is still the answer here."""
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_where_verdicts_differ_from_the_original_graders(seed):
+    """2,100 answers: alike where the form is kept; apart in the two ways that docs/tasks.md names, and in no other."""
+    form, rng = answer_format_from({"wrap": "Answer: {answer}", "of": "letters"}), random.Random(seed)
+    counts = {"same": 0, "theirs": 0, "ours": 0}
+    for _ in range(50):
+        gold = rng.randrange(5)
+        example = Example("e", {}, OUTCOMES, gold)
+        for kind, forms in (("same", SAME), ("theirs", THEIRS), ("ours", OURS)):
+            for text in forms:
+                x = rng.randrange(5)
+                y = rng.choice([each for each in range(5) if each != x])
+                said = text.format(x="ABCDE"[x], y="ABCDE"[y], z="abcde"[x], text=OUTCOMES[x])
+                found, wanted = form.parse(said, example).choice, original(said)
+                ours = "ABCDE"[found] if found is not None and found >= 0 else None
+                if kind == "same":
+                    assert ours == wanted, said
+                else:
+                    assert (ours, wanted) == ((None, "ABCDE"[x]) if kind == "theirs" else ("ABCDE"[x], None)), said
+                counts[kind] += 1
+    assert counts == {"same": 500, "theirs": 250, "ours": 300}
+
+
+ROWS = Path(__file__).parents[3] / "shared" / "data" / "teval.review_str_v1.json.gz"
+
+
+@pytest.mark.skipif(not ROWS.exists(), reason="T-Eval's rows are not here")
+def test_all_public_rows_can_be_read():
+    with gzip.open(ROWS, "rt", encoding="utf-8") as file:
+        rows = json.load(file)
+    parts = [TASKS["teval-review"].hub.convert(each) for each in rows.values()]
+    assert len(parts) == 487
+    assert {len(choices) for _, choices, _ in parts} == {5}
+    assert all(fields["goal"] and fields["tool"] for fields, _, _ in parts)
+    assert ["ABCDE"[answer] for _, _, answer in parts] == [each["ground_truth"]["answer"] for each in rows.values()]
