@@ -141,7 +141,7 @@ def test_logs_that_are_none_are_named(world, tmp_path):  # noqa: F811
     given = ["--asked", tmp_path / "asked", "--out", tmp_path / "run"]
     (tmp_path / "logs").mkdir()
     assert "no log of Inspect" in paft("import", "inspect", tmp_path / "logs", *given, code=1)
-    for name, content in (("a.eval", b"PK not"), ("a.json", b"{}"), ("a.json", b"\xff"), ("a.json", b'{"eval": {"model": "m"}, "samples": [{"id": "x"}]}')):  # fmt: skip
+    for name, content in (("a.eval", b"PK not"), ("a.json", b"{}"), ("a.json", b"\xff"), ("a.json", b'{"eval": {"model": "m"}, "samples": [{"id": "x"}]}'), ("a.json", b'{"eval": {"model": "m"}, "samples": [{"id": "p/e", "output": {"choices": []}}]}')):  # fmt: skip
         (tmp_path / name).write_bytes(content)
         assert name in paft("import", "inspect", tmp_path / name, *given, code=1)
     assert not (tmp_path / "run").exists()

@@ -26,6 +26,7 @@ TASKS_OF = {
     "xstorycloze": [
         f"xstorycloze-{code}" for code in ("en", "ru", "zh", "es", "ar", "hi", "id", "te", "sw", "eu", "my")
     ],
+    "teval-review": ["teval-review", "teval-review-cut"],
     "sst2": ["sst2", "sst2-demo"],
     "sst2-words": ["sst2-demo", "sst2"],
 }
@@ -56,7 +57,7 @@ def item(name: str, hostile: str = "plain") -> Example:
             "e", tested if code else fields, (f"{head}    return 2 * x\n" if code else "42",), 0, is_open=True
         )
     choices = task.choices or tuple(
-        f"{hostile} ending {word}" for word in ("one", "two", "three", "four")[: task.num_choices]
+        f"{hostile} ending {word}" for word in ("one", "two", "three", "four", "five")[: task.num_choices]
     )
     return Example("e", fields, choices, 0)
 
@@ -77,7 +78,7 @@ def test_a_shipped_set_fits_its_tasks_and_is_large_enough(name: str) -> None:
     assert load_task(TASKS_OF[name][0]).prompts == name
     for task in TASKS_OF[name]:
         found.check(load_task(task))
-    large = name not in ("sst2", "gsm8k", "humaneval", "xstorycloze")
+    large = name not in ("sst2", "gsm8k", "humaneval", "xstorycloze", "teval-review")
     assert len(found.train) >= (400 if large else 60)
     assert len(found.dev) >= (50 if large else 20)
     assert len(found.test) >= 50
@@ -88,7 +89,14 @@ def test_a_shipped_set_fits_its_tasks_and_is_large_enough(name: str) -> None:
             continue
         parent = parents[template.origin["parent"]]
         assert (template.answer, sorted(template.slots)) == (parent.answer, sorted(parent.slots))
-        assert template.origin["perturbation"] in {"paraphrase", "typo", "casing", "punctuation", "order"}
+        assert template.origin["perturbation"] in {
+            "paraphrase",
+            "typo",
+            "casing",
+            "punctuation",
+            "order",
+            "dropped words",
+        }
     for first, second in (("train", "dev"), ("train", "test"), ("dev", "test")):
         assert found.similarity(first, second) < NEAR_DUPLICATE
 

@@ -91,6 +91,11 @@ def import_inspect(config: RunConfig, place: Path, tokenizer: str | None = None)
         try:
             model, samples = _log(file)
             rows = [_sample(sample, tokens) for sample in samples]
+        except NotImplementedError:
+            raise DataError(
+                f"{file}: packed in a way that this Python cannot read (zstd); write JSON: inspect log convert {file} --to json "
+                "--output-dir DIRECTORY, or inspect eval --log-format json"
+            ) from None
         except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, zipfile.BadZipFile) as error:
             raise DataError(f"{file}: not a log of Inspect over {LINES} ({type(error).__name__} {error})") from None
         found.setdefault(model, []).extend(rows)
@@ -110,6 +115,8 @@ def _log(file: Path) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _sample(sample: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
+    if not sample["output"]["choices"]:
+        raise ValueError(f"sample {sample['id']!r} has no answer; let Inspect finish: inspect eval-retry")
     reply = sample["output"]["choices"][0]
     content = reply["message"]["content"]
     if not isinstance(content, str):
