@@ -15,6 +15,7 @@ from paft.config import RunConfig
 from paft.errors import ConfigError, DataError
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
+from paft.lm.hf import best_device
 from paft.pipeline import prepare
 from paft.store import write_text
 from paft.tasks.answers import LETTERS, Labels
@@ -103,7 +104,7 @@ models = [
         generation_kwargs=dict(do_sample=False),
 {meta}        max_out_len={limit},
         batch_size=8,
-        run_cfg=dict(num_gpus={gpus}),
+        run_cfg=dict(num_gpus={gpus}),  # as where this was exported
     )
 ]
 
@@ -168,7 +169,7 @@ def _config(config: RunConfig, grid: Grid, groups: Mapping[Any, str], out: Path)
             dtype=repr("auto" if config.dtype == "auto" else f"torch.{config.dtype}"),
             meta=_META if system else "",
             limit=limit,
-            gpus=1,
+            gpus=int(best_device().type == "cuda"),
         )
     ]
     for scorer, group in groups.items():
