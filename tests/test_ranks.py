@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -193,7 +194,11 @@ def test_weights_sharded_over_two_processes_are_trained_saved_and_resumed(tmp_pa
     pipeline.run(load_run_config(config, overrides), tmp_path / "alone", LineWatcher(quiet=True), stages=["train"])
     arguments = ["run", str(config), "--out", str(tmp_path / "two"), *overrides]
     kill_at(10, tmp_path / "two", start(2, arguments, SHARDED, **FSDP2))
-    done = launch(2, arguments, SHARDED, **FSDP2)
+    for _ in range(3):
+        done = launch(2, arguments, SHARDED, **FSDP2)
+        # torch gathers sharded weights over gloo with a fault of memory, now and then; to the training that is one more kill
+        if not {each.returncode for each in done} & {-signal.SIGABRT, -signal.SIGSEGV}:
+            break
     assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr
     assert_same_training(steps_of(tmp_path / "two"), steps_of(tmp_path / "alone"))
     kind = "model" if lora == "null" else "adapter"

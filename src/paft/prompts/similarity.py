@@ -7,10 +7,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from paft.prompts.template import Template
 
@@ -32,11 +32,22 @@ _FIELD = "\u25a1"
 _SLOT = re.compile(r"\{[A-Za-z_]\w*\}", re.ASCII)
 
 
+class _Blanked(dict[int, int]):
+    """Punctuation to a blank, for str.translate; every sign is looked up once."""
+
+    def __missing__(self, code: int) -> int:
+        self[code] = 32 if unicodedata.category(chr(code)).startswith("P") else code
+        return self[code]
+
+
+_BLANKED = _Blanked({ord(_FIELD): ord(_FIELD)})
+
+
+@lru_cache(maxsize=8192)
 def text_form(text: str) -> str:
     """Text as it is compared: NFKC, case folded, every slot one sign, punctuation gone, white space single."""
     text = unicodedata.normalize("NFKC", _SLOT.sub(_FIELD, text)).casefold()
-    kept = "".join(c if c == _FIELD or not unicodedata.category(c).startswith("P") else " " for c in text)
-    return " ".join(kept.split())
+    return " ".join(text.translate(_BLANKED).split())
 
 
 def grams(text: str, size: int = 5) -> frozenset[str]:
@@ -51,7 +62,13 @@ def gram_table(texts: Sequence[str], known: dict[str, int] | None = None) -> Any
     for text in texts:
         columns += [known.setdefault(gram, len(known)) for gram in sorted(grams(text))]
         starts.append(len(columns))
-    return csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=(len(texts), max(1, len(known))))
+    return _table(columns, starts, len(known))
+
+
+def _table(columns: Sequence[int], starts: Sequence[int], wide: int) -> Any:
+    from scipy.sparse import csr_matrix  # half a second, which a command that compares nothing need not wait
+
+    return csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=(len(starts) - 1, max(1, wide)))
 
 
 def jaccard(rows: Any, columns: Any) -> np.ndarray:
@@ -119,7 +136,7 @@ def _bags(texts: Sequence[Sequence[str]], known: dict[tuple[str, int], int]) -> 
             columns.append(known.setdefault((word, counts[word]), len(known)))
             counts[word] += 1
         starts.append(len(columns))
-    return csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=(len(texts), max(1, len(known))))
+    return _table(columns, starts, len(known))
 
 
 def _in_order(one: Sequence[str], other: Sequence[str]) -> float:
