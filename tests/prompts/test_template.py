@@ -236,3 +236,12 @@ def test_an_id_of_digits_stays_text_in_yaml() -> None:
 
     for made in ("12345678", "12345e10", "1e234567", "0x123456", "00012345"):
         assert yaml.safe_load(dump_yaml({"id": made})) == {"id": made}
+
+
+@pytest.mark.parametrize(
+    "like", ["{sentence!r}", "{sentence:>9}", "{ sentence }", "{{sentence}}", "{sentence", "sentence}"]
+)
+def test_what_only_looks_like_a_slot_is_named(like: str) -> None:
+    faults = Template(f"Review: {like}\nWord: {{choices}}", Labels()).faults(Toy())
+    (missing,) = (fault.reason for fault in faults if fault.name == "slot_missing")
+    assert f"{like!r} is read as text, a slot is {{sentence}}" in missing

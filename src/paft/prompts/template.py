@@ -105,9 +105,17 @@ class Template:
                 )
         for name in task.fields:
             if name not in counts:
+                like = (
+                    re.search(rf"\{{*\s*\b{re.escape(name)}\b[^{{}}\n]*\}}*", self.text) if "{" in self.text else None
+                )
+                hint = (
+                    f"; {like[0].strip()!r} is read as text, a slot is {{{name}}}"
+                    if like and {*"{}"} & {*like[0]}
+                    else ""
+                )
                 yield Fault(
                     "slot_missing",
-                    f"slot {{{name}}} is missing; every prompt of task {task.name!r} shows {few(task.fields)}",
+                    f"slot {{{name}}} is missing; every prompt of task {task.name!r} shows {few(task.fields)}{hint}",
                 )
         for name, count in counts.items():
             if count > 1:
