@@ -219,6 +219,26 @@ def export_llamafactory(
     typer.echo(f"  llamafactory-cli train {out / 'sft.yaml'}")
 
 
+@export_app.command("ms-swift")
+def export_ms_swift(
+    config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    overrides: Overrides = None,
+    arm: Annotated[str, typer.Option(help="Arm whose training is written.")] = "paft",
+) -> None:
+    """Write a training for ms-swift 4.6: the rows of all epochs in schedule order as turns, and the settings.
+
+    Example: paft export ms-swift examples/piqa-small.yaml -o piqa-swift
+    """
+    from paft.integrations.ms_swift import export_ms_swift as write
+
+    with _watcher() as watch:
+        settings, training, grid, renderer = _training(config, overrides, arm, watch.say)
+        done = write(grid, renderer, settings, arm, out, say=watch.say)
+    _say_rows(out, done, training, grid.shape[1])
+    typer.echo(f"  swift sft {out / 'sft.yaml'}")
+
+
 @export_app.command("trl")
 def export_trl(
     config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")],

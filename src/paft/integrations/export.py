@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -107,6 +107,41 @@ def rows_only(config: RunConfig, arm: str, reader: str) -> SFTConfig:
             f"train.keep best and train.patience need checks on dev prompts, which {reader} has not; use keep: last"
         )
     return train
+
+
+def rows_in_pieces(
+    grid: Grid,
+    renderer: Renderer,
+    train: SFTConfig,
+    seed: int,
+    plan: Exported,
+    reader: str,
+    say: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """Rows of form text for a trainer that makes tokens of prompt and completion each by itself and adds no begin mark.
+
+    Tokens are compared with paft's; rows where that cuts one in two are counted, and said at the end.
+    """
+    begin, cut = _begin_mark(renderer), 0
+    texts, tokens = (rows_in_order(grid, renderer, train, seed, form, plan.per_epoch) for form in ("text", "tokens"))
+    for text, row in zip(texts, tokens, strict=True):
+        text["prompt"] = begin + text["prompt"]
+        apart = [
+            renderer.tokenizer(text[part], add_special_tokens=False)["input_ids"] for part in ("prompt", "completion")
+        ]
+        cut += apart[0] + apart[1] != row["input_ids"]
+        yield text
+    if cut:
+        say(
+            f"{cut} of {plan.rows} rows: a token holds the end of the prompt and the beginning of the answer; {reader} cuts it in two, "
+            "paft does not"
+        )
+
+
+def _begin_mark(renderer: Renderer) -> str:
+    """The begin token as text, where the tokenizer puts one before raw text and a template without words does not."""
+    marks = set(renderer.ids(["a"])[0][:1]) - set(renderer.tokenizer("a", add_special_tokens=False)["input_ids"][:1])
+    return str(renderer.tokenizer.convert_ids_to_tokens(marks.pop())) if marks else ""
 
 
 def precision(config: RunConfig) -> str:

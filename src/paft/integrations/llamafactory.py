@@ -7,14 +7,14 @@ anything is written.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from paft.config import RunConfig, SFTConfig, dump_yaml
 from paft.errors import ConfigError
 from paft.grid import Grid
-from paft.integrations.export import Exported, check_rows, precision, rows_in_order, rows_only, split_update
+from paft.integrations.export import Exported, check_rows, precision, rows_in_pieces, rows_only, split_update
 from paft.lm.render import Renderer
 from paft.store import new_folder, write_text
 
@@ -37,23 +37,10 @@ def export_llamafactory(
     train = rows_only(config, arm, "LLaMA-Factory")
     settings = _settings(config, train, arm, out.resolve())
     plan = check_rows(grid, train)
-    begin = _begin_mark(renderer)
-    cut = 0
     with new_folder(out) as folder:
         with (folder / DATA).open("w", encoding="utf-8") as file:
-            for row, ids in _both_forms(grid, renderer, train, config.seed, plan.per_epoch):
-                row["prompt"] = begin + row["prompt"]
-                apart = [
-                    renderer.tokenizer(row[part], add_special_tokens=False)["input_ids"]
-                    for part in ("prompt", "completion")
-                ]
-                cut += apart[0] + apart[1] != ids
+            for row in rows_in_pieces(grid, renderer, train, config.seed, plan, "LLaMA-Factory", say):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        if cut:
-            say(
-                f"{cut} of {plan.rows} rows: a token holds the end of the prompt and the beginning of the answer; LLaMA-Factory cuts it "
-                "in two, paft does not"
-            )
         info = {
             "paft": {
                 "file_name": DATA,
@@ -130,18 +117,3 @@ def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
                 f"train.lora.{key}: has no name in LLaMA-Factory's settings; leave it out, or train with paft"
             )
     return found
-
-
-def _begin_mark(renderer: Renderer) -> str:
-    """The begin token as text, where the tokenizer puts one before raw text and LLaMA-Factory's empty template does not."""
-    marks = set(renderer.ids(["a"])[0][:1]) - set(renderer.tokenizer("a", add_special_tokens=False)["input_ids"][:1])
-    return str(renderer.tokenizer.convert_ids_to_tokens(marks.pop())) if marks else ""
-
-
-def _both_forms(
-    grid: Grid, renderer: Renderer, train: SFTConfig, seed: int, per_epoch: int
-) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """Rows as text, with the token ids that paft trains on."""
-    texts, tokens = (rows_in_order(grid, renderer, train, seed, form, per_epoch) for form in ("text", "tokens"))
-    for text, row in zip(texts, tokens, strict=True):
-        yield text, row["input_ids"]

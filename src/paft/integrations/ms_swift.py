@@ -1,0 +1,107 @@
+"""ms-swift 4.6: the cells of a training in schedule order as turns, and settings that make it read them in order.
+
+A user's turn holds the text as the model's own template writes it, so its template is `dummy`, which adds nothing but the end mark.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from paft.config import RunConfig, SFTConfig, dump_yaml
+from paft.errors import ConfigError
+from paft.grid import Grid
+from paft.integrations.export import Exported, check_rows, precision, rows_in_pieces, rows_only, split_update
+from paft.lm.render import Renderer
+from paft.store import new_folder, write_text
+
+DATA, SETTINGS = "rows.jsonl", "sft.yaml"
+
+
+def export_ms_swift(
+    grid: Grid,
+    renderer: Renderer,
+    config: RunConfig,
+    arm: str,
+    out: Path,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Write a folder for `swift sft`: rows of all epochs, and the arm's settings under its names.
+
+    Raises ConfigError for what cannot be told by rows, and for settings that it has no name for.
+    """
+    train = rows_only(config, arm, "ms-swift")
+    settings = _settings(config, train, arm, out.resolve())
+    plan = check_rows(grid, train)
+    with new_folder(out) as folder:
+        with (folder / DATA).open("w", encoding="utf-8") as file:
+            for row in rows_in_pieces(grid, renderer, train, config.seed, plan, "ms-swift", say):
+                said = row["completion"].removesuffix(renderer.eos_text)  # which it adds itself
+                turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": said}]
+                file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
+        write_text(folder / SETTINGS, _COMMENT.format(batch=train.batch_size) + dump_yaml(settings))
+    return plan
+
+
+_COMMENT = """# Made by paft. Rows are in schedule order: keep both shuffles off and num_train_epochs as it is (all epochs are in the rows).
+# An update is {batch} rows: per_device_train_batch_size x gradient_accumulation_steps x processes. A model that ms-swift does not know
+# by its name wants model_type.
+"""
+_LORA = {
+    "r": "lora_rank",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "target_modules": "target_modules",
+    "use_dora": "use_dora",
+    "use_rslora": "use_rslora",
+}
+
+
+def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[str, Any]:
+    found = {
+        "model": config.model,
+        **_adapter(config, train),
+        "torch_dtype": precision(config),
+        "dataset": str(out / DATA),
+        "template": "dummy",
+        "split_dataset_ratio": 0,
+        "dataset_shuffle": False,
+        "train_dataloader_shuffle": False,
+        "packing": False,
+        "load_from_cache_file": False,
+        "max_length": train.max_length,
+        "output_dir": str(out / arm),
+        "num_train_epochs": 1,
+        **split_update(train),
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.lr_scheduler,
+        "warmup_ratio": train.warmup_ratio,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "seed": config.seed,
+        "logging_steps": 1,
+        "save_steps": train.save_every,
+        "report_to": train.report_to or "none",
+        **train.arguments,
+    }
+    return {key: value for key, value in found.items() if value is not None}  # it would read None as a word
+
+
+def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
+    bits = {"load_in_4bit": 4, "load_in_8bit": 8}
+    asked = list(config.quantization or ())
+    if config.quantization is not None and (len(asked) != 1 or asked[0] not in bits):
+        raise ConfigError(
+            "quantization: only {load_in_4bit: true} and {load_in_8bit: true} have a name in ms-swift's settings"
+        )
+    if train.lora is None:
+        return {"tuner_type": "full"}
+    if unknown := set(train.lora) - set(_LORA):
+        raise ConfigError(
+            f"train.lora.{min(unknown)}: has no name in ms-swift's settings; leave it out, or train with paft"
+        )
+    lora = {"lora_dropout": 0.0, **{_LORA[key]: value for key, value in train.lora.items()}}
+    return {"tuner_type": "lora", **lora, **({"quant_method": "bnb", "quant_bits": bits[asked[0]]} if asked else {})}
