@@ -13,16 +13,18 @@ from typer.testing import CliRunner
 
 from paft.batprompt import batprompt
 from paft.cli import app
-from paft.config import BatpromptConfig, EvalConfig, load_run_config
+from paft.config import BatpromptConfig, BudgetConfig, EvalConfig, load_run_config
 from paft.errors import ConfigError, EndpointError, PromptSetError
 from paft.evaluation import evaluate
 from paft.grid import Grid
 from paft.pipeline import prepare, untrained
 from paft.prompts import PromptSet
+from paft.prompts.template import template_from
 from tests import tiny
 from tests.chat_server import ChatServer, prompts_for
 
-NEAR = {"text": "My friend wrote: {text}\nthe shade they meant was", "answer": {"labels": ["red", "blue"]}}  # test[0]
+NEAR = {"text": "My friend wrote: {text}\nthe shade they really meant was", "answer": {"labels": ["red", "blue"]}}
+"""A test prompt with a word more."""
 
 
 def answer(body: dict[str, Any]) -> str:
@@ -57,7 +59,9 @@ def test_the_prompt_that_holds_best_on_damaged_examples_joins_the_train_prompts(
     assert after.train == (before.train if found.prompt == found.start else (*before.train, found.prompt))
     assert (after.dev, after.test) == (before.dev, before.test)
     assert len(found.accuracy) > 1
-    assert not {each.id for each in before.test} & found.accuracy.keys()  # the copy of a test prompt was left out
+    near = template_from(NEAR, "near")
+    assert near.id not in {each.id for each in before.test}
+    assert near.id not in found.accuracy  # left out, as it is near to a test prompt
     told = json.loads((tmp_path / "out" / "search.json").read_text("utf-8"))
     assert (told["damaged"], told["prompt"]) == (12, found.prompt.id)
 
@@ -105,7 +109,26 @@ def test_wrong_input_is_named_before_anything_is_asked(tmp_path):
         tiny.write_config(tmp_path)
         batprompt(settings(tmp_path, server, rounds=1), tmp_path / "out")
         with pytest.raises(PromptSetError, match="holds a search with other settings"):
-            batprompt(settings(tmp_path, server, rounds=2), tmp_path / "out")
+            batprompt(settings(tmp_path, server, candidates=5), tmp_path / "out")
+
+
+def test_a_budget_that_ends_leaves_the_best_so_far_and_a_larger_one_goes_on(tmp_path):
+    with ChatServer(reply=answer) as server:
+        whole = batprompt(settings(tmp_path, server), tmp_path / "whole")
+        asked = len(server.asked)
+        config = settings(tmp_path, server)
+        poor = config.writer.model_copy(update={"budget": BudgetConfig(tokens=6500)})  # six attacks, and no rewriting
+        said: list[str] = []
+        found = batprompt(config.model_copy(update={"writer": poor}), tmp_path / "out", say=said.append)
+        assert any("budget" in line for line in said)
+        assert (found.damaged, found.prompt) == (6, found.start)
+        assert PromptSet.load(tmp_path / "out" / "prompts.yaml").train
+        before = len(server.asked)
+        assert batprompt(config, tmp_path / "out") == whole
+        assert 0 < len(server.asked) - before < asked
+        none = config.writer.model_copy(update={"budget": BudgetConfig(tokens=10)})
+        with pytest.raises(ConfigError, match="budget of 10 tokens"):
+            batprompt(config.model_copy(update={"writer": none}), tmp_path / "none")
 
 
 @pytest.mark.parametrize("reply", ["no idea", '{"text": ""}', '[{"words": "a b"}]', '{"text": 3}'])

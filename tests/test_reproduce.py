@@ -102,11 +102,25 @@ def test_training_prompts_are_as_many_as_named(world, tmp_path):
         ("arms={base: {}}", "table1 needs"),
         ("evaluate.budget.kind=adaptive", "over every cell of test prompts"),
         ("evaluate.prompt_split=adversarial", "over every cell of test prompts"),
+        ("arms.more={start: paft, train: {}}", "paft comes last"),
     ],
 )
 def test_what_would_make_a_table_say_what_it_does_not_show_is_refused(override, said):
     with pytest.raises(ConfigError, match=said):
         reproduce.plan("table1", "smoke", Path("x"), [override])
+
+
+@pytest.mark.parametrize(
+    ("experiment", "override", "said"),
+    [
+        ("min-con", "evaluate.also=[]", "needs the adversarial prompts"),
+        ("inference", "evaluate.scorers=[likelihood,generation]", "about free answers"),
+        ("models", "model=my/model", "those of the scale"),
+    ],
+)
+def test_an_experiment_keeps_what_it_is_about(experiment, override, said):
+    with pytest.raises(ConfigError, match=said):
+        reproduce.plan(experiment, "smoke", Path("x"), [override])
 
 
 def test_two_tasks_of_one_name_are_refused():

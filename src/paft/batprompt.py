@@ -28,7 +28,7 @@ from paft.prompts.strategies import Request, json_objects, read_reply, rules_of
 from paft.prompts.template import template_to
 from paft.store import BuildDir, CellStore, write_json, write_text
 from paft.tasks import TASKS, Example, Task
-from paft.writers import Replies, Say, Tick, Writer, open_writer
+from paft.writers import FREE, Replies, Say, Tick, Writer, open_writer
 
 SHOWN = 3
 """Failures shown to the writer."""
@@ -62,7 +62,8 @@ def batprompt(
     run = load_run_config(Path(config.run))
     place = BuildDir(out)
     with place.locked():
-        settings = dump_yaml({**config.model_dump(mode="json"), "run": run.model_dump(mode="json")})
+        kept = config.model_dump(mode="json", exclude={"rounds": True, "writer": set(FREE)})
+        settings = dump_yaml({**kept, "run": run.model_dump(mode="json")})  # more rounds or a larger budget go on
         if place.settings.exists() and place.settings.read_text(encoding="utf-8") != settings:
             raise PromptSetError(
                 f"{out}: holds a search with other settings ({place.settings.name}); choose another --out"
@@ -89,9 +90,11 @@ def batprompt(
 
 
 def _start(prompts: PromptSet, wanted: int | str) -> Template:
-    for position, template in enumerate(prompts.train):
-        if wanted in (position, template.id):
-            return template
+    by_id = {template.id: template for template in prompts.train}
+    if str(wanted) in by_id:  # also an id of digits alone, which YAML reads as a number
+        return by_id[str(wanted)]
+    if isinstance(wanted, int) and 0 <= wanted < len(prompts.train):
+        return prompts.train[wanted]
     raise ConfigError(
         f"start {wanted!r}: no such train prompt; give a position from 0 to {len(prompts.train) - 1} or an id, such as "
         f"{few([each.id for each in prompts.train])}"
@@ -124,6 +127,8 @@ class _Search:
             self.replies.load()
             for number in range(self.config.rounds):
                 damaged += await self._attack(number, best, examples)
+                if self.replies.stopped:  # its budget is used up
+                    break
                 right_N = self._right([best], damaged)[0]
                 said = (
                     f"round {number + 1}: {best.id} is right on {right_N.mean():.0%} of {len(damaged)} damaged examples"
@@ -139,6 +144,10 @@ class _Search:
                 self.say(f"{said}; best of {len(tried)} now {best.id}, {means_K.max():.0%}")
         finally:
             await self.replies.close()
+        if not damaged:
+            raise ConfigError(
+                f"writer {self.config.writer.name!r}: {self.replies.stopped[self.config.writer.name]}; nothing is damaged yet"
+            )
         means_K = self._right(list(tried.values()), damaged).mean(axis=1)
         best = list(tried.values())[int(means_K.argmax())]
         return Robust(start, best, dict(zip(tried, map(float, means_K), strict=True)), len(damaged))
@@ -163,7 +172,7 @@ class _Search:
         right_N = self._right([best], each)[0].astype(bool) if each else np.array([], dtype=bool)
         right = dict(zip((version.id for version in each), right_N.tolist(), strict=True))
         taken = [min(its, key=lambda version: right[version.id]) for its in versions if its]
-        if not taken:
+        if not taken and not self.replies.stopped:
             raise PromptSetError(
                 f"writer {self.config.writer.name!r}: none of {len(requests)} replies holds a damaged example; see {self.replies.file}"
             )
@@ -187,8 +196,10 @@ class _Search:
         text = _mend(self.task, self.about, best, failures, self.config.candidates)
         request = self._request("rewrite", number, text)
         (reply,) = await self.replies.all([request], self.replies.ask, f"rewriting {number + 1}")
+        if reply is None:
+            return []
         origin = {"writer": self.config.writer.name, "strategy": "batprompt", "request": request.key}
-        templates, faulty = read_reply(reply or "", origin)
+        templates, faulty = read_reply(reply, origin)
         kept = [each for each in templates if not list(faults_of(each, self.task)) and self._apart(each)]
         if len(kept) < len(templates) + len(faulty):
             self.say(

@@ -36,7 +36,7 @@ from paft.prompts.strategies import META, Request, ask_again, make_request, read
 from paft.prompts.template import Fault
 from paft.store import BuildDir, CellStore, write_text
 from paft.tasks import TASKS, Labels, Task, load_task
-from paft.writers import LocalWriter, Replies, Say, Tick, Writer, cost, most_tokens, open_writer
+from paft.writers import FREE, LocalWriter, Replies, Say, Tick, Writer, cost, most_tokens, open_writer
 
 ASKED_AGAIN = 1
 """How often a reply without a single template is answered by naming its fault."""
@@ -504,7 +504,7 @@ def _identity(settings: str) -> str:
     values.pop("rounds", None)
     solver = [values["solver"]] if values.get("solver") else []
     for writer in [*values.get("writers", []), *values.get("judges", []), *solver]:
-        for key in ("budget", "price", "concurrency", "timeout", "key_env"):
+        for key in FREE:
             writer.pop(key, None)
     return json.dumps(values, sort_keys=True)
 

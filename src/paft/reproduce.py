@@ -103,7 +103,7 @@ def plan(
         settings = {**_merged(size["settings"], asked.get("settings", {})), "model": model}
         base = {"name": f"{experiment}-{task}", "task": task, "seed": seed, **settings, "arms": arms}
         config = load_run_config(None, overrides, base)
-        _check(config, experiment, task, seed, asked["arms"])
+        _check(config, experiment, model, task, seed, asked["arms"])
         last = list(asked["arms"])[-1]  # what the others are compared with, also those that an override adds
         config = config.model_copy(
             update={"arms": {**{n: a for n, a in config.arms.items() if n != last}, last: config.arms[last]}}
@@ -122,7 +122,7 @@ def plan(
     return Plan(experiment, scale, asked["about"], titles, runs, size.get("needs_gib", 0.0), flops, hours)
 
 
-def _check(config: RunConfig, experiment: str, task: str, seed: int, arms: Mapping[str, Any]) -> None:
+def _check(config: RunConfig, experiment: str, model: str, task: str, seed: int, arms: Mapping[str, Any]) -> None:
     """Raise ConfigError for overrides under which a table would say what it does not show."""
     if lost := [name for name in arms if name not in config.arms]:
         raise ConfigError(f"arms: {experiment} needs {few(lost)}; add one of yours as arms.NAME={{...}}")
@@ -134,6 +134,15 @@ def _check(config: RunConfig, experiment: str, task: str, seed: int, arms: Mappi
         raise ConfigError(
             "evaluate.budget, evaluate.prompt_split: the tables are over every cell of test prompts; leave both out"
         )
+    if experiment == "models" and config.model != model:
+        raise ConfigError(f"model={config.model}: models are those of the scale; for one of yours take table1")
+    if experiment == "min-con" and "adversarial" not in config.evaluate.also:
+        raise ConfigError("evaluate.also: min-con needs the adversarial prompts; leave it out")
+    if experiment == "inference" and config.evaluate.scorers != ["generation"]:
+        raise ConfigError("evaluate.scorers: inference is about free answers; leave it out")
+    last = list(arms)[-1]
+    if late := [name for name, arm in config.arms.items() if arm.start == last]:
+        raise ConfigError(f"arms.{late[0]}.start {last}: {last} comes last, as what the others are compared with")
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from paft.lm.types import Chat
 from paft.prompts.strategies import Request
 from paft.store import append_jsonl, read_jsonl
 
+FREE = ("budget", "price", "concurrency", "timeout", "key_env")
+"""Settings of a writer that change no reply: work goes on under others."""
 Tick = Callable[[int, int, str], None]
 Say = Callable[[str], None]
 

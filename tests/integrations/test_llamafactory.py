@@ -85,7 +85,7 @@ def test_settings_have_the_names_of_llamafactory(tmp_path):
 @pytest.mark.parametrize(
     ("train", "said"),
     [
-        ({"lora": {"r": 4, "layers_to_transform": [0]}}, "lora.layers_to_transform"),
+        ({"lora": {"r": 4, "target_modules": "all-linear", "layers_to_transform": [0]}}, "lora.layers_to_transform"),
         ({"micro_batch_size": 3}, "does not divide"),
         ({"schedule": {"kind": "adaptive"}}, "adaptive"),
         ({"keep": "best", "eval_every": 2}, "checks on dev prompts"),

@@ -1,6 +1,6 @@
 """The other tools themselves, untouched, on what is exported for them; their answers against paft's own, cell by cell.
 
-    for peer in lm-eval llamafactory opencompass; do sh benchmarks/peers.sh $peer /tmp/peers/$peer; done
+    for peer in lm-eval llamafactory ms-swift opencompass; do sh benchmarks/peers.sh $peer /tmp/peers/$peer; done
     PAFT_PEERS=/tmp/peers pytest -m peer
 
 PAFT_PEERS_MODEL names a model to use in place of the tiny one.
@@ -102,22 +102,37 @@ def seen(self, model, inputs, *more, **named):
             out.write(json.dumps([ids[mask].tolist(), labels[mask].tolist()]) + "\\n")
     return step(self, model, inputs, *more, **named)
 transformers.Trainer.training_step = seen
-from llamafactory.cli import main
-file, sys.argv = sys.argv[1], ["llamafactory-cli", "train", sys.argv[2]]
-main()
+file, *sys.argv = sys.argv[1:]
+"""
+LLAMAFACTORY = "from llamafactory.cli import main\nmain()\n"
+MS_SWIFT = """
+from swift.cli.main import parse_yaml_args
+from swift import sft_main
+told = sys.argv[1:]
+parse_yaml_args(told)
+sys.argv[1:] = told
+sft_main()
 """
 
 
-def test_llamafactory_trains_on_the_cells_of_the_schedule(tmp_path):
-    python = program("llamafactory", "python")
+@pytest.mark.parametrize(
+    ("peer", "script", "arguments"),
+    [
+        ("llamafactory", LLAMAFACTORY, ["llamafactory-cli", "train"]),
+        ("ms-swift", MS_SWIFT, ["swift"]),
+    ],
+)
+def test_a_trainer_reads_the_cells_of_the_schedule(tmp_path, peer, script, arguments):
+    python = program(peer, "python")
     model, _, _ = world(tmp_path, "chat")
     config = tmp_path / "config.yaml"
-    paft("export", "llamafactory", config, "-o", tmp_path / "lf", f"model={model}", "train.micro_batch_size=2")
+    paft("export", peer, config, "-o", tmp_path / "out", f"model={model}", "train.micro_batch_size=2")
     seen = tmp_path / "seen.jsonl"
-    call(python, "-c", OBSERVED, seen, tmp_path / "lf" / "sft.yaml")
+    unknown = ["--model_type", "llama"] if peer == "ms-swift" else []
+    call(python, "-c", OBSERVED + script, seen, *arguments, tmp_path / "out" / "sft.yaml", *unknown)
     paft("export", "dataset", config, "--out", tmp_path / "rows.jsonl", f"model={model}", "train.micro_batch_size=2")
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [json.loads(line) for line in seen.read_text().splitlines()] == [
         [row["input_ids"], row["labels"]] for row in rows
     ]
-    assert (tmp_path / "lf" / "paft" / "adapter_model.safetensors").exists()
+    assert list((tmp_path / "out" / "paft").rglob("adapter_model.safetensors"))

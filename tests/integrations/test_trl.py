@@ -52,11 +52,18 @@ def test_trl_sft_has_the_losses_of_paft(tmp_path):
 
 
 def test_settings_are_told_in_its_words(tmp_path):
-    config = run_config(quantization={"load_in_4bit": True}, micro_batch_size=2, lora={"r": 4, "use_dora": True})
+    lora = {"r": 4, "use_dora": True, "target_modules": "all-linear"}
+    config = run_config(quantization={"load_in_4bit": True}, micro_batch_size=2, lora=lora)
     export_trl(grid(tmp_path, 24), tiny.hf_model().renderer, config, "paft", tmp_path / "out")
     told = yaml.safe_load((tmp_path / "out" / "sft.yaml").read_text(encoding="utf-8"))
     assert (told["per_device_train_batch_size"], told["gradient_accumulation_steps"]) == (2, CONFIG.batch_size // 2)
     assert (told["lora_r"], told["use_dora"], told["load_in_4bit"]) == (4, True, True)
+    assert (told["lora_alpha"], told["lora_dropout"], told["bnb_4bit_quant_type"]) == (
+        8,
+        0.0,
+        "fp4",
+    )  # peft's, transformers'
+    assert (told["bf16"], told["fp16"]) == (False, False)
     whole = run_config(lora=None)
     export_trl(grid(tmp_path, 24), tiny.hf_model().renderer, whole, "paft", tmp_path / "whole")
     assert "use_peft" not in yaml.safe_load((tmp_path / "whole" / "sft.yaml").read_text(encoding="utf-8"))
@@ -66,6 +73,7 @@ def test_settings_are_told_in_its_words(tmp_path):
     ("settings", "said"),
     [
         ({"lora": {"layers_pattern": "h"}}, "train.lora.layers_pattern: has no name"),
+        ({"lora": {"r": 4}}, "target_modules is not given"),
         ({"keep": "best", "eval_every": 2}, "need checks on dev prompts, which TRL has not"),
         ({"micro_batch_size": 3}, "does not divide batch_size"),
         ({"method": "grpo"}, "TRL reads rows of supervised fine-tuning"),

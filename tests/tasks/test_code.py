@@ -112,7 +112,7 @@ EVIL = {
     "kills everybody": "import os\nos.kill(-1, 9)",
     "raises its limits": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
     "truncates a file": "import os\nos.truncate('{place}/kept', 0)",
-    "has a signal sent": "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, {bystander})",
+    "has a signal sent": "import fcntl\nfcntl.fcntl(0, fcntl.F_SETOWN, {bystander})",
     "has a signal sent by what it has": "import fcntl\nfcntl.fcntl(3, 8, {bystander})\nfcntl.fcntl(3, 10, 9)\nfcntl.fcntl(3, 4, 0o20000)",
     "pins another process": "import os\nos.sched_setaffinity({bystander}, {0})",
     "slows another process": "import os\nos.setpriority(os.PRIO_PROCESS, {bystander}, 19)",

@@ -115,7 +115,7 @@ def load_recorded(file: Path, grids: Sequence[Grid]) -> RecordedLM:
             f"{file}: none of its {len(rows)} answers belongs to these prompts and examples; give the task, prompt set and split "
             "that were asked"
         )
-    told = [sorted(scored.items()), sorted((key, each.text) for key, each in said.items())]
+    told = [sorted(scored.items()), sorted((key, each.text, each.tokens, each.stop) for key, each in said.items())]
     return RecordedLM(file, scored, said, hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16])
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from paft.config import RunConfig
-from paft.errors import DataError
+from paft.errors import DataError, PaftError
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
 from paft.pipeline import prepare
@@ -20,6 +22,8 @@ from paft.pipeline import prepare
 LINES = "cells.jsonl"
 SAID = ("completion", "generation", "output", "response", "prediction")
 """Keys under which tools write what a model said."""
+CUT = (False, "length", "max_tokens", "model_length")
+"""What tools say of an answer that a limit cut."""
 LENGTH = ("tokens", "num_generated_tokens", "completion_tokens", "output_tokens")
 
 
@@ -60,18 +64,23 @@ def import_lines(config: RunConfig, place: Path, key: str | None = None, tokeniz
     """
     tokens = Tokens(config, tokenizer or config.model)
     found: Recorded = {}
-    for file in sorted(place.rglob("*.jsonl")) if place.is_dir() else [place]:
+    files = sorted(place.rglob("*.jsonl")) if place.is_dir() else [place]
+    stems = Counter(file.stem for file in files)
+    for file in files:
+        title = file.stem if stems[file.stem] == 1 else str(file.relative_to(place).with_suffix(""))
         rows = []
         for number, line in enumerate(_text(file).split("\n"), 1):
             if not line.strip():
                 continue
             try:
                 rows.append(_row(json.loads(line), key, tokens))
+            except PaftError:
+                raise
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise DataError(
                     f"{file} line {number}: {error}; expected an answer with its prompt and example"
                 ) from None
-        found.setdefault(file.stem, []).extend(rows)
+        found[title] = rows
     return found
 
 
@@ -91,12 +100,24 @@ def import_inspect(config: RunConfig, place: Path, tokenizer: str | None = None)
         try:
             model, samples = _log(file)
             rows = [_sample(sample, tokens) for sample in samples]
+        except PaftError:
+            raise
         except NotImplementedError:
             raise DataError(
                 f"{file}: packed in a way that this Python cannot read (zstd); write JSON: inspect log convert {file} --to json "
                 "--output-dir DIRECTORY, or inspect eval --log-format json"
             ) from None
-        except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+        ) as error:
             raise DataError(f"{file}: not a log of Inspect over {LINES} ({type(error).__name__} {error})") from None
         found.setdefault(model, []).extend(rows)
     if not found:
@@ -107,11 +128,19 @@ def import_inspect(config: RunConfig, place: Path, tokenizer: str | None = None)
 def _log(file: Path) -> tuple[str, list[dict[str, Any]]]:
     if file.suffix == ".json":
         told = json.loads(_text(file))
-        return str(told["eval"]["model"]), list(told["samples"])
+        return _model(told["eval"]), list(told["samples"])
     with zipfile.ZipFile(file) as log:
+        if "header.json" not in log.namelist():
+            raise ValueError("it is not finished; inspect eval-retry goes on with it")
         header = json.loads(log.read("header.json"))
         names = sorted(name for name in log.namelist() if name.startswith("samples/") and name.endswith(".json"))
-        return str(header["eval"]["model"]), [json.loads(log.read(name)) for name in names]
+        return _model(header["eval"]), [json.loads(log.read(name)) for name in names]
+
+
+def _model(told: Mapping[str, Any]) -> str:
+    """Name of the model, with the path of a local one, which all have one name."""
+    path = (told.get("model_args") or {}).get("model_path")
+    return f"{told['model']} {Path(str(path)).name}" if path else str(told["model"])
 
 
 def _sample(sample: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
@@ -125,7 +154,7 @@ def _sample(sample: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
     used = (sample["output"].get("usage") or {}).get("output_tokens")
     if used is None:
         return row | tokens.completion(content)
-    return row | {"completion": content, "tokens": int(used), "ended": reply.get("stop_reason") == "stop"}
+    return row | {"completion": content, "tokens": int(used), "ended": reply.get("stop_reason") not in CUT}
 
 
 def _row(told: Mapping[str, Any], key: str | None, tokens: Tokens) -> dict[str, Any]:
@@ -137,12 +166,12 @@ def _row(told: Mapping[str, Any], key: str | None, tokens: Tokens) -> dict[str, 
         if "logp" not in row:
             raise KeyError(f"no {key or ' or '.join(SAID)} in it")
         return row
-    text = told[said] if isinstance(told[said], str) else str(told[said] or "")
+    text = "" if told[said] is None else str(told[said])
     length = next((told[name] for name in LENGTH if told.get(name) is not None), None)
     ended = told["ended"] if "ended" in told else told.get("finish_reason")
     if length is None or ended is None:
         return row | tokens.completion(text)
-    return row | {"completion": text, "tokens": int(length), "ended": ended in (True, "stop", "eos")}
+    return row | {"completion": text, "tokens": int(length), "ended": ended not in CUT}
 
 
 def _ids(told: Mapping[str, Any]) -> dict[str, str]:

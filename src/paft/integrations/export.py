@@ -149,6 +149,19 @@ def precision(config: RunConfig) -> str:
     return str(pick_dtype(config.dtype, best_device())).removeprefix("torch.")
 
 
+def adapter_settings(train: SFTConfig, reader: str) -> dict[str, Any]:
+    """train.lora with what peft takes for the rest, since other trainers take something else. Raises ConfigError where that is the model's.
+
+    The caller has made sure that there is an adapter.
+    """
+    assert train.lora is not None
+    if "target_modules" not in train.lora:
+        raise ConfigError(
+            f"train.lora.target_modules is not given, and {reader} would take others than peft; name them, or all-linear"
+        )
+    return {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, **train.lora}
+
+
 def split_update(train: SFTConfig) -> dict[str, int]:
     """An update in the words of transformers' trainer, for one process. Raises ConfigError where passes do not fill it."""
     micro = train.micro_batch_size or train.batch_size

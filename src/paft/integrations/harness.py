@@ -40,8 +40,8 @@ def new_export(config: RunConfig, materials: Materials, out: Path) -> Iterator[P
 def with_limit(config: RunConfig, materials: Materials) -> RunConfig:
     """The settings with one limit for all free answers, which a harness has to be told.
 
-    Where none is given: 512 tokens for code; for choices 32, or one for every two characters of the longest answer. Raises ConfigError for
-    numbers, before which a model may reason.
+    Where none is given: 512 tokens for code; for choices 32, or as many as any tokenizer may want for the longest answer (one for two Latin
+    letters, one for a byte of others). Raises ConfigError for numbers, before which a model may reason.
     """
     limit = config.evaluate.max_new_tokens
     if limit is None and materials.task.num_choices == 1:
@@ -55,7 +55,7 @@ def with_limit(config: RunConfig, materials: Materials) -> RunConfig:
         answers = {
             text for each in grid.templates for example in grid.examples for text in each.answer.surfaces(example)
         }
-        limit = max(32, max(map(len, answers)) // 2)
+        limit = max(32, *(sum(0.5 if c.isascii() else len(c.encode()) for c in text).__ceil__() for text in answers))
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_new_tokens": limit})})
 
 

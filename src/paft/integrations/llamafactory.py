@@ -14,7 +14,15 @@ from typing import Any
 from paft.config import RunConfig, SFTConfig, dump_yaml
 from paft.errors import ConfigError
 from paft.grid import Grid
-from paft.integrations.export import Exported, check_rows, precision, rows_in_pieces, rows_only, split_update
+from paft.integrations.export import (
+    Exported,
+    adapter_settings,
+    check_rows,
+    precision,
+    rows_in_pieces,
+    rows_only,
+    split_update,
+)
 from paft.lm.render import Renderer
 from paft.store import new_folder, write_text
 
@@ -103,13 +111,14 @@ def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
         raise ConfigError(
             "quantization: only {load_in_4bit: true} and {load_in_8bit: true} have a name in LLaMA-Factory's settings"
         )
-    quantised = {"quantization_bit": bits[asked[0]]} if asked else {}
+    quantised = {"quantization_bit": bits[asked[0]], "quantization_type": "fp4"} if asked else {}
     if train.lora is None:
         return {"finetuning_type": "full"}
-    target = train.lora.get("target_modules", "all-linear")
+    lora = adapter_settings(train, "LLaMA-Factory")
+    target = lora["target_modules"]
     found: dict[str, Any] = {"finetuning_type": "lora", **quantised}
     found["lora_target"] = "all" if target == "all-linear" else target if isinstance(target, str) else ",".join(target)
-    for key, value in train.lora.items():
+    for key, value in lora.items():
         if key in _LORA:
             found[_LORA[key]] = value
         elif key != "target_modules":

@@ -13,7 +13,15 @@ from typing import Any
 from paft.config import RunConfig, SFTConfig, dump_yaml
 from paft.errors import ConfigError
 from paft.grid import Grid
-from paft.integrations.export import Exported, check_rows, precision, rows_in_pieces, rows_only, split_update
+from paft.integrations.export import (
+    Exported,
+    adapter_settings,
+    check_rows,
+    precision,
+    rows_in_pieces,
+    rows_only,
+    split_update,
+)
 from paft.lm.render import Renderer
 from paft.store import new_folder, write_text
 
@@ -103,5 +111,6 @@ def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
         raise ConfigError(
             f"train.lora.{min(unknown)}: has no name in ms-swift's settings; leave it out, or train with paft"
         )
-    lora = {"lora_dropout": 0.0, **{_LORA[key]: value for key, value in train.lora.items()}}
-    return {"tuner_type": "lora", **lora, **({"quant_method": "bnb", "quant_bits": bits[asked[0]]} if asked else {})}
+    lora = {_LORA[key]: value for key, value in adapter_settings(train, "ms-swift").items()}
+    quantised = {"quant_method": "bnb", "quant_bits": bits[asked[0]], "bnb_4bit_quant_type": "fp4"} if asked else {}
+    return {"tuner_type": "lora", **lora, **quantised}

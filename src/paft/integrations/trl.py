@@ -8,7 +8,7 @@ from typing import Any
 from paft.config import RunConfig, SFTConfig, dump_yaml
 from paft.errors import ConfigError
 from paft.grid import Grid
-from paft.integrations.export import Exported, export_dataset, precision, rows_only, split_update
+from paft.integrations.export import Exported, adapter_settings, export_dataset, precision, rows_only, split_update
 from paft.lm.render import Renderer
 from paft.store import new_folder, write_text
 
@@ -64,8 +64,8 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "seed": config.seed,
-        "bf16": precision(config) == "bfloat16",
-        "fp16": precision(config) == "float16",
+        "bf16": False,  # its default is true: mixed precision, which paft has not
+        "fp16": False,
         "gradient_checkpointing": False,
         "logging_steps": 1,
         "save_steps": train.save_every,
@@ -83,5 +83,11 @@ def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
         raise ConfigError(
             f"train.lora.{min(unknown)}: has no name in the settings of trl sft; leave it out, or train with paft"
         )
-    lora = {"lora_dropout": 0.0, **{_LORA[key]: value for key, value in train.lora.items()}}
-    return {"use_peft": True, **lora, **(config.quantization or {})}
+    quantised = dict(config.quantization or {})
+    if quantised.get("load_in_4bit"):
+        quantised = {"bnb_4bit_quant_type": "fp4", **quantised}  # what transformers takes, and TRL does not
+    return {
+        "use_peft": True,
+        **{_LORA[key]: value for key, value in adapter_settings(train, "TRL").items()},
+        **quantised,
+    }

@@ -60,6 +60,7 @@ def load_model(
             raise ConfigError("attention flex_attention: cannot be trained on a CPU; leave it out, or use a GPU")
         extra["attn_implementation"] = attention
     identity, how = _identity(name, files), str(torch_dtype).removeprefix("torch.")
+    identity += f" {attention}" if attention else ""
     if quantization is not None:
         if files.gguf_file:
             raise ConfigError(
