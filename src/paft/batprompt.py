@@ -60,6 +60,10 @@ def batprompt(
     on), PromptSetError when the directory holds another search.
     """
     run = load_run_config(Path(config.run))
+    m = prepare(run, say)
+    start = _start(m.prompts, config.start)
+    if not m.dev:
+        raise ConfigError(f"{config.run}: no arm is trained, so no examples are held out; name the run that trains")
     place = BuildDir(out)
     with place.locked():
         kept = config.model_dump(mode="json", exclude={"rounds": True, "writer": set(FREE)})
@@ -68,10 +72,6 @@ def batprompt(
             raise PromptSetError(
                 f"{out}: holds a search with other settings ({place.settings.name}); choose another --out"
             )
-        m = prepare(run, say)
-        start = _start(m.prompts, config.start)
-        if not m.dev:
-            raise ConfigError(f"{config.run}: no arm is trained, so no examples are held out; name the run that trains")
         write_text(place.settings, settings)
         names = {config.writer.name: writer or open_writer(config.writer, run.source, say)}
         replies = Replies(place.replies, {config.writer.name: config.writer}, names, say, tick)

@@ -56,6 +56,9 @@ Embeddings = Annotated[
     str | None,
     typer.Option(help="Sentence embedding model, for what words do not show: sentence-transformers/all-MiniLM-L6-v2"),
 ]
+SettingsFile = Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")]
+NewFolder = Annotated[Path, typer.Option("--out", "-o", help="New directory.")]
+ArmOf = Annotated[str, typer.Option(help="Arm whose training is written.")]
 Into = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/import-<task>.")]
 Asked = Annotated[Path, typer.Option(help="The directory that `paft export` made for it.")]
 CountedIn = Annotated[
@@ -201,10 +204,10 @@ def export_dataset(
 
 @export_app.command("llamafactory")
 def export_llamafactory(
-    config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    config: SettingsFile,
+    out: NewFolder,
     overrides: Overrides = None,
-    arm: Annotated[str, typer.Option(help="Arm whose training is written.")] = "paft",
+    arm: ArmOf = "paft",
 ) -> None:
     """Write a training for LLaMA-Factory 0.9.5: the rows of all epochs in schedule order, dataset_info.json and the settings.
 
@@ -212,19 +215,15 @@ def export_llamafactory(
     """
     from paft.integrations.llamafactory import export_llamafactory as write
 
-    with _watcher() as watch:
-        settings, training, grid, renderer = _training(config, overrides, arm, watch.say)
-        done = write(grid, renderer, settings, arm, out, say=watch.say)
-    _say_rows(out, done, training, grid.shape[1])
-    typer.echo(f"  llamafactory-cli train {out / 'sft.yaml'}")
+    _write_training(write, config, overrides, arm, out, "llamafactory-cli train")
 
 
 @export_app.command("ms-swift")
 def export_ms_swift(
-    config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    config: SettingsFile,
+    out: NewFolder,
     overrides: Overrides = None,
-    arm: Annotated[str, typer.Option(help="Arm whose training is written.")] = "paft",
+    arm: ArmOf = "paft",
 ) -> None:
     """Write a training for ms-swift 4.6: the rows of all epochs in schedule order as turns, and the settings.
 
@@ -232,19 +231,15 @@ def export_ms_swift(
     """
     from paft.integrations.ms_swift import export_ms_swift as write
 
-    with _watcher() as watch:
-        settings, training, grid, renderer = _training(config, overrides, arm, watch.say)
-        done = write(grid, renderer, settings, arm, out, say=watch.say)
-    _say_rows(out, done, training, grid.shape[1])
-    typer.echo(f"  swift sft {out / 'sft.yaml'}")
+    _write_training(write, config, overrides, arm, out, "swift sft")
 
 
 @export_app.command("trl")
 def export_trl(
-    config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    config: SettingsFile,
+    out: NewFolder,
     overrides: Overrides = None,
-    arm: Annotated[str, typer.Option(help="Arm whose training is written.")] = "paft",
+    arm: ArmOf = "paft",
 ) -> None:
     """Write a training for `trl sft` (TRL 1.16): the tokens of all epochs in schedule order, and the settings.
 
@@ -252,11 +247,18 @@ def export_trl(
     """
     from paft.integrations.trl import export_trl as write
 
+    _write_training(write, config, overrides, arm, out, "trl sft --config")
+
+
+def _write_training(
+    write: Callable[..., Any], config: Path, overrides: list[str] | None, arm: str, out: Path, command: str
+) -> None:
+    """A folder for a trainer, and the command that trains on it."""
     with _watcher() as watch:
         settings, training, grid, renderer = _training(config, overrides, arm, watch.say)
-        done = write(grid, renderer, settings, arm, out)
+        done = write(grid, renderer, settings, arm, out, say=watch.say)
     _say_rows(out, done, training, grid.shape[1])
-    typer.echo(f"  trl sft --config {out / 'sft.yaml'}")
+    typer.echo(f"  {command} {out / 'sft.yaml'}")
 
 
 def _training(path: Path, overrides: list[str] | None, arm: str, say: Any) -> tuple[RunConfig, Any, Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,22 @@ from paft.store import new_folder, write_text
 ROWS, SETTINGS = "rows", "sft.yaml"
 
 
-def export_trl(grid: Grid, renderer: Renderer, config: RunConfig, arm: str, out: Path) -> Exported:
+def export_trl(
+    grid: Grid,
+    renderer: Renderer,
+    config: RunConfig,
+    arm: str,
+    out: Path,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> Exported:
     """Write a folder for `trl sft --config`: rows of all epochs as tokens, and the arm's settings under TRL's names.
 
     Raises ConfigError for what cannot be told by rows, and for settings that it has no name for.
     """
     train = rows_only(config, arm, "TRL")
     settings = _settings(config, train, arm, out.resolve())
+    say(f"writing the tokens of {train.epochs} epoch(s)")
     with new_folder(out) as folder:
         done = export_dataset(grid, renderer, train, folder / ROWS / "train.parquet", seed=config.seed)
         write_text(folder / SETTINGS, _COMMENT.format(batch=train.batch_size) + dump_yaml(settings))
