@@ -22,7 +22,7 @@ from paft.evaluation.budget import spend
 from paft.evaluation.few import mean_of_few
 from paft.evaluation.mixture import PromptMixture
 from paft.evaluation.sampling import BalancedOrder
-from paft.pipeline import load_tables
+from paft.finished import load_tables
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 

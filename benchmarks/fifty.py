@@ -24,7 +24,7 @@ from likelihood import HERE, peer_command, processor, run, write_peer_task
 
 from paft.config import EvalConfig, RunConfig
 from paft.lm.hf import load_renderer
-from paft.pipeline import prepare
+from paft.materials import prepare
 
 
 def main() -> None:

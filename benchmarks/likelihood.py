@@ -32,7 +32,7 @@ from paft.config import EvalConfig, RunConfig
 from paft.grid import Cell
 from paft.lm.hf import load_renderer
 from paft.lm.prefix import plan
-from paft.pipeline import Materials, prepare
+from paft.materials import Materials, prepare
 
 HERE = Path(__file__).parent
 WORKLOADS = ("hellaswag", "piqa", "race", "mmlu5", "letters")

@@ -22,7 +22,7 @@ import yaml
 from scipy import stats
 
 from paft.config import dump_yaml, load_run_config
-from paft.pipeline import compare_seeds, load_results
+from paft.finished import compare_seeds, load_results
 from paft.prompts import PromptSet
 from paft.store import read_jsonl
 

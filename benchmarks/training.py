@@ -28,7 +28,7 @@ from likelihood import Side, run
 from paft.config import RunConfig
 from paft.grid import Grid
 from paft.lm.hf import load_renderer
-from paft.pipeline import prepare
+from paft.materials import prepare
 from paft.store import read_jsonl
 from paft.training.data import CellDataset, ScheduleSampler
 from paft.training.schedule import make_schedule

@@ -18,7 +18,7 @@ from transformers import get_scheduler
 from paft.config import GRPOConfig, load_run_config
 from paft.grid import Cell, Grid
 from paft.lm.hf import HFModel, load_model
-from paft.pipeline import prepare
+from paft.materials import prepare
 from paft.training.data import Row, pad
 from paft.training.objectives import IGNORED, advantages, token_nll
 from paft.training.rewards import Reward, find_reward

@@ -20,7 +20,7 @@ from paft.config import SFTConfig, load_run_config
 from paft.grid import Grid
 from paft.lm.hf import HFModel, load_model
 from paft.lm.render import Renderer
-from paft.pipeline import prepare
+from paft.materials import prepare
 from paft.training.data import CellDataset, pad
 from paft.training.objectives import IGNORED
 from paft.training.schedule import make_schedule, updates_per_epoch

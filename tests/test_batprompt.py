@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from paft.arms import untrained
 from paft.batprompt import batprompt
 from paft.cli import app
 from paft.config import BatpromptConfig, BudgetConfig, EvalConfig, load_run_config
 from paft.errors import ConfigError, EndpointError, PromptSetError
 from paft.evaluation import evaluate
 from paft.grid import Grid
-from paft.pipeline import prepare, untrained
+from paft.materials import prepare
 from paft.prompts import PromptSet
 from paft.prompts.template import template_from
 from tests import tiny

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from paft import pipeline
+from paft import finished, materials, pipeline
 from paft.config import dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, StoreError
 from paft.watch import LineWatcher
@@ -78,7 +78,7 @@ def test_the_one_prompt_is_found_on_held_out_examples_and_train_prompts(world, t
         f"arms={{found: {{train: {{schedule: {{kind: fixed, search: {{kind: {kind}, prompts: 4, examples: 6}}}}}}}}}}"
     )
     results = run(config, tmp_path, found)
-    m = pipeline.prepare(load_run_config(config, [found]))
+    m = materials.prepare(load_run_config(config, [found]))
     told = results["arms"]["found"]["train"]["search"]
     pool = [template.id for template in m.prompts.train]
     assert (len(told["accuracy"]), told["cells"]) == (4, 24)
@@ -126,7 +126,7 @@ def test_a_budget_buys_a_part_and_the_rest_is_paid_for_later(world, tmp_path):
     assert "15 of 24 cells were bought" in (tmp_path / "report.html").read_text(encoding="utf-8")
     table = pyarrow.parquet.read_table(tmp_path / "scores.parquet").to_pydict()
     assert len(table["arm"]) == 2 * 15
-    (pair,) = pipeline.compare_runs([str(tmp_path)], "likelihood")
+    (pair,) = finished.compare_runs([str(tmp_path)], "likelihood")
     told = next(c for c in part["comparisons"] if c["scorer"] == "likelihood")
     assert (pair.a, pair.b) == (told["a"], told["b"])
     assert pair.comparison.mean.to_dict() == told["mean"]
@@ -198,7 +198,7 @@ def test_an_adapter_is_trained_on_quantised_weights(world, tmp_path):
 def test_arms_over_training_seeds(world, tmp_path):
     config, out, results = world
     run(config, tmp_path / "b", "seed=1")
-    rows = pipeline.compare_seeds([str(out), str(tmp_path / "b")], "likelihood")
+    rows = finished.compare_seeds([str(out), str(tmp_path / "b")], "likelihood")
     assert [(row.a, row.b) for row in rows] == [
         ("base", None), ("single", None), ("paft", None), ("single", "base"), ("paft", "base"), ("paft", "single"),
     ]  # fmt: skip
@@ -213,9 +213,9 @@ def test_arms_over_training_seeds(world, tmp_path):
     assert f"{tmp_path / 'b'}:paft" in page.read_text(encoding="utf-8")
     assert "Between runs, free answers" in page.with_suffix(".md").read_text(encoding="utf-8")
     with pytest.raises(DataError, match="has the training seed of"):
-        pipeline.compare_seeds([str(out), str(out)])
+        finished.compare_seeds([str(out), str(out)])
     with pytest.raises(DataError, match="one run"):
-        pipeline.compare_seeds([str(out)])
+        finished.compare_seeds([str(out)])
 
 
 def test_fully_trained_weights_come_back_as_the_same_model(world, tmp_path):
@@ -279,8 +279,8 @@ def test_train_examples_never_overlap_the_scored_ones(tmp_path):
     train, test = (task / f"{name}.jsonl" for name in ("train", "test"))
     train.write_text(train.read_text() + test.read_text().splitlines()[0] + "\n")
     said: list[str] = []
-    materials = pipeline.prepare(load_run_config(config), said.append)
-    assert len(materials.train) == 24
+    m = materials.prepare(load_run_config(config), said.append)
+    assert len(m.train) == 24
     assert any("1 train examples also occur" in line for line in said)
 
 

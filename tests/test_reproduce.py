@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from paft import pipeline, reproduce
 from paft.cli import app
 from paft.errors import ConfigError
-from paft.pipeline import load_results, load_tables
+from paft.finished import load_results, load_tables
 from paft.watch import LineWatcher
 from tests import tiny
 

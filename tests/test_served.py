@@ -16,7 +16,7 @@ import pytest
 from paft import pipeline
 from paft.config import PolicyConfig, load_run_config
 from paft.errors import ConfigError, EndpointError
-from paft.pipeline import load_tables
+from paft.finished import load_tables
 from paft.reports.wording import model_of
 from paft.store import CellStore
 from paft.watch import LineWatcher

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paft.pipeline import Stage
-from paft.watch import LineWatcher
+from paft.watch import LineWatcher, Stage
 
 
 def told(capsys: pytest.CaptureFixture[str], ticks: list[tuple[int, int]], seconds_each: float) -> str:

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from paft.arms import untrained
 from paft.config import BatpromptConfig, CellBudgetConfig, EvalConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, PromptSetError, few
 from paft.evaluation import evaluate
 from paft.grid import Grid
 from paft.lm.types import LM, Message
-from paft.pipeline import prepare, untrained
+from paft.materials import prepare
 from paft.prompts import PromptSet, Template
 from paft.prompts.auditing import faults_of
 from paft.prompts.strategies import Request, json_objects, read_reply, rules_of

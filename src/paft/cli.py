@@ -264,7 +264,7 @@ def _write_training(
 def _training(path: Path, overrides: list[str] | None, arm: str, say: Any) -> tuple[RunConfig, Any, Any, Any]:
     """Settings of a run, those of an arm that is trained, its grid and the renderer of its model."""
     from paft.lm.hf import load_renderer
-    from paft.pipeline import prepare, train_grid
+    from paft.materials import prepare, train_grid
 
     settings = load_run_config(path, overrides or [])
     training = settings.training_of(arm) if arm in settings.arms else None
@@ -666,14 +666,14 @@ def compare(
 
     Example: paft compare --seeds runs/seed0 runs/seed1 runs/seed2
     """
-    from paft import pipeline
+    from paft import finished
     from paft.reports.verdict import pairs_table, seeds_table
 
     if seeds:
-        rows = pipeline.compare_seeds(runs, scorer)
+        rows = finished.compare_seeds(runs, scorer)
         typer.echo(json.dumps([row.to_dict() for row in rows]) if as_json else seeds_table(rows))
         return
-    found = pipeline.compare_runs(runs, scorer)
+    found = finished.compare_runs(runs, scorer)
     typer.echo(json.dumps([pair.to_dict() for pair in found]) if as_json else pairs_table(found))
 
 
@@ -687,7 +687,7 @@ def report(
 
     Example: paft report runs/demo -o report.html
     """
-    from paft.pipeline import compare_across, load_exhibit, load_results
+    from paft.finished import compare_across, load_exhibit, load_results
     from paft.reports import write_report
 
     results, exhibits = [load_results(path) for path in runs], [load_exhibit(path) for path in runs]
@@ -1058,7 +1058,7 @@ def doctor(as_json: Json = False) -> None:
     Example: paft doctor
     """
     from paft.lm.hf import best_device, pick_dtype
-    from paft.pipeline import environment
+    from paft.results import environment
     from paft.tasks.sandbox import can_confine
 
     facts: dict[str, Any] = {"paft": paft.__version__, **environment()}

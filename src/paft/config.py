@@ -263,6 +263,19 @@ class TrainingConfig(Strict):
             raise ValueError(f"{asked} needs checks on dev prompts while training; give eval_every")
         return self
 
+    def decisive(self) -> dict[str, Any]:
+        """The settings that can change what comes out: two trainings that agree in these are one."""
+        found = self.model_dump(exclude=self._free())
+        found["schedule"].pop("search", None)  # what it found stands there as a prompt
+        return found
+
+    def _free(self) -> set[str]:
+        free = {"packing", "dataloader_workers", "report_to", "save_every"}
+        if self.keep == "last" and self.patience is None:
+            free |= {"keep", "patience", "eval_every", "dev_prompts", "dev_examples"}  # else the checks decide
+        # as they were before there were these settings
+        return free | {name for name, value in (("arguments", {}), ("prompts", None)) if getattr(self, name) == value}
+
 
 class SFTConfig(TrainingConfig):
     """Supervised fine-tuning. Defaults are the paper's (its Table of hyper-parameters); see docs/method.md."""
@@ -290,6 +303,12 @@ class SFTConfig(TrainingConfig):
                 "schedule.batches_per_prompt counts forward passes; say how large they are: micro_batch_size"
             )
         return self
+
+    def _free(self) -> set[str]:
+        free = super()._free() | {"method"}  # of trainings before there was another
+        if not (isinstance(self.schedule, Holding) and self.schedule.batches_per_prompt):
+            free.add("micro_batch_size")  # else it says how long a prompt is kept
+        return free
 
 
 class GRPOConfig(TrainingConfig):

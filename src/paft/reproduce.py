@@ -23,7 +23,8 @@ from paft.config import RunConfig, load_run_config
 from paft.errors import ConfigError, PaftError, few, nearest
 from paft.evaluation.remedies import batch_calibrated, ensemble
 from paft.evaluation.stats import compare
-from paft.pipeline import compare_seeds, load_results, load_tables, run
+from paft.finished import compare_seeds, load_results, load_tables
+from paft.pipeline import run
 from paft.prompts import PromptSet
 from paft.store import write_json, write_text
 from paft.tasks.answers import Labels

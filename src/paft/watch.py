@@ -1,4 +1,4 @@
-"""Watchers of a run: a live display with the time left on a terminal, plain lines elsewhere."""
+"""Who is told what a run does: a live display with the time left on a terminal, plain lines elsewhere, or nobody."""
 
 from __future__ import annotations
 
@@ -6,13 +6,35 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from paft.pipeline import Stage
-
 Tick = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run, with its share of the work (any unit)."""
+
+    name: str
+    work: float
+
+
+class Watcher(Protocol):
+    """Who is told what happens: a terminal, a notebook, nobody."""
+
+    def plan(self, stages: Sequence[Stage]) -> None:
+        """All stages, before the first starts."""
+
+    def stage(self, name: str) -> AbstractContextManager[Any]:
+        """Entered while a stage runs; yields a callable (done, total, note)."""
+
+    def say(self, text: str) -> None:
+        """A line worth reading."""
 
 
 class Clock:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from paft import pipeline
+from paft import finished, materials, pipeline
 from paft.cli import app
 from paft.config import EvalConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, PaftError
@@ -174,7 +174,7 @@ def _total(model: HFModel, ids: list[int]) -> float:
 
 def scores(run: Path) -> dict[str, Any]:
     return {arm: {name: (m.prompt_ids, m.example_ids, m.values_KN.tolist(), m.answers_KN.tolist()) for name, m in by.items()}
-            for arm, by in pipeline.load_tables(run).items()}  # fmt: skip
+            for arm, by in finished.load_tables(run).items()}  # fmt: skip
 
 
 @pytest.mark.parametrize("style", ["raw", "chat"])
@@ -256,7 +256,7 @@ def nasty(folder: Path) -> list[str]:
 def test_texts_that_look_like_templates_reach_lm_eval_as_they_are(tmp_path, style):
     overrides = [*nasty(tmp_path / "data"), f"style={style}", "model=x"]
     config = load_run_config(None, overrides)
-    grid = pipeline.prepare(config).grid
+    grid = materials.prepare(config).grid
     export_lm_eval(config, tmp_path / "asked")
     language = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     rows = pyarrow.parquet.read_table(tmp_path / "asked" / "rows.parquet").to_pylist()
@@ -355,7 +355,7 @@ def test_the_limit_of_free_answers_fits_the_task(world):
     """Code has room; how long a model may reason before a number is for the user to say; long options are not cut."""
     folder, _ = world
     config = load_run_config(folder / "config.yaml", ["arms={base: {}}", "evaluate.max_new_tokens=null"])
-    m = pipeline.prepare(config)
+    m = materials.prepare(config)
     assert with_limit(config, m).evaluate.max_new_tokens == 32
     kinds = {
         "code": SimpleNamespace(num_choices=1, open_kind="code"),
@@ -380,7 +380,7 @@ def write(file: Path, *rows: dict) -> Path:
 def test_recorded_answers_are_read_part_by_part(world, tmp_path):
     folder, _ = world
     config = load_run_config(folder / "config.yaml", ["arms={base: {}}"])
-    grid = pipeline.prepare(config).grid
+    grid = materials.prepare(config).grid
     prompt, example = grid.templates[0].id, grid.examples[0].id
     lm = load_recorded(
         write(
@@ -414,7 +414,7 @@ def test_recorded_answers_are_read_part_by_part(world, tmp_path):
 )
 def test_recorded_answers_that_cannot_be_read_are_named(world, tmp_path, row, said):
     folder, _ = world
-    m = pipeline.prepare(load_run_config(folder / "config.yaml", ["arms={base: {}}"]))
+    m = materials.prepare(load_run_config(folder / "config.yaml", ["arms={base: {}}"]))
     if row.get("prompt") == 0:
         row = {**row, "prompt": m.grid.templates[0].id, "example": m.grid.examples[0].id}
     with pytest.raises(DataError, match=said):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paft import pipeline
+from paft import finished, pipeline
 from paft.config import EvalConfig, load_run_config
 from paft.errors import DataError
 from paft.evaluation import evaluate
@@ -159,9 +159,9 @@ def test_a_real_run_keeps_its_exhibit_and_shows_it(tmp_path: Path, arms: int) ->
     config = tiny.write_config(tmp_path, arms={name: {} for name in names})
     out = tmp_path / "out"
     results = pipeline.run(load_run_config(config), out, LineWatcher(quiet=True), stages=("score", "report"))
-    exhibit = pipeline.load_exhibit(out)
+    exhibit = finished.load_exhibit(out)
     assert exhibit is not None
-    assert exhibit == pipeline.load_exhibit(out / "results.json")
+    assert exhibit == finished.load_exhibit(out / "results.json")
     first = (out / "exhibit.json").read_bytes()
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Which prompts and examples break" in page
@@ -182,7 +182,7 @@ def test_a_run_with_holes_shows_them(tmp_path: Path) -> None:
     config = tiny.write_config(tmp_path, arms={"base": {}, "again": {}})
     overrides = ["evaluate.budget.kind=balanced", "evaluate.budget.cells=15"]
     pipeline.run(load_run_config(config, overrides), tmp_path / "out", LineWatcher(quiet=True))
-    exhibit = pipeline.load_exhibit(tmp_path / "out")
+    exhibit = finished.load_exhibit(tmp_path / "out")
     assert exhibit is not None
     assert all(each["counts"]["."] == 9 for each in exhibit["tables"])
     assert all(all(text["arms"].values()) for text in exhibit["texts"])  # both arms bought the same cells
@@ -259,7 +259,7 @@ def test_an_exhibit_of_other_scores_is_left_out(tmp_path: Path) -> None:
 def test_a_damaged_exhibit_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "exhibit.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match="delete it") as caught:
-        pipeline.load_exhibit(tmp_path)
+        finished.load_exhibit(tmp_path)
     assert "\n" not in str(caught.value)
     done = {"a": arm(["RW", "RR"])}
     exhibit = exhibit_of(done)

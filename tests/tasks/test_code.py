@@ -19,7 +19,7 @@ import pytest
 
 from paft.config import load_run_config
 from paft.errors import ConfigError, ResourceError, TemplateError
-from paft.pipeline import prepare
+from paft.materials import prepare
 from paft.prompts.template import Template
 from paft.tasks import sandbox
 from paft.tasks.answers import OTHER, Code, Parsed, Wrapped, answer_format_from, answer_format_to

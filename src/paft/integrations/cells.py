@@ -17,7 +17,7 @@ from paft.config import RunConfig
 from paft.errors import DataError, PaftError
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
-from paft.pipeline import prepare
+from paft.materials import prepare
 
 LINES = "cells.jsonl"
 SAID = ("completion", "generation", "output", "response", "prediction")

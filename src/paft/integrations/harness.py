@@ -17,7 +17,7 @@ from typing import Any
 from paft.config import RunConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, few
 from paft.evaluation.evaluate import CODE_TOKENS
-from paft.pipeline import Materials
+from paft.materials import Materials
 from paft.store import disk_errors, new_folder, write_text
 
 SETTINGS, PROMPTS = "paft.yaml", "prompts.yaml"

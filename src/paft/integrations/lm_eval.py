@@ -17,7 +17,7 @@ from paft.config import RunConfig, dump_yaml
 from paft.errors import ConfigError, DataError
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, new_export, with_limit
-from paft.pipeline import prepare
+from paft.materials import prepare
 from paft.prompts.template import OPTION_SLOT, SLOT, Template
 from paft.store import write_text
 from paft.tasks.answers import LETTERS, Labels

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from paft.config import RunConfig, validate
 from paft.errors import AssetError, ConfigError, DataError, few
-from paft.pipeline import load_results
+from paft.finished import load_results
 from paft.reports import markdown_table
 from paft.store import ArmDir, RunDir, new_folder, write_text
 

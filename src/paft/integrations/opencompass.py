@@ -16,7 +16,7 @@ from paft.errors import ConfigError, DataError
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
 from paft.lm.hf import best_device
-from paft.pipeline import prepare
+from paft.materials import prepare
 from paft.store import write_text
 from paft.tasks.answers import LETTERS, Labels
 

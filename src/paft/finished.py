@@ -1,0 +1,196 @@
+"""Finished runs: their results and cells read back, and models of several runs compared on the cells that all of them hold."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paft.errors import ConfigError, DataError, few, nearest
+from paft.evaluation.comparisons import Pairwise, Seeded, over_seeds, pairwise
+from paft.evaluation.matrix import UNSCORED, ScoreMatrix
+from paft.store import RunDir
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    """results.json of a run directory, or of the file itself. Raises DataError when it is not one."""
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); give a finished run directory") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}: not JSON ({error.msg}, line {error.lineno})") from None
+    if not isinstance(value, dict) or "arms" not in value:
+        raise DataError(f"{file}: not the results of a run")
+    return value
+
+
+def load_exhibit(path: Path) -> dict[str, Any] | None:
+    """The cells to show of the run whose directory or results.json this is; None for a run that was scored before there were any."""
+    file = RunDir(path if path.is_dir() else path.parent).exhibit
+    if not file.exists():
+        return None
+    try:
+        found: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); delete it to do without, or score the run again") from None
+    return found
+
+
+def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
+    """Tables of all arms of a finished run by scorer, NaN where a budget did not buy. Raises DataError when the directory holds none."""
+    import pyarrow.parquet
+
+    file = RunDir(run).scores
+    try:
+        rows = pyarrow.parquet.read_table(file).to_pydict()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({str(error).splitlines()[0][:100]}); give a finished run directory"
+        ) from None
+    found: dict[str, dict[str, ScoreMatrix]] = {}
+    sampled = rows.get("sampled", [True] * len(rows["arm"]))
+    for arm in dict.fromkeys(rows["arm"]):
+        at = [n for n, each in enumerate(rows["arm"]) if each == arm and sampled[n]]
+        prompts, examples = (list(dict.fromkeys(rows[key][n] for n in at)) for key in ("prompt", "example"))
+        shape = len(prompts), len(examples)
+        k = np.array([prompts.index(rows["prompt"][n]) for n in at])
+        place = {example: i for i, example in enumerate(examples)}
+        i = np.array([place[rows["example"][n]] for n in at])
+
+        def table(column: str, empty: Any, arm_rows: list[int] = at, k: Any = k, i: Any = i, shape: Any = shape) -> Any:
+            values = np.full(shape, empty)
+            values[k, i] = [empty if rows[column][n] is None else rows[column][n] for n in arm_rows]
+            return values
+
+        stops = table("stop", "").astype(str) == "eos"
+        found[arm] = {
+            scorer: ScoreMatrix(
+                tuple(prompts),
+                tuple(examples),
+                table(f"{scorer}_score", np.nan),
+                table(f"{scorer}_answer", UNSCORED),
+                table("completion_tokens", 0),
+                stops,
+            )
+            for scorer in ("generation", "likelihood")
+            if f"{scorer}_score" in rows
+        }
+    return found
+
+
+def arm_of(names: Sequence[str], wanted: str | None) -> str:
+    """The arm that is wanted, the last when none is. Raises ConfigError when the run lacks it."""
+    if wanted is not None and wanted not in names:
+        raise ConfigError(f"arm {wanted!r}: unknown{nearest(wanted, names)}; the run has {few(names)}")
+    return wanted or names[-1]
+
+
+def table_of(tables: Mapping[str, ScoreMatrix], scorer: str | None, where: str) -> ScoreMatrix:
+    """The table of a scorer, the first when none is named. Raises ConfigError when there is none."""
+    if scorer is not None and scorer not in tables:
+        raise ConfigError(f"{where}: no scorer {scorer!r}; it was scored by {few(tables)}")
+    return tables[scorer or next(iter(tables))]
+
+
+def aligned(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> np.ndarray:
+    """Scores of one table on the prompts and examples of another, in their order. DataError when some are missing."""
+    rows, columns = ({each: n for n, each in enumerate(ids)} for ids in (other.prompt_ids, other.example_ids))
+    lacking = (
+        [each for each in matrix.prompt_ids if each not in rows],
+        [each for each in matrix.example_ids if each not in columns],
+    )
+    if any(lacking):
+        raise DataError(
+            f"{where}: lacks {len(lacking[0])} of {len(matrix.prompt_ids)} prompts and {len(lacking[1])} of "
+            f"{len(matrix.example_ids)} examples; score it on the same ones"
+        )
+    at = np.ix_([rows[each] for each in matrix.prompt_ids], [columns[each] for each in matrix.example_ids])
+    values: np.ndarray = other.values_KN[at]
+    return values
+
+
+def compare_runs(runs: Sequence[str], scorer: str | None = None) -> list[Pairwise]:
+    """Every pair of the models that are named RUN (all arms) or RUN:ARM, on the cells that all of them share.
+
+    Raises DataError when they share fewer than 2 prompts and 2 examples, or there are fewer than two models.
+    """
+    tables: dict[str, ScoreMatrix] = {}
+    for each in runs:
+        folder, _, arm = each.partition(":")
+        held = load_tables(Path(folder))
+        for name in [arm_of(list(held), arm)] if arm else held:
+            title = f"{folder}:{name}" if len(runs) > 1 else name
+            tables[title] = table_of(held[name], scorer, f"{folder}:{name}")
+    if len(tables) < 2:
+        raise DataError(f"{' '.join(runs)}: one model only; name another run or arm to compare it with")
+    return pairwise(_on_shared_cells(tables))
+
+
+def compare_across(runs: Sequence[Path]) -> dict[str, list[Pairwise]]:
+    """By scorer, every pair of models of different runs, as `compare_runs`; scorers that a run lacks are left out.
+
+    Raises DataError when the runs share fewer than 2 prompts and 2 examples.
+    """
+    held = {str(run): load_tables(run) for run in runs}
+    found: dict[str, list[Pairwise]] = {}
+    for scorer in ("generation", "likelihood"):
+        named = {
+            f"{run}:{arm}": by[scorer] for run, tables in held.items() for arm, by in tables.items() if scorer in by
+        }
+        if len({name.rpartition(":")[0] for name in named}) == len(held):
+            pairs = pairwise(_on_shared_cells(named))
+            found[scorer] = [pair for pair in pairs if pair.a.rpartition(":")[0] != pair.b.rpartition(":")[0]]
+    return found
+
+
+def compare_seeds(runs: Sequence[str], scorer: str | None = None, level: float = 0.95) -> list[Seeded]:
+    """The arms of runs that differ by their training seed, and every pair of them, over the seeds, on the cells that all share.
+
+    Raises DataError for fewer than two runs, two of one seed, no arm in common, or tables with holes.
+    """
+    seeds: dict[int, str] = {}
+    for each in runs:
+        seed = load_results(Path(each))["config"]["seed"]
+        if seed in seeds:
+            raise DataError(f"{each}: has the training seed of {seeds[seed]} ({seed}); give runs with different seeds")
+        seeds[seed] = each
+    if len(runs) < 2:
+        raise DataError(f"{' '.join(runs)}: one run; expected two or more that differ by their seed")
+    held = {each: load_tables(Path(each)) for each in runs}
+    arms = [arm for arm in held[runs[0]] if all(arm in tables for tables in held.values())]
+    if not arms:
+        raise DataError(f"{' '.join(runs)}: no arm in common; they have {few(arm for t in held.values() for arm in t)}")
+    named = {
+        f"{each}:{arm}": table_of(tables[arm], scorer, f"{each}:{arm}") for each, tables in held.items() for arm in arms
+    }
+    scores = _on_shared_cells(named)
+    for title, values_KN in scores.items():
+        if np.isnan(values_KN).any():
+            raise DataError(f"{title}: cells were not bought; score it with evaluate.budget.kind=full")
+    of = {arm: [scores[f"{each}:{arm}"] for each in runs] for arm in arms}
+    found = [Seeded(arm, None, over_seeds(of[arm], level)) for arm in arms]
+    for earlier, later in itertools.combinations(arms, 2):
+        differences = [a_KN - b_KN for a_KN, b_KN in zip(of[later], of[earlier], strict=True)]
+        found.append(Seeded(later, earlier, over_seeds(differences, level, (-1.0, 1.0))))
+    return found
+
+
+def _on_shared_cells(tables: Mapping[str, ScoreMatrix]) -> dict[str, np.ndarray]:
+    """Scores of each table on the prompts and examples that all of them hold."""
+    first, *others = tables.values()
+    prompts, examples = (
+        tuple(each for each in getattr(first, ids) if all(each in getattr(other, ids) for other in others))
+        for ids in ("prompt_ids", "example_ids")
+    )
+    if min(len(prompts), len(examples)) < 2:
+        raise DataError(
+            f"{' '.join(tables)}: {len(prompts)} prompts and {len(examples)} examples in common; a paired comparison needs 2 and 2"
+        )
+    shared = ScoreMatrix(prompts, examples, *(np.zeros((len(prompts), len(examples))) for _ in range(4)))
+    return {title: aligned(table, shared, title) for title, table in tables.items()}

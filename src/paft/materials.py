@@ -1,0 +1,192 @@
+"""What a run works on, read and checked whole before a model is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from paft.config import GRPOConfig, RunConfig, SFTConfig
+from paft.errors import ConfigError, DataError
+from paft.evaluation.evaluate import reference_row
+from paft.grid import Grid
+from paft.prompts import PromptSet, PromptSplit
+from paft.tasks import Example, Split, Task, load_task
+from paft.tasks.sandbox import allow_code
+from paft.tasks.types import content_id
+from paft.training.rewards import find_reward, require_trl
+from paft.training.schedule import make_groups, make_schedule, make_twins, subset
+from paft.training.weights import worst_case
+
+TEST_SUBSET, DEV_SUBSET, GATE_ORDER, OTHER_SUBSET = 101, 102, 103, 104
+"""Streams of the keyed subsets, apart from the seed that training uses."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a run works on: task, prompts, and the examples of each purpose."""
+
+    task: Task
+    prompts: PromptSet
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    test: tuple[Example, ...]
+    rejected: tuple[str, ...]
+    origins: tuple[str, ...]
+    grid: Grid
+    """What is scored."""
+    others: Mapping[PromptSplit, Grid]
+    """Prompts of other splits on the same examples."""
+
+
+def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True) -> Materials:
+    """Load and check everything that can be wrong before a model is touched. judges: answers are to be judged, here and now."""
+    task = load_task(config.task, config.source, say)
+    prompts = _prompts_for(config, task)
+    _check_scorers(config, task, judges)
+    splits: dict[str, Split] = {}
+
+    def examples(split: str) -> tuple[Example, ...]:
+        if split not in splits:
+            splits[split] = task.split(split)
+        return splits[split].examples
+
+    test = take(examples(config.evaluate.split), config.evaluate.examples, TEST_SUBSET)
+    grid = _scored(config, prompts, test)
+    others = _beside(config, prompts, grid)
+    train: tuple[Example, ...] = ()
+    dev: tuple[Example, ...] = ()
+    if any(arm.train is not None for arm in config.arms.values()):
+        train = take(examples(config.data.train_split), config.data.train_examples, config.seed)
+        if config.data.dev_split:
+            dev = examples(config.data.dev_split)
+        else:
+            train, dev = _held_out(train, config.data.held_out)
+        if not train:
+            raise DataError(f"task {task.name!r}: no example left to train on after holding out {len(dev)}")
+        train = _unscored(train, (*test, *dev), say)
+        for arm in config.arms:
+            if (settings := config.training_of(arm)) is not None:
+                _check_training(settings, train_grid(prompts, train, settings, config.seed), config.seed)
+    rejected = tuple(f"{r.row}: {r.reason}" for split in splits.values() for r in split.rejected)
+    for line in rejected[:5]:
+        say(f"row not readable, left out: {line}")
+    if len(rejected) > 5:
+        say(f"... and {len(rejected) - 5} more rows not readable")
+    origins = tuple(dict.fromkeys(split.origin for split in splits.values()))
+    return Materials(task, prompts, train, dev, test, rejected, origins, grid, others)
+
+
+def train_grid(prompts: PromptSet, examples: Sequence[Example], settings: SFTConfig | GRPOConfig, seed: int) -> Grid:
+    """What an arm is trained on: its train prompts, all or a subset that the seed fixes, and the train examples."""
+    return Grid(take(prompts.train, settings.prompts, seed), examples)
+
+
+def take(items: Sequence[Item], size: int | None, seed: int) -> tuple[Item, ...]:
+    """A random subset that the seed fixes, in the order of the items; all of them for None."""
+    return tuple(items[i] for i in subset(len(items), size, seed))
+
+
+def _prompts_for(config: RunConfig, task: Task) -> PromptSet:
+    name = config.prompts or task.prompts
+    if name is None:
+        raise ConfigError(
+            f"task {task.name!r} has no shipped prompt set; give one: prompts: FILE.yaml (docs/prompts.md)"
+        )
+    prompts = PromptSet.load(name)
+    prompts.check(task)
+    return prompts
+
+
+def _check_scorers(config: RunConfig, task: Task, judges: bool) -> None:
+    if task.num_choices == 1 and "likelihood" in config.evaluate.scorers:
+        raise ConfigError(
+            f"task {task.name!r} has open answers, and restricted choice needs choices; set evaluate.scorers=[generation]"
+        )
+    if judges and getattr(task, "open_kind", "") == "code":
+        if not config.evaluate.run_code:
+            raise ConfigError(
+                f"task {task.name!r}: judging an answer means running the code that the model wrote; set evaluate.run_code=true (it runs "
+                "confined: no files, network, processes; docs/tasks.md)"
+            )
+        allow_code()
+
+
+def _scored(config: RunConfig, prompts: PromptSet, test: Sequence[Example]) -> Grid:
+    asked = prompts.split(config.evaluate.prompt_split)[: config.evaluate.prompts]
+    if len(asked) < 2 or len(test) < 2:
+        raise ConfigError(
+            f"evaluate: {len(asked)} test prompts x {len(test)} examples; intervals over prompts and examples need at least 2 x 2"
+        )
+    grid = Grid(asked, test)
+    reference_row(config.evaluate.reference, grid)
+    if (most := config.evaluate.budget.cells) is not None and most < len(asked):
+        raise ConfigError(
+            f"evaluate.budget.cells {most}: fewer than the {len(asked)} prompts; each needs a cell, and some more for an interval"
+        )
+    return grid
+
+
+def _beside(config: RunConfig, prompts: PromptSet, grid: Grid) -> dict[PromptSplit, Grid]:
+    """Prompts of other splits that are scored too, at most as many as the grid has, on its examples."""
+    found: dict[PromptSplit, Grid] = {}
+    for split in config.evaluate.also:
+        if len(beside := prompts.split(split)) < 2:
+            raise ConfigError(
+                f"evaluate.also: the prompt set has {len(beside)} prompts in {split!r}; intervals need at least 2"
+            )
+        found[split] = Grid(take(beside, min(len(beside), grid.shape[0]), OTHER_SUBSET), grid.examples)
+    return found
+
+
+def _held_out(examples: Sequence[Example], share: float) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    held = set(subset(len(examples), max(1, round(len(examples) * share)), DEV_SUBSET))
+    return (
+        tuple(e for i, e in enumerate(examples) if i not in held),
+        tuple(e for i, e in enumerate(examples) if i in held),
+    )
+
+
+def _unscored(train: tuple[Example, ...], scored: Sequence[Example], say: Any) -> tuple[Example, ...]:
+    """The train examples without those whose text is scored or held out, whatever their split says."""
+    known = {content_id(e.fields, e.choices) for e in scored}
+    clean = tuple(e for e in train if content_id(e.fields, e.choices) not in known)
+    if len(clean) < len(train):
+        say(
+            f"{len(train) - len(clean)} train examples also occur among the scored or held-out ones; left out of training"
+        )
+    return clean
+
+
+def _check_training(settings: SFTConfig | GRPOConfig, grid: Grid, seed: int) -> None:
+    """What can be refused without a model, a prompt that a schedule names and the set lacks for instance."""
+    schedule = make_schedule(settings.schedule, grid, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed)
+    if isinstance(settings, GRPOConfig):
+        require_trl()
+    if settings.arguments:
+        _check_arguments(settings)
+    if isinstance(settings, GRPOConfig):
+        for reward in settings.rewards:
+            find_reward(reward)
+        make_groups(schedule, settings.num_generations, across=settings.group == "example")
+        return
+    if settings.objective.consistency is not None:
+        make_twins(schedule, grid.templates, batch_size=settings.batch_size)
+    if settings.objective.worst is not None:
+        worst_case(settings.objective.worst, grid.templates)
+
+
+def _check_arguments(settings: SFTConfig | GRPOConfig) -> None:
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    if isinstance(settings, GRPOConfig):
+        from paft.training.grpo import check_arguments as check_grpo
+
+        check_grpo(settings, on_cpu=on_cpu)
+    else:
+        from paft.training.sft import check_arguments
+
+        check_arguments(settings, on_cpu=on_cpu)
