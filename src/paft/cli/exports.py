@@ -96,6 +96,22 @@ def export_trl(
     _write_training(write, config, overrides, arm, out, "trl sft --config")
 
 
+@export_app.command("axolotl")
+def export_axolotl(
+    config: SettingsFile,
+    out: NewFolder,
+    overrides: Overrides = None,
+    arm: ArmOf = "paft",
+) -> None:
+    """Write a training for axolotl 0.19: the tokens of all epochs in schedule order, and the settings.
+
+    Example: paft export axolotl examples/piqa-small.yaml -o piqa-axolotl
+    """
+    from paft.integrations.axolotl import export_axolotl as write
+
+    _write_training(write, config, overrides, arm, out, "axolotl train")
+
+
 def _write_training(
     write: Callable[..., Any], config: Path, overrides: list[str] | None, arm: str, out: Path, command: str
 ) -> None:

@@ -61,7 +61,7 @@ def export_dataset(
     plan = check_rows(grid, config, short)
     if path.suffix not in (".parquet", ".jsonl"):
         raise ConfigError(f"{path}: expected a name that ends in .parquet or .jsonl")
-    _write(rows_in_order(grid, renderer, config, seed, form, plan.per_epoch), path)
+    write_rows(rows_in_order(grid, renderer, config, seed, form, plan.per_epoch), path)
     return plan
 
 
@@ -217,7 +217,8 @@ def rows_in_order(
             yield row
 
 
-def _write(rows: Iterator[dict[str, Any]], path: Path) -> None:
+def write_rows(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    """Rows into a .parquet or .jsonl file, whole or not at all; few in memory at any time."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
