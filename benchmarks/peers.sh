@@ -1,17 +1,18 @@
 #!/bin/sh
 # Virtual environments for the tools that paft is compared with and exports to, each of its own: their versions exclude each other.
-# Usage: benchmarks/peers.sh lm-eval|llamafactory|ms-swift|opencompass [DIRECTORY]     (default: .venv-NAME beside this file)
-# All with a CPU build of torch. lm-eval 0.4.13, LLaMA-Factory 0.9.5, ms-swift 4.6.0, OpenCompass 0.5.4.
+# Usage: benchmarks/peers.sh axolotl|lm-eval|llamafactory|ms-swift|opencompass [DIRECTORY]     (default: .venv-NAME beside this file)
+# All with a CPU build of torch. lm-eval 0.4.13, axolotl 0.19.0, LLaMA-Factory 0.9.5, ms-swift 4.6.0, OpenCompass 0.5.4.
 set -eu
-peer="${1:?lm-eval, llamafactory, ms-swift or opencompass}"
+peer="${1:?axolotl, lm-eval, llamafactory, ms-swift or opencompass}"
 place="${2:-$(dirname "$0")/.venv-$peer}"
 torch="torch==2.13.0"
 case "$peer" in
+    axolotl) set -- "axolotl==0.19.0" ;;
     lm-eval) set -- "lm_eval[hf]==0.4.13" "transformers==5.23.0" ;;
     llamafactory) set -- "llamafactory==0.9.5" ;;
     ms-swift) set -- "ms-swift==4.6.0" ;;
     opencompass) set -- "opencompass==0.5.4" "pyarrow<22" ;;
-    *) echo "$peer: expected lm-eval, llamafactory, ms-swift or opencompass" >&2 && exit 2 ;;
+    *) echo "$peer: expected axolotl, lm-eval, llamafactory, ms-swift or opencompass" >&2 && exit 2 ;;
 esac
 "${PYTHON:-python3}" -m venv "$place"
 pip() { "$place/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
@@ -22,9 +23,10 @@ case "$peer" in
         pip uninstall -y torchaudio torchvision
         echo '"""Stands in for torchaudio."""' >"$("$place/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"
         "$place/bin/llamafactory-cli" version >/dev/null ;;
+    axolotl) "$place/bin/axolotl" --help >/dev/null ;;
     ms-swift) test -x "$place/bin/swift" ;;
     opencompass) # calls what transformers 5 has no more; its other requirements allow 5 only, and are not used for text
         pip install "transformers<5" 2>/dev/null
         "$place/bin/opencompass" --help >/dev/null ;;
 esac
-"$place/bin/python" -m pip list --disable-pip-version-check | grep -i -E '^(torch|transformers|lm_eval|llamafactory|ms_swift|opencompass|tokenizers|datasets|accelerate|trl|peft) '
+"$place/bin/python" -m pip list --disable-pip-version-check | grep -i -E '^(torch|transformers|axolotl|lm_eval|llamafactory|ms_swift|opencompass|tokenizers|datasets|accelerate|trl|peft) '

@@ -1,6 +1,6 @@
 """The other tools themselves, untouched, on what is exported for them; their answers against paft's own, cell by cell.
 
-    for peer in lm-eval llamafactory ms-swift opencompass; do sh benchmarks/peers.sh $peer /tmp/peers/$peer; done
+    for peer in axolotl lm-eval llamafactory ms-swift opencompass; do sh benchmarks/peers.sh $peer /tmp/peers/$peer; done
     PAFT_PEERS=/tmp/peers pytest -m peer
 
 PAFT_PEERS_MODEL names a model to use in place of the tiny one.
@@ -113,11 +113,16 @@ parse_yaml_args(told)
 sys.argv[1:] = told
 sft_main()
 """
+AXOLOTL = """
+from axolotl.cli.train import do_cli
+do_cli(sys.argv[1])
+"""
 
 
 @pytest.mark.parametrize(
     ("peer", "script", "arguments"),
     [
+        ("axolotl", AXOLOTL, ["axolotl"]),
         ("llamafactory", LLAMAFACTORY, ["llamafactory-cli", "train"]),
         ("ms-swift", MS_SWIFT, ["swift"]),
     ],

@@ -132,11 +132,7 @@ def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
         )
     if train.lora is None:
         return {}
-    if unknown := set(train.lora) - set(_LORA):
-        raise ConfigError(
-            f"train.lora.{min(unknown)}: has no name in axolotl's settings; leave it out, or train with paft"
-        )
-    lora = {_LORA[key]: value for key, value in adapter_settings(train, "axolotl").items()}
+    lora = adapter_settings(train, _LORA, "axolotl")
     if asked == {"load_in_4bit"}:
         return {"adapter": "qlora", "load_in_4bit": True, "bnb_config_kwargs": {**_FOUR_BITS, **bits}, **lora}
     return {"adapter": "lora", **dict.fromkeys(asked, True), **lora}

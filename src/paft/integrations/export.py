@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -149,17 +149,52 @@ def precision(config: RunConfig) -> str:
     return str(pick_dtype(config.dtype, best_device())).removeprefix("torch.")
 
 
-def adapter_settings(train: SFTConfig, reader: str) -> dict[str, Any]:
-    """train.lora with what peft takes for the rest, since other trainers take something else. Raises ConfigError where that is the model's.
+def adapter_settings(train: SFTConfig, names: Mapping[str, str], reader: str) -> dict[str, Any]:
+    """train.lora under a reader's names, with what peft takes for the rest, since other trainers take something else.
 
-    The caller has made sure that there is an adapter.
+    The caller has made sure that there is an adapter. Raises ConfigError for what has no name there, and where peft asks the model.
     """
     assert train.lora is not None
+    if unknown := set(train.lora) - set(names):
+        raise ConfigError(
+            f"train.lora.{min(unknown)}: has no name in {reader}'s settings; leave it out, or train with paft"
+        )
     if "target_modules" not in train.lora:
         raise ConfigError(
             f"train.lora.target_modules is not given, and {reader} would take others than peft; name them, or all-linear"
         )
-    return {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, **train.lora}
+    lora = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, **train.lora}
+    return {names[key]: value for key, value in lora.items()}
+
+
+def quantised_bits(config: RunConfig, reader: str) -> int | None:
+    """4 or 8, None for weights as they are, for a reader with a word for no more. Raises ConfigError for anything else."""
+    if config.quantization is None:
+        return None
+    bits = {"load_in_4bit": 4, "load_in_8bit": 8}
+    asked = list(config.quantization)
+    if len(asked) != 1 or asked[0] not in bits:
+        raise ConfigError(
+            f"quantization: only {{load_in_4bit: true}} and {{load_in_8bit: true}} have a name in {reader}'s settings"
+        )
+    return bits[asked[0]]
+
+
+def trainer_arguments(config: RunConfig, train: SFTConfig, out: Path) -> dict[str, Any]:
+    """The settings that transformers' trainer has a name for, in one pass over the rows of all epochs, by one process."""
+    return {
+        "output_dir": str(out),
+        "num_train_epochs": 1,
+        **split_update(train),
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.lr_scheduler,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "seed": config.seed,
+        "logging_steps": 1,
+        "save_steps": train.save_every,
+        "report_to": train.report_to or "none",
+    }
 
 
 def split_update(train: SFTConfig) -> dict[str, int]:

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import RunConfig, SFTConfig, dump_yaml
-from paft.errors import ConfigError
 from paft.grid import Grid
 from paft.integrations.export import (
     Exported,
     adapter_settings,
     check_rows,
     precision,
+    quantised_bits,
     rows_in_pieces,
     rows_only,
-    split_update,
+    trainer_arguments,
 )
 from paft.lm.render import Renderer
 from paft.store import new_folder, write_text
@@ -68,6 +68,7 @@ _LORA = {
     "r": "lora_rank",
     "lora_alpha": "lora_alpha",
     "lora_dropout": "lora_dropout",
+    "target_modules": "lora_target",
     "use_dora": "use_dora",
     "use_rslora": "use_rslora",
 }
@@ -86,43 +87,23 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "disable_shuffling": True,
         "packing": False,
         "overwrite_cache": True,
-        "output_dir": str(out / arm),
-        "num_train_epochs": 1,
-        **split_update(train),
-        "learning_rate": train.learning_rate,
-        "lr_scheduler_type": train.lr_scheduler,
+        **trainer_arguments(config, train, out / arm),
         "warmup_ratio": train.warmup_ratio,
-        "weight_decay": train.weight_decay,
-        "max_grad_norm": train.max_grad_norm,
-        "seed": config.seed,
         "bf16": precision(config) == "bfloat16",
         "fp16": precision(config) == "float16",
-        "logging_steps": 1,
-        "save_steps": train.save_every,
-        "report_to": train.report_to or "none",
         **train.arguments,
     }
 
 
 def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
-    bits = {"load_in_4bit": 4, "load_in_8bit": 8}
-    asked = list(config.quantization or ())
-    if config.quantization is not None and (len(asked) != 1 or asked[0] not in bits):
-        raise ConfigError(
-            "quantization: only {load_in_4bit: true} and {load_in_8bit: true} have a name in LLaMA-Factory's settings"
-        )
-    quantised = {"quantization_bit": bits[asked[0]], "quantization_type": "fp4"} if asked else {}
+    bits = quantised_bits(config, "LLaMA-Factory")
     if train.lora is None:
         return {"finetuning_type": "full"}
-    lora = adapter_settings(train, "LLaMA-Factory")
-    target = lora["target_modules"]
-    found: dict[str, Any] = {"finetuning_type": "lora", **quantised}
-    found["lora_target"] = "all" if target == "all-linear" else target if isinstance(target, str) else ",".join(target)
-    for key, value in lora.items():
-        if key in _LORA:
-            found[_LORA[key]] = value
-        elif key != "target_modules":
-            raise ConfigError(
-                f"train.lora.{key}: has no name in LLaMA-Factory's settings; leave it out, or train with paft"
-            )
-    return found
+    lora = adapter_settings(train, _LORA, "LLaMA-Factory")
+    target = lora["lora_target"]
+    if target == "all-linear":
+        lora["lora_target"] = "all"
+    elif not isinstance(target, str):
+        lora["lora_target"] = ",".join(target)
+    quantised = {"quantization_bit": bits, "quantization_type": "fp4"} if bits else {}
+    return {"finetuning_type": "lora", **lora, **quantised}

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import RunConfig, SFTConfig, dump_yaml
-from paft.errors import ConfigError
 from paft.grid import Grid
 from paft.integrations.export import (
     Exported,
     adapter_settings,
     check_rows,
     precision,
+    quantised_bits,
     rows_in_pieces,
     rows_only,
-    split_update,
+    trainer_arguments,
 )
 from paft.lm.render import Renderer
 from paft.store import new_folder, write_text
@@ -81,36 +81,16 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "packing": False,
         "load_from_cache_file": False,
         "max_length": train.max_length,
-        "output_dir": str(out / arm),
-        "num_train_epochs": 1,
-        **split_update(train),
-        "learning_rate": train.learning_rate,
-        "lr_scheduler_type": train.lr_scheduler,
+        **trainer_arguments(config, train, out / arm),
         "warmup_ratio": train.warmup_ratio,
-        "weight_decay": train.weight_decay,
-        "max_grad_norm": train.max_grad_norm,
-        "seed": config.seed,
-        "logging_steps": 1,
-        "save_steps": train.save_every,
-        "report_to": train.report_to or "none",
         **train.arguments,
     }
     return {key: value for key, value in found.items() if value is not None}  # it would read None as a word
 
 
 def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
-    bits = {"load_in_4bit": 4, "load_in_8bit": 8}
-    asked = list(config.quantization or ())
-    if config.quantization is not None and (len(asked) != 1 or asked[0] not in bits):
-        raise ConfigError(
-            "quantization: only {load_in_4bit: true} and {load_in_8bit: true} have a name in ms-swift's settings"
-        )
+    bits = quantised_bits(config, "ms-swift")
     if train.lora is None:
         return {"tuner_type": "full"}
-    if unknown := set(train.lora) - set(_LORA):
-        raise ConfigError(
-            f"train.lora.{min(unknown)}: has no name in ms-swift's settings; leave it out, or train with paft"
-        )
-    lora = {_LORA[key]: value for key, value in adapter_settings(train, "ms-swift").items()}
-    quantised = {"quant_method": "bnb", "quant_bits": bits[asked[0]], "bnb_4bit_quant_type": "fp4"} if asked else {}
-    return {"tuner_type": "lora", **lora, **quantised}
+    quantised = {"quant_method": "bnb", "quant_bits": bits, "bnb_4bit_quant_type": "fp4"} if bits else {}
+    return {"tuner_type": "lora", **adapter_settings(train, _LORA, "ms-swift"), **quantised}

@@ -9,7 +9,7 @@ from typing import Any
 from paft.config import RunConfig, SFTConfig, dump_yaml
 from paft.errors import ConfigError
 from paft.grid import Grid
-from paft.integrations.export import Exported, adapter_settings, export_dataset, precision, rows_only, split_update
+from paft.integrations.export import Exported, adapter_settings, export_dataset, precision, rows_only, trainer_arguments
 from paft.lm.render import Renderer
 from paft.store import new_folder, write_text
 
@@ -65,21 +65,11 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "train_sampling_strategy": "sequential",
         "packing": False,
         "max_length": None,
-        "output_dir": str(out / arm),
-        "num_train_epochs": 1,
-        **split_update(train),
-        "learning_rate": train.learning_rate,
-        "lr_scheduler_type": train.lr_scheduler,
+        **trainer_arguments(config, train, out / arm),
         "warmup_steps": train.warmup_ratio,
-        "weight_decay": train.weight_decay,
-        "max_grad_norm": train.max_grad_norm,
-        "seed": config.seed,
         "bf16": False,  # its default is true: mixed precision, which paft has not
         "fp16": False,
         "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "save_steps": train.save_every,
-        "report_to": train.report_to or "none",
         **train.arguments,
     }
 
@@ -89,15 +79,7 @@ def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
         raise ConfigError(f"quantization.{min(unknown)}: has no name in the settings of trl sft; leave it out")
     if train.lora is None:
         return {}
-    if unknown := set(train.lora) - set(_LORA):
-        raise ConfigError(
-            f"train.lora.{min(unknown)}: has no name in the settings of trl sft; leave it out, or train with paft"
-        )
     quantised = dict(config.quantization or {})
     if quantised.get("load_in_4bit"):
         quantised = {"bnb_4bit_quant_type": "fp4", **quantised}  # what transformers takes, and TRL does not
-    return {
-        "use_peft": True,
-        **{_LORA[key]: value for key, value in adapter_settings(train, "TRL").items()},
-        **quantised,
-    }
+    return {"use_peft": True, **adapter_settings(train, _LORA, "TRL"), **quantised}
