@@ -34,6 +34,7 @@ def program(peer: str, name: str) -> str:
 
 def call(*command: object) -> None:
     settings = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    settings |= {"AXOLOTL_DO_NOT_TRACK": "1"}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | settings
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
@@ -115,7 +116,8 @@ sft_main()
 """
 AXOLOTL = """
 from axolotl.cli.train import do_cli
-do_cli(sys.argv[1])
+on_cpu = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)  # they are Triton's
+do_cli(sys.argv[1], **on_cpu)
 """
 
 
