@@ -21,7 +21,7 @@ from tests import tiny
 
 
 def call(*arguments: str, **more) -> subprocess.CompletedProcess[str]:
-    """What a person gets who types this: in this process, which spares the start, or in one of its own where `more` is asked for."""
+    """The command line on these words: in this process, which spares the start, or in one of its own where `more` is asked for."""
     if more:
         command = [sys.executable, "-m", "paft.cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **more)

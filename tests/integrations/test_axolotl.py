@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyarrow.parquet
 import pytest
 import yaml
@@ -16,8 +18,9 @@ from tests.integrations.test_trl import run_config
 from tests.training.test_sft import CONFIG, grid
 
 
-def written(tmp_path, **settings):
-    export_axolotl(grid(tmp_path, 24), tiny.hf_model().renderer, run_config(**settings), "paft", tmp_path / "out")
+def written(tmp_path, dtype="float32", **settings):
+    config = run_config(**settings).model_copy(update={"dtype": dtype})
+    export_axolotl(grid(tmp_path, 24), tiny.hf_model().renderer, config, "paft", tmp_path / "out")
     return yaml.safe_load((tmp_path / "out" / "sft.yaml").read_text(encoding="utf-8"))
 
 
@@ -37,18 +40,25 @@ def test_rows_are_the_tokens_of_the_schedule_in_a_form_that_it_takes_as_they_are
 
 def test_settings_are_told_in_its_words(tmp_path):
     lora = {"r": 4, "use_rslora": True, "target_modules": ["q_proj", "v_proj"]}
-    told = written(tmp_path, quantization={"load_in_4bit": True}, micro_batch_size=2, lora=lora, report_to=["wandb"])
+    told = written(tmp_path, micro_batch_size=2, lora=lora, report_to=["wandb"], warmup_ratio=0.1)
     assert (told["micro_batch_size"], told["gradient_accumulation_steps"]) == (2, CONFIG.batch_size // 2)
-    assert (told["adapter"], told["lora_r"], told["lora_alpha"], told["peft_use_rslora"]) == ("qlora", 4, 8, True)
-    assert told["bnb_config_kwargs"]["bnb_4bit_quant_type"] == "fp4"
+    assert (told["adapter"], told["lora_r"], told["lora_alpha"], told["peft_use_rslora"]) == ("lora", 4, 8, True)
     assert (told["use_wandb"], told["num_epochs"], told["float32"]) == (True, 1, True)
+    assert told["warmup_steps"] == math.ceil(0.1 * 48 / CONFIG.batch_size)  # as transformers rounds
+    assert not any(told[f"lora_{name}_kernel"] for name in ("mlp", "qkv", "o", "embedding"))
 
 
-def test_all_weights_and_eight_bits(tmp_path):
+def test_all_weights_and_quantised_ones(tmp_path):
     assert "adapter" not in written(tmp_path / "a", lora=None)
-    lora = {"r": 4, "target_modules": "all-linear"}
-    told = written(tmp_path / "b", quantization={"load_in_8bit": True}, lora=lora)
-    assert (told["adapter"], told["load_in_8bit"], told["lora_target_modules"]) == ("lora", True, "all-linear")
+    lora = {"r": 4, "target_modules": "all-linear", "layers_to_transform": 1}
+    told = written(tmp_path / "b", "bfloat16", quantization={"load_in_8bit": True}, lora=lora)
+    assert (told["adapter"], told["load_in_8bit"], told["bfloat16"]) == ("lora", True, True)
+    assert (told["lora_target_modules"], told["peft_layers_to_transform"]) == ("all-linear", [1])
+    asked = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+    told = written(tmp_path / "c", quantization=asked, lora=lora)
+    assert (told["adapter"], told["load_in_4bit"]) == ("qlora", True)
+    as_transformers = {"bnb_4bit_quant_type": "fp4", "bnb_4bit_quant_storage": "uint8"}
+    assert told["bnb_config_kwargs"] == {"bnb_4bit_use_double_quant": True, **as_transformers}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +68,10 @@ def test_all_weights_and_eight_bits(tmp_path):
         ({"lora": {"r": 4}}, "target_modules is not given"),
         ({"quantization": {"load_in_3bit": True}}, "axolotl is told"),
         ({"quantization": {"load_in_8bit": True, "bnb_4bit_quant_type": "nf4"}}, "axolotl is told"),
+        ({"quantization": {"load_in_4bit": False}}, "axolotl is told"),
+        ({"quantization": {"load_in_8bit": True}}, "takes float16 for the rest"),
+        ({"lora": {"target_modules": "all-linear", "init_lora_weights": False}}, "axolotl leaves it out"),
+        ({"lora": None, "dtype": "float16"}, "mixes float16 with float32"),
         ({"arguments": {"optim": "adafactor"}}, "optim: is transformers' name"),
         ({"report_to": ["comet_ml"]}, "comet_ml: axolotl knows"),
         ({"keep": "best", "eval_every": 2}, "which axolotl has not"),

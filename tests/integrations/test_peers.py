@@ -116,8 +116,7 @@ sft_main()
 """
 AXOLOTL = """
 from axolotl.cli.train import do_cli
-on_cpu = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)  # they are Triton's
-do_cli(sys.argv[1], **on_cpu)
+do_cli(sys.argv[1])
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def export_axolotl(
     Raises ConfigError for what cannot be told by rows, and for settings that it has no name for.
     """
     train = rows_only(config, arm, "axolotl")
-    settings = _settings(config, train, arm, out.resolve())
     plan = check_rows(grid, train)
+    settings = _settings(config, train, plan, out.resolve(), arm)
     say(f"writing the tokens of {train.epochs} epoch(s)")
     with new_folder(out) as folder:
         rows = rows_in_order(grid, renderer, train, config.seed, "tokens", plan.per_epoch)
@@ -61,23 +62,24 @@ _LORA = {
     "modules_to_save": "lora_modules_to_save",
     "rank_pattern": "lora_rank_pattern",
     "alpha_pattern": "lora_alpha_pattern",
+    "fan_in_fan_out": "lora_fan_in_fan_out",
     "layers_to_transform": "peft_layers_to_transform",
     "layers_pattern": "peft_layers_pattern",
+    "layer_replication": "peft_layer_replication",
     "init_lora_weights": "peft_init_lora_weights",
+    "trainable_token_indices": "peft_trainable_token_indices",
+    "ensure_weight_tying": "peft_ensure_weight_tying",
     "use_dora": "peft_use_dora",
     "use_rslora": "peft_use_rslora",
 }
-_FOUR_BITS = {
-    "bnb_4bit_compute_dtype": "float32",
-    "bnb_4bit_use_double_quant": False,
-    "bnb_4bit_quant_type": "fp4",
-    "bnb_4bit_quant_storage": "uint8",
-}
+_FOUR_BITS = {"bnb_4bit_use_double_quant": False, "bnb_4bit_quant_type": "fp4", "bnb_4bit_quant_storage": "uint8"}
 """What transformers takes for 4 bits where nothing is said, and axolotl does not."""
+_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+"""On by themselves, they would read doubly quantised fp4 weights as nf4, and need a GPU."""
 _TRACKERS = {name: f"use_{name}" for name in ("wandb", "tensorboard", "mlflow", "trackio")}
 
 
-def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[str, Any]:
+def _settings(config: RunConfig, train: SFTConfig, plan: Exported, out: Path, arm: str) -> dict[str, Any]:
     if train.arguments:
         raise ConfigError(
             f"train.arguments.{min(train.arguments)}: is transformers' name, and axolotl has names of its own; leave it out and "
@@ -85,10 +87,14 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         )
     if unknown := set(train.report_to) - set(_TRACKERS):
         raise ConfigError(f"train.report_to {min(unknown)}: axolotl knows {', '.join(_TRACKERS)}")
-    update = split_update(train)
+    update, dtype = split_update(train), precision(config)
+    if dtype == "float16" and train.lora is None:
+        raise ConfigError(
+            "dtype float16 with lora null: axolotl mixes float16 with float32 there, and fails; give bfloat16"
+        )
     return {
         "base_model": config.model,
-        precision(config): True,
+        dtype: True,
         "bf16": False,
         "fp16": False,
         "tf32": False,
@@ -112,7 +118,7 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "optimizer": "adamw_torch",
         "learning_rate": train.learning_rate,
         "lr_scheduler": train.lr_scheduler,
-        "warmup_ratio": train.warmup_ratio,
+        "warmup_steps": math.ceil(train.warmup_ratio * plan.updates),  # it would round a ratio down
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "seed": config.seed,
@@ -123,16 +129,28 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
 
 
 def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
-    bits = dict(config.quantization or {})
-    asked = {name for name in ("load_in_4bit", "load_in_8bit") if bits.pop(name, False)}
-    if (config.quantization and len(asked) != 1) or (bits and asked != {"load_in_4bit"}) or set(bits) - set(_FOUR_BITS):
-        raise ConfigError(
-            "quantization: axolotl is told {load_in_8bit: true}, or {load_in_4bit: true} with "
-            f"{', '.join(_FOUR_BITS)}; leave out the rest"
-        )
     if train.lora is None:
         return {}
     lora = adapter_settings(train, _LORA, "axolotl")
-    if asked == {"load_in_4bit"}:
-        return {"adapter": "qlora", "load_in_4bit": True, "bnb_config_kwargs": {**_FOUR_BITS, **bits}, **lora}
-    return {"adapter": "lora", **dict.fromkeys(asked, True), **lora}
+    if lora.get("peft_init_lora_weights") is False:
+        raise ConfigError("train.lora.init_lora_weights false: axolotl leaves it out; train with paft")
+    for name in ("peft_layers_to_transform", "peft_layers_pattern"):
+        if isinstance(lora.get(name), int | str):
+            lora[name] = [lora[name]]
+    kind: dict[str, Any] = {"adapter": "lora"}
+    more = dict(config.quantization or {})
+    four, eight = more.pop("load_in_4bit", None), more.pop("load_in_8bit", None)
+    if four is True and eight is None and set(more) <= {*_FOUR_BITS, "bnb_4bit_compute_dtype"}:
+        kind = {"adapter": "qlora", "load_in_4bit": True, "bnb_config_kwargs": {**_FOUR_BITS, **more}}
+    elif eight is True and four is None and not more:
+        if precision(config) == "float32":
+            raise ConfigError(
+                "quantization load_in_8bit with dtype float32: axolotl takes float16 for the rest then; set dtype=bfloat16"
+            )
+        kind["load_in_8bit"] = True
+    elif config.quantization is not None:
+        raise ConfigError(
+            f"quantization {config.quantization}: axolotl is told {{load_in_8bit: true}}, or {{load_in_4bit: true}} with "
+            f"{', '.join(_FOUR_BITS)}, bnb_4bit_compute_dtype; leave out the rest"
+        )
+    return {**kind, **lora, **dict.fromkeys(_KERNELS, False)}

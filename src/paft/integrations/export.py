@@ -171,13 +171,12 @@ def quantised_bits(config: RunConfig, reader: str) -> int | None:
     """4 or 8, None for weights as they are, for a reader with a word for no more. Raises ConfigError for anything else."""
     if config.quantization is None:
         return None
-    bits = {"load_in_4bit": 4, "load_in_8bit": 8}
-    asked = list(config.quantization)
-    if len(asked) != 1 or asked[0] not in bits:
-        raise ConfigError(
-            f"quantization: only {{load_in_4bit: true}} and {{load_in_8bit: true}} have a name in {reader}'s settings"
-        )
-    return bits[asked[0]]
+    for bits in (4, 8):
+        if config.quantization == {f"load_in_{bits}bit": True}:
+            return bits
+    raise ConfigError(
+        f"quantization: only {{load_in_4bit: true}} and {{load_in_8bit: true}} have a name in {reader}'s settings"
+    )
 
 
 def trainer_arguments(config: RunConfig, train: SFTConfig, out: Path) -> dict[str, Any]:
