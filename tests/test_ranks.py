@@ -117,11 +117,9 @@ def test_two_launched_processes_give_what_one_gives(world, tmp_path, budget):
 LOGGED = "step", "epoch", "prompts", "examples", "tokens", "answer_tokens"
 
 
-def tuned_arm(schedule: str, objective: str = "{}") -> list[str]:
+def tuned_arm(schedule: str, objective: str = "{}", passes: str = "batch_size: 4") -> list[str]:
     """Settings of one arm: 21 examples in updates of 4, so that an epoch ends with an update of which one process has no part."""
-    train = (
-        f"{{epochs: 4, batch_size: 4, save_every: 4, eval_every: null, schedule: {schedule}, objective: {objective}}}"
-    )
+    train = f"{{epochs: 4, {passes}, save_every: 4, eval_every: null, schedule: {schedule}, objective: {objective}}}"
     return [f"arms={{tuned: {{train: {train}}}}}", "data.train_examples=21"]
 
 
@@ -137,33 +135,38 @@ def assert_same_training(found: list[dict], expected: list[dict]) -> None:
     ]
 
 
-def kill_at(step: int, run: Path, running: list[subprocess.Popen[str]]) -> None:
-    """Kill -9 all processes of a launch once an update is logged."""
+def kill_at(step: int, run: Path, running: list[subprocess.Popen[str]], total: int = 24) -> None:
+    """Kill -9 all processes of a launch once an update of so many is logged."""
     deadline = time.monotonic() + 280
     while time.monotonic() < deadline and running[0].poll() is None and len(steps_of(run)) < step:
         time.sleep(0.01)
     for each in running:
         each.kill()
         each.communicate()
-    assert step <= len(steps_of(run)) < 24, "killed too late to show anything"
+    assert step <= len(steps_of(run)) < total, "killed too late to show anything"
 
 
 @pytest.mark.parametrize(
-    ("schedule", "objective"),
+    ("schedule", "objective", "passes", "updates"),
     [
-        ("{kind: paft, steps_per_prompt: 1}", "{}"),
-        ("{kind: adaptive, by: prompt, every: 3, steps_per_prompt: 1}", "{}"),
-        ("{kind: paft, steps_per_prompt: 1}", "{consistency: {weight: 2}, worst: {by: prompt, step_size: 2}}"),
+        ("{kind: paft, steps_per_prompt: 1}", "{}", "batch_size: 4", [4, 4, 4, 4, 4, 1]),
+        ("{kind: adaptive, by: prompt, every: 3, steps_per_prompt: 1}", "{}", "batch_size: 4", [4, 4, 4, 4, 4, 1]),
+        (
+            "{kind: paft, examples_per_prompt: 1}",
+            "{consistency: {weight: 2}, worst: {by: prompt, step_size: 2}}",
+            "batch_size: 8, micro_batch_size: 2, packing: false",  # two passes of two pairs, dealt by length
+            [8, 8, 5],
+        ),
     ],
 )
-def test_two_launched_processes_train_what_one_trains(tmp_path, schedule, objective):
+def test_two_launched_processes_train_what_one_trains(tmp_path, schedule, objective, passes, updates):
     """Also when both are killed within an epoch and go on, as two or as one."""
-    config, overrides = tiny.write_config(tmp_path), tuned_arm(schedule, objective)
+    config, overrides = tiny.write_config(tmp_path), tuned_arm(schedule, objective, passes)
     alone = pipeline.run(load_run_config(config, overrides), tmp_path / "alone", LineWatcher(quiet=True))
     expected = steps_of(tmp_path / "alone")
-    assert [len(row["examples"]) for row in expected] == [4, 4, 4, 4, 4, 1] * 4
+    assert [len(row["examples"]) for row in expected] == updates * 4
     arguments = ["run", str(config), "--out", str(tmp_path / "two"), *overrides]
-    kill_at(10, tmp_path / "two", start(2, arguments))
+    kill_at(len(expected) * 5 // 12, tmp_path / "two", start(2, arguments), len(expected))
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     done = launch(2, arguments)
     assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr

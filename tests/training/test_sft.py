@@ -25,12 +25,13 @@ from paft.lm.passes import kernel_mask
 from paft.prompts import PromptSet
 from paft.store import ArmDir, read_jsonl
 from paft.tasks import load_task
+from paft.training import sft
 from paft.training.data import CellDataset, Row, ScheduleSampler, pad
 from paft.training.objectives import IGNORED, token_nll
 from paft.training.packing import answer_logits, cheaper_packed, in_one_line, pack, width_of
 from paft.training.schedule import make_schedule
 from paft.training.setup import check_on_dev
-from paft.training.sft import _by_row, train_sft
+from paft.training.sft import _by_row, _Collator, train_sft
 from paft.training.weights import cluster_weights
 from paft.watch import LineWatcher
 from tests import tiny
@@ -304,6 +305,54 @@ def test_training_with_and_without_packing_is_the_same_training(tmp_path, kind):
     assert seen(packed) == seen(plain)
     assert [row["loss"] for row in packed] == pytest.approx([row["loss"] for row in plain], abs=2e-4)
     assert [row["tokens"] for row in packed] == [row["tokens"] for row in plain]
+
+
+def test_rows_of_like_length_are_padded_together_and_the_schedule_stays(tmp_path, monkeypatch):
+    def places(name: str, **changed) -> tuple[list[dict], int]:
+        fed = []
+        watched = lambda model, batch: (fed.append(batch["input_ids"].numel()), answer_logits(model, batch))[1]  # noqa: E731
+        monkeypatch.setattr(sft, "answer_logits", watched)
+        return train(tmp_path / name, config.model_copy(update=changed)), sum(fed)
+
+    mixed = PaftSchedule(examples_per_prompt=1)
+    config = CONFIG.model_copy(update={"packing": False, "batch_size": 8, "schedule": mixed, "dataloader_workers": 2})
+    whole, _ = places("whole")
+    dealt, fewer = places("dealt", micro_batch_size=2)
+    monkeypatch.setattr(sft, "by_length", lambda rows, per_example: list(range(len(rows))))
+    in_turn, more = places("in turn", micro_batch_size=2)
+    assert fewer < more
+    assert seen(dealt) == seen(in_turn) == seen(whole) == promised(tmp_path / "promised", config)
+    for other in (in_turn, whole):
+        for a, b in zip(dealt, other, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], abs=2e-4)
+            assert a["tokens"] == b["tokens"]
+            assert {name: each["examples"] for name, each in a["by_prompt"].items()} == {
+                name: each["examples"] for name, each in b["by_prompt"].items()
+            }
+
+
+@pytest.mark.parametrize("per_example", [1, 2])
+@pytest.mark.parametrize("hidden_size", [None, 2.0])
+def test_passes_are_dealt_anew_where_that_leaves_out_padding(per_example, hidden_size):
+    lengths = [30, 30, 4, 6, 28, 28, 8, 6, 30, 30]
+    rows = [Row(100 + n, [n] * length, length - 2) for n, length in enumerate(lengths)]
+    rows += [replace(rows[-1], silent=True), replace(rows[-2], silent=True)]
+    collate = _Collator(0, hidden_size, per_example)
+    came = [collate(rows[at : at + 4]) for at in (0, 4, 8)]
+    dealt = collate.dealt(came)
+    size = lambda passes: sum(batch["input_ids"].numel() for batch in passes)  # noqa: E731
+    assert size(dealt) < size(came)
+    assert sorted(place for batch in dealt for place in batch["places"]) == list(range(10))
+    assert [batch["cells"] for batch in dealt] == [[100 + place for place in batch["places"]] for batch in dealt]
+    assert [len(batch["held"]) for batch in dealt] == [4, 4, 4]
+    assert sum(batch["tokens"] for batch in dealt) == sum(lengths)
+    for batch in dealt:
+        assert (
+            all(b == a + 1 for a, b in zip(batch["places"][::2], batch["places"][1::2], strict=True))
+            or per_example == 1
+        )
+    even = [collate([Row(n, [n] * 9, 7) for n in range(at, at + 2)]) for at in (0, 2)]
+    assert [batch["places"] for batch in collate.dealt(even)] == [[0, 1], [2, 3]]  # nothing to be had: as they came
 
 
 def test_a_model_that_ignores_the_mask_is_found_out_and_padded(tmp_path):

@@ -114,6 +114,15 @@ def pad(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
     }
 
 
+def by_length(rows: Sequence[Row], per_example: int) -> list[int]:
+    """Places of the rows, the longest first and silent ones last; the rows of an example stay beside each other."""
+    firsts = range(0, len(rows), per_example)
+    length = {at: max(len(row.ids) for row in rows[at : at + per_example]) for at in firsts}
+    return [
+        at + more for at in sorted(firsts, key=lambda at: (rows[at].silent, -length[at])) for more in range(per_example)
+    ]
+
+
 def pairs(rows: Sequence[Row]) -> torch.Tensor:
     """pairs_P2: which two of a batch's answer tokens (in the order of its rows) are one token under two prompts.
 

@@ -44,15 +44,22 @@ def width_of(learner: HFModel) -> float:
     return math.inf if config._attn_implementation == "flex_attention" else float(config.get_text_config().hidden_size)
 
 
-def cheaper_packed(rows: Sequence[Row], line: Line, hidden_size: float) -> bool:
-    """Whether the line takes fewer operations than padded rows.
+def cost(rows: int, width: int, hidden_size: float) -> float:
+    """Operations of a pass over `rows` rows of `width` places, in those that a token's linear layers take.
 
-    Linear layers cost about 24 hidden_size^2 a token, attention 4 hidden_size a pair of places; a line has all pairs of its T tokens,
-    padded rows have those of each row alone.
+    Linear layers cost about 24 hidden_size^2 a token, attention 4 hidden_size a pair of places of a row.
     """
-    packed, width = len(line), max(len(row.ids) for row in rows)
-    padded = len(rows) * width
-    return packed + packed**2 / (6 * hidden_size) < padded + padded * width / (6 * hidden_size)
+    return rows * width * (1 + width / (6 * hidden_size))
+
+
+def padded_cost(rows: Sequence[Row], hidden_size: float) -> float:
+    """`cost` of the batch that `pad` makes of these."""
+    return cost(len(rows), max(len(row.ids) for row in rows), hidden_size)
+
+
+def cheaper_packed(rows: Sequence[Row], line: Line, hidden_size: float) -> bool:
+    """Whether the line, which has all pairs of its places, takes fewer operations than padded rows."""
+    return cost(1, len(line), hidden_size) < padded_cost(rows, hidden_size)
 
 
 def answer_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,19 @@ from paft.lm.hf import HFModel, without_chatter
 from paft.lm.passes import is_out_of_memory
 from paft.lm.ranks import Ranks
 from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
-from paft.training.data import CellDataset, Row, ScheduleSampler, pad, pairs
+from paft.training.data import CellDataset, Row, ScheduleSampler, by_length, pad, pairs
 from paft.training.objectives import divergence, token_nll
 from paft.training.order import InScheduleOrder
-from paft.training.packing import answer_logits, cheaper_packed, in_one_line, pack, packs_exactly, width_of
+from paft.training.packing import (
+    answer_logits,
+    cheaper_packed,
+    cost,
+    in_one_line,
+    pack,
+    packs_exactly,
+    padded_cost,
+    width_of,
+)
 from paft.training.schedule import AdaptivePrompts, make_schedule, make_twins, updates_per_epoch
 from paft.training.setup import (
     Keeper,
@@ -199,7 +208,7 @@ def _train(
         model=tuned,
         args=arguments,
         train_dataset=dataset,
-        data_collator=_Collator(model.renderer.eos_id, width_of(learner) if packing else None, twins is not None),
+        data_collator=_Collator(model.renderer.eos_id, width_of(learner) if packing else None, sampler.per_example),
     )
     silence(trainer)
     if config.keep == "best" and trainer.is_fsdp_enabled:
@@ -288,9 +297,14 @@ class _Trainer(InScheduleOrder, Trainer):
 
     def __init__(self, **given: Any):
         super().__init__(**given)
-        self.passes: list[tuple[list[int], torch.Tensor]] = []
+        self.passes: list[tuple[list[int], list[int], torch.Tensor]] = []
         self.seen_tokens = 0
         self.update: list[Seen] = []
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The passes of an update, its rows dealt to them by length where that leaves out padding."""
+        passes = self.data_collator.dealt(list(itertools.islice(epoch_iterator, num_batches)))
+        return super().get_batch_samples(iter(passes), num_batches, device)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -311,9 +325,8 @@ class _Trainer(InScheduleOrder, Trainer):
             apart_M = apart_M.index_add(0, a_P, divergence(logits_MV[a_P], logits_MV[b_P], self.consistency.divergence))
             total = total + 2 * self.consistency.weight * apart_M.sum()  # of two rows each
         self.seen_tokens += inputs["tokens"]
-        self.passes.append(
-            (inputs["cells"], _by_row(logits_MV, targets_M, rows_M, nll_M, apart_M, len(inputs["cells"])))
-        )
+        sums_R4 = _by_row(logits_MV, targets_M, rows_M, nll_M, apart_M, len(inputs["cells"]))
+        self.passes.append((inputs["places"], inputs["cells"], sums_R4))
         loss = total / (num_items_in_batch if num_items_in_batch is not None else len(nll_M))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, the count is of all ranks
@@ -321,14 +334,19 @@ class _Trainer(InScheduleOrder, Trainer):
 
     def take_update(self, ranks: Ranks) -> tuple[list[Seen], int]:
         """The rows of the update that just ended, of all ranks in the order of the schedule, and the tokens of all."""
-        mine = [(cells, sums_R4.tolist()) for cells, sums_R4 in self.passes]
+        mine = [
+            told for places, cells, sums_R4 in self.passes for told in zip(places, cells, sums_R4.tolist(), strict=True)
+        ]
         found = ranks.gather((mine, self.seen_tokens))
         self.passes, self.seen_tokens = [], 0
+        size = self.args.per_device_train_batch_size  # processes take turns by so many rows
+        in_turn = sorted(
+            (place // size, rank, place, index, sums)
+            for rank, (told, _) in enumerate(found)
+            for place, index, sums in told
+        )
         rows = [
-            Seen(index, nll, round(count), hits == count, apart)
-            for turn in zip(*(passes for passes, _ in found), strict=True)
-            for cells, sums in turn
-            for index, (nll, count, hits, apart) in zip(cells, sums, strict=True)
+            Seen(index, nll, round(count), hits == count, apart) for *_, index, (nll, count, hits, apart) in in_turn
         ]
         return rows, sum(tokens for _, tokens in found)
 
@@ -350,15 +368,16 @@ def _by_row(
 
 @dataclass(frozen=True)
 class _Collator:
-    """Rows to a batch: packed where that is cheaper, else padded. hidden_size None: always padded. twins: rows come in twos."""
+    """Rows to a batch: packed where that is cheaper, else padded. hidden_size None: always padded. per_example: rows that follow each
+    other and stay together, two where an example comes with its twin."""
 
     pad_id: int
     hidden_size: float | None
-    twins: bool
+    per_example: int
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        heard = [row for row in rows if not row.silent]
-        fed = heard or rows[:1]  # a process whose turn is all silent still makes its pass
+        fed = _fed(rows)
+        heard = [row for row in fed if not row.silent]
         batch = None
         if (
             self.hidden_size is not None
@@ -367,9 +386,40 @@ class _Collator:
         ):
             batch = pack(fed, line)
         batch = batch or pad(fed, self.pad_id)
-        if self.twins:
+        if self.per_example == 2:
             batch["pairs"] = pairs(heard)
-        return batch | {"cells": [row.index for row in heard], "tokens": sum(len(row.ids) for row in heard)}
+        return batch | {
+            "cells": [row.index for row in heard],
+            "tokens": sum(len(row.ids) for row in heard),
+            "held": rows,
+        }
+
+    def dealt(self, passes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The passes of an update, in number and size as they come, with the places of their rows in it; its rows dealt to them by
+        length where they then cost less."""
+        width = self.hidden_size or math.inf
+        sizes = [len(batch["held"]) for batch in passes]
+        rows = [row for batch in passes for row in batch["held"]]
+        places = _cut(range(len(rows)), sizes)
+        if len(passes) > 1:
+            shapes = [batch["input_ids"].shape for batch in passes]
+            sorted_ = _cut(by_length(rows, self.per_example), sizes)
+            held = [[rows[place] for place in part] for part in sorted_]
+            if sum(padded_cost(_fed(each), width) for each in held) < sum(cost(n, t, width) for n, t in shapes):
+                passes, places = [self(each) for each in held], sorted_
+        heard = [[place for place in part if not rows[place].silent] for part in places]
+        return [batch | {"places": part} for batch, part in zip(passes, heard, strict=True)]
+
+
+def _cut(places: Iterable[int], sizes: Sequence[int]) -> list[list[int]]:
+    """Consecutive parts of these sizes."""
+    rest = iter(places)
+    return [list(itertools.islice(rest, size)) for size in sizes]
+
+
+def _fed(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows that a pass computes: a process whose turn is all silent still makes its pass."""
+    return [row for row in rows if not row.silent] or rows[:1]
 
 
 class _StepLog(TrainerCallback):
