@@ -35,10 +35,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "consistency": {"objective": {"consistency": {}}, "batch_size": 4, "epochs": 1},
     "group_dro": {"objective": {"worst": {"kind": "group_dro"}}},
     "cvar": {"objective": {"worst": {"kind": "cvar"}}},
+    "mixed": {"schedule": {"examples_per_prompt": 1}},  # a prompt for every example, in place of one for every update
 }
 
 
-def settings(name: str, folder: Path, seed: int, train: int, prompts: int, examples: int) -> dict[str, Any]:
+def settings(
+    name: str, folder: Path, seed: int, train: int, prompts: int, examples: int, arms: list[str]
+) -> dict[str, Any]:
     task = TASKS[name]
     held = PromptSet.load(task["prompts"])
     text = folder / f"{name}-dev-prompts.yaml"
@@ -64,7 +67,7 @@ def settings(name: str, folder: Path, seed: int, train: int, prompts: int, examp
             "dev_prompts": 2,
             "dev_examples": 8,
         },
-        "arms": {arm: {"train": own} for arm, own in OBJECTIVES.items()},
+        "arms": {arm: {"train": OBJECTIVES[arm]} for arm in arms},
         "evaluate": {"split": task["split"], "examples": examples},
     }
 
@@ -72,6 +75,7 @@ def settings(name: str, folder: Path, seed: int, train: int, prompts: int, examp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--arms", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES), help="paft first")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--train", type=int, default=270, help="train examples, of which a tenth is held out")
     parser.add_argument("--prompts", type=int, default=16)
@@ -83,7 +87,11 @@ def main() -> None:
     for seed in options.seeds:
         config = options.out / f"{options.task}-{seed}.yaml"
         config.write_text(
-            dump_yaml(settings(options.task, options.out, seed, options.train, options.prompts, options.examples))
+            dump_yaml(
+                settings(
+                    options.task, options.out, seed, options.train, options.prompts, options.examples, options.arms
+                )
+            )
         )
         runs.append(options.out / f"{options.task}-{seed}")
         load_run_config(config)
@@ -91,7 +99,7 @@ def main() -> None:
         subprocess.run(command, check=True, env=os.environ)
     arms = load_results(runs[0])["arms"]
     print("rows read and tokens per training:")
-    for arm in OBJECTIVES:
+    for arm in options.arms:
         steps = read_jsonl(runs[0] / arm / "steps.jsonl")
         print(f"  {arm}: {len(steps)} updates, {arms[arm]['train']['tokens']:,} tokens")
     told: dict[str, Any] = {}

@@ -52,6 +52,7 @@ def refused(*overrides: str, **values: Any) -> str:
             "train={schedule: {kind: adaptive, every: 6}, dataloader_workers: 2}",
             "schedule.every 6: with 2 dataloader_workers the draws run up to 7 updates ahead of the losses; give 7 or more",
         ),
+        ("train.lora.init_lora_weights=pissa", "init_lora_weights pissa: rewrites the model's own weights"),
         ("train.schedule.batches_per_prompt=2", "say how large they are: micro_batch_size"),
         ("train.schedule={kind: mixture, share: 1}", "train.schedule.share = '1': Input should be less than 1"),
         ("arms.paft.tain={}", "unknown key 'arms.paft.tain', did you mean 'train'?"),

@@ -61,6 +61,12 @@ def test_a_run_leaves_all_it_promises(world):
             mine = [s for a, s in zip(table["arm"], table[f"{scorer}_score"], strict=True) if a == arm]
             mean = results["arms"][arm]["scores"][scorer]["estimates"]["mean"]["value"]
             assert sum(mine) / len(mine) == pytest.approx(mean)  # every printed figure can be computed from the cells
+    for arm, tables in finished.load_tables(out).items():
+        for scorer, matrix in tables.items():
+            told = results["arms"][arm]["scores"][scorer]
+            assert matrix.accuracy_K.tolist() == told["accuracy_K"]
+            assert matrix.tokens_KN.mean(1).tolist() == pytest.approx(told["tokens_K"])
+            assert matrix.ended_KN.mean(1).tolist() == told["ended_K"]
 
 
 def test_trained_arms_saw_equal_rows_and_updates_and_the_promised_prompts(world):
@@ -108,6 +114,46 @@ def test_more_examples_pay_only_for_the_new_cells(world, tmp_path):
     more = run(config, tmp_path, "evaluate.examples=8", "arms={base: {}}")
     assert few["arms"]["base"]["cells_asked"] == 3 * 5
     assert more["arms"]["base"]["cells_asked"] == 3 * 3
+
+
+def test_runs_may_share_their_answers(world, tmp_path):
+    config, _, _ = world
+    shared = f"evaluate.cells={tmp_path / 'shared.sqlite'}"
+    first = run(config, tmp_path / "first", shared, "arms={base: {}}")
+    second = run(config, tmp_path / "second", shared, "arms={base: {}}")
+    assert [each["arms"]["base"]["cells_asked"] for each in (first, second)] == [24, 0]
+    assert figures(first) == figures(second)
+    assert not (tmp_path / "second" / "cells.sqlite").exists()
+
+
+def test_answers_that_ended_by_themselves_are_read_back(world, tmp_path):
+    _, out, _ = world
+    table = pyarrow.parquet.read_table(out / "scores.parquet")
+    stops = ["eos" if n % 3 else "limit" for n in range(table.num_rows)]
+    table = table.set_column(table.schema.get_field_index("stop"), "stop", pyarrow.array(stops))
+    pyarrow.parquet.write_table(table, tmp_path / "scores.parquet")
+    read = finished.load_tables(tmp_path)
+    assert sum(tables["generation"].ended_KN.sum() for tables in read.values()) == stops.count("eos")
+
+
+def test_cells_that_changed_between_two_models_are_listed(world, tmp_path):
+    _, out, _ = world
+    tables = finished.load_tables(out)
+    a, b = tables["paft"]["likelihood"], tables["base"]["likelihood"]
+    cells = finished.changed_cells([f"{out}:paft", f"{out}:base"], "likelihood")
+    assert len(cells) == int((a.values_KN != b.values_KN).sum()) > 0
+    rows = pyarrow.parquet.read_table(out / "scores.parquet").to_pylist()
+    for cell in cells:
+        for side, arm in (("a", "paft"), ("b", "base")):
+            (row,) = (
+                r for r in rows if (r["arm"], r["prompt"], r["example"]) == (arm, cell["prompt"], cell["example"])
+            )
+            assert cell[f"{side}_score"] == row["likelihood_score"]
+            assert cell[f"{side}_answer"] == row["likelihood_answer"]
+            assert cell[f"{side}_completion"] == row["completion"]
+    assert finished.changed_cells([f"{out}:base", f"{out}:paft"], "likelihood")[0]["a"] == f"{out}:base"
+    with pytest.raises(DataError, match="3 models; changed cells are those of two"):
+        finished.changed_cells([str(out)])
 
 
 def test_a_budget_buys_a_part_and_the_rest_is_paid_for_later(world, tmp_path):

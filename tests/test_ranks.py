@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -224,19 +226,38 @@ def test_the_others_end_in_one_line_when_one_process_fails(world, tmp_path):
 
 def test_shards_are_merged_and_nothing_is_asked_again(world, tmp_path):
     config, alone = world
-    settings = load_run_config(config, [ARMS])
+    settings = load_run_config(config, [ARMS, "evaluate.also=[train]"])
+    kept = 0
     for number in (1, 2, 3):
         file = pipeline.score_shard(settings, tmp_path, LineWatcher(quiet=True), number, 3)
         assert file.name == f"cells-{number}-of-3.sqlite"
+        kept += cells_in(file)
     merged = pipeline.run(settings, tmp_path, LineWatcher(quiet=True))
     assert merged["arms"]["base"]["cells_asked"] == 0
+    assert cells_in(tmp_path / "cells.sqlite") == kept, "other prompts belong to a shard too"
     assert scores_of(merged) == scores_of(alone)
+
+
+def cells_in(file: Path) -> int:
+    with contextlib.closing(sqlite3.connect(file)) as store:
+        return int(store.execute("select count(*) from cells").fetchone()[0])
+
+
+SHARD = """
+import sys
+from pathlib import Path
+from paft import pipeline
+from paft.config import load_run_config
+from paft.watch import LineWatcher
+print(pipeline.score_shard(load_run_config(Path(sys.argv[1]), sys.argv[3:]), Path(sys.argv[2]), LineWatcher(quiet=True), 2, 2))
+"""
 
 
 def test_a_missing_shard_is_computed(world, tmp_path):
     config, alone = world
     settings = load_run_config(config, [ARMS])
-    pipeline.score_shard(settings, tmp_path, LineWatcher(quiet=True), 2, 2)
+    for each in launch(2, [str(config), str(tmp_path), ARMS], SHARD):  # a shard may have processes of its own
+        assert each.returncode == 0, each.stderr
     merged = pipeline.run(settings, tmp_path, LineWatcher(quiet=True))
     assert 0 < merged["arms"]["base"]["cells_asked"] < 3 * 8
     assert scores_of(merged) == scores_of(alone)

@@ -170,7 +170,7 @@ def _find_prompt(
     """Id of the train prompt that the search ends at, on held-out examples; the untrained model answers by choice where there is one."""
     examples = take(m.dev, search.examples, DEV_SUBSET)
     budget = min(search.prompts, len(pool))
-    grid = Grid(pool, examples)
+    grid = Grid(pool, examples, m.dev)
     scorer: Scorer = "generation" if m.task.num_choices == 1 else "likelihood"
     settings = config.evaluate.model_copy(update={"scorers": [scorer], "reference": None})
     with CellStore(out.searched) as store:

@@ -105,6 +105,8 @@ def _start(prompts: PromptSet, wanted: int | str) -> Template:
 class _Search:
     lm: LM
     judging: EvalConfig
+    examples: Sequence[Example] = ()
+    """As they are before any damage, which leaves their answers alone: the limit of a free answer rests on these."""
 
     def __init__(
         self,
@@ -122,6 +124,7 @@ class _Search:
 
     async def run(self, start: Template, examples: Sequence[Example]) -> Robust:
         """All rounds."""
+        self.examples = examples
         best, tried = start, {start.id: start}
         damaged: list[Example] = []
         try:
@@ -156,7 +159,7 @@ class _Search:
     def _right(self, templates: Sequence[Template], examples: Sequence[Example]) -> np.ndarray:
         """Scores (K, N) of the untrained model, by choice where there is one."""
         scorer: Any = "generation" if self.open else "likelihood"
-        grid = Grid(tuple(templates), tuple(examples))
+        grid = Grid(tuple(templates), tuple(examples), self.examples)
         settings = self.judging.model_copy(
             update={"scorers": [scorer], "reference": None, "budget": CellBudgetConfig()}
         )

@@ -246,15 +246,27 @@ class TrainingConfig(Strict):
     dev_examples: Annotated[int, Field(ge=1)] = 24
     dataloader_workers: Annotated[int, Field(ge=0)] = 0
     report_to: list[str] = []
-    """Trackers by the names transformers knows: tensorboard, wandb, mlflow, trackio."""
+    """Trackers by the names transformers knows: tensorboard, wandb, mlflow, trackio. An arm is a run of its own in each."""
     arguments: dict[str, Any] = {}
     """More settings of the trainer underneath, as they are: of transformers.TrainingArguments (gradient_checkpointing, bf16, optim,
-    neftune_noise_alpha, deepspeed and so on), with grpo of trl.GRPOConfig too (loss_type, epsilon, top_p, use_vllm)."""
+    neftune_noise_alpha, fsdp and so on), with grpo of trl.GRPOConfig too (loss_type, epsilon, top_p, use_vllm). DeepSpeed ZeRO-3 is
+    refused, and with grpo all of DeepSpeed and FSDP."""
 
     @field_validator("schedule", mode="before")
     @classmethod
     def _default_kind(cls, value: Any) -> Any:
         return {"kind": "paft", **value} if isinstance(value, Mapping) else value
+
+    @field_validator("lora")
+    @classmethod
+    def _check_start(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        start = (value or {}).get("init_lora_weights")
+        if isinstance(start, str) and start not in ("gaussian", "orthogonal", "mica"):
+            raise ValueError(
+                f"init_lora_weights {start}: rewrites the model's own weights, which arms share and adapters are read upon, or wants data "
+                "first; choose true, gaussian, orthogonal or mica"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check_checks(self) -> TrainingConfig:
@@ -414,7 +426,8 @@ class EvalConfig(Strict):
     scorers: Annotated[list[Literal["likelihood", "generation"]], Field(min_length=1)] = ["likelihood", "generation"]
     normalization: Literal["sum", "token", "byte"] = "sum"
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Limit of a free answer; None takes it from the answer formats (longest right answer + 4), the same for all models."""
+    """Limit of a free answer in tokens; None takes it, prompt by prompt, from the answers that its format allows to any example of
+    the split (the longest + 4; 512 for code), counted in each model's own tokens: the same for models with one tokenizer."""
     run_code: bool = False
     """Let answers that are code be run, confined, to judge them (docs/tasks.md)."""
     stop: Literal["end", "settled"] = "end"
@@ -422,6 +435,8 @@ class EvalConfig(Strict):
     which saves tokens and leaves every accuracy as it is."""
     batch_tokens: Annotated[int, Field(ge=64)] | None = None
     """Tokens per forward pass; None chooses for this machine. Halved when memory runs out."""
+    cells: str | None = None
+    """File of the cell store, for runs that share their answers; None: one of the run's own."""
     thresholds: list[Annotated[float, Field(gt=0, le=1)]] = [0.5, 0.7, 0.8, 0.9]
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     budget: CellBudgetConfig = CellBudgetConfig()

@@ -12,7 +12,7 @@ import numpy as np
 
 from paft.errors import ConfigError, DataError, few, nearest
 from paft.evaluation.comparisons import Pairwise, Seeded, over_seeds, pairwise
-from paft.evaluation.matrix import UNSCORED, ScoreMatrix
+from paft.evaluation.matrix import UNSCORED, ScoreMatrix, groups_of
 from paft.store import RunDir
 
 
@@ -47,8 +47,11 @@ def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
     import pyarrow.parquet
 
     file = RunDir(run).scores
+    told = {"arm", "prompt", "example", "group", "completion_tokens", "stop", "sampled"}
     try:
-        rows = pyarrow.parquet.read_table(file).to_pydict()
+        names = pyarrow.parquet.read_schema(file).names
+        read = [name for name in names if name in told or name.endswith(("_score", "_answer"))]
+        rows = pyarrow.parquet.read_table(file, columns=read).to_pydict()
     except (OSError, ValueError) as error:
         raise DataError(
             f"{file}: cannot be read ({str(error).splitlines()[0][:100]}); give a finished run directory"
@@ -68,17 +71,24 @@ def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
             values[k, i] = [empty if rows[column][n] is None else rows[column][n] for n in arm_rows]
             return values
 
-        stops = table("stop", "").astype(str) == "eos"
+        group = dict(zip(rows["example"], rows.get("group", [""] * len(rows["arm"])), strict=True))
+        groups_N = groups_of(examples, [group[each] for each in examples])
+        ended = np.ones(shape, dtype=bool)
+        ended[k, i] = [rows["stop"][n] == "eos" for n in at]
+        written = {
+            "generation": (table("completion_tokens", 0), ended),
+            "likelihood": (np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=bool)),
+        }
         found[arm] = {
             scorer: ScoreMatrix(
                 tuple(prompts),
                 tuple(examples),
                 table(f"{scorer}_score", np.nan),
                 table(f"{scorer}_answer", UNSCORED),
-                table("completion_tokens", 0),
-                stops,
+                *written[scorer],
+                groups_N,
             )
-            for scorer in ("generation", "likelihood")
+            for scorer in written
             if f"{scorer}_score" in rows
         }
     return found
@@ -120,6 +130,11 @@ def compare_runs(runs: Sequence[str], scorer: str | None = None) -> list[Pairwis
 
     Raises DataError when they share fewer than 2 prompts and 2 examples, or there are fewer than two models.
     """
+    tables = _named(runs, scorer)
+    return pairwise(_on_shared_cells(tables), clusters_N=_shared_groups(tables))
+
+
+def _named(runs: Sequence[str], scorer: str | None) -> dict[str, ScoreMatrix]:
     tables: dict[str, ScoreMatrix] = {}
     for each in runs:
         folder, _, arm = each.partition(":")
@@ -129,7 +144,49 @@ def compare_runs(runs: Sequence[str], scorer: str | None = None) -> list[Pairwis
             tables[title] = table_of(held[name], scorer, f"{folder}:{name}")
     if len(tables) < 2:
         raise DataError(f"{' '.join(runs)}: one model only; name another run or arm to compare it with")
-    return pairwise(_on_shared_cells(tables))
+    return tables
+
+
+def changed_cells(runs: Sequence[str], scorer: str | None = None) -> list[dict[str, Any]]:
+    """The shared cells that one of two models (RUN:ARM, or the arms of one RUN) has right and the other wrong, prompt by prompt: ids,
+    both scores, both answers as indices of choices (-1: unreadable), and both free answers where there are any.
+
+    Raises DataError unless two models are named.
+    """
+    tables = _named(runs, scorer)
+    if len(tables) != 2:
+        raise DataError(f"{' '.join(runs)}: {len(tables)} models; changed cells are those of two: name them as RUN:ARM")
+    scores = _on_shared_cells(tables)
+    sides = []
+    for side, (title, table) in zip("ab", tables.items(), strict=True):
+        rows, columns = ({each: n for n, each in enumerate(ids)} for ids in (table.prompt_ids, table.example_ids))
+        named = title if len(runs) > 1 else f"{runs[0]}:{title}"
+        sides.append((side, title, table, scores[title], rows, columns, _completions(named)))
+    first, other = tables.values()
+    prompts = [each for each in first.prompt_ids if each in set(other.prompt_ids)]
+    examples = [each for each in first.example_ids if each in set(other.example_ids)]
+    a_KN, b_KN = scores.values()
+    found = []
+    for k, i in np.argwhere(~np.isnan(a_KN) & ~np.isnan(b_KN) & (a_KN != b_KN)).tolist():
+        row: dict[str, Any] = {"prompt": prompts[k], "example": examples[i]}
+        for side, title, table, values_KN, rows, columns, said in sides:
+            row |= {
+                side: title,
+                f"{side}_score": float(values_KN[k, i]),
+                f"{side}_answer": int(table.answers_KN[rows[prompts[k]], columns[examples[i]]]),
+                f"{side}_completion": said.get((prompts[k], examples[i])),
+            }
+        found.append(row)
+    return found
+
+
+def _completions(named: str) -> dict[tuple[str, str], str | None]:
+    """Free answers of an arm (RUN:ARM) by prompt and example."""
+    import pyarrow.parquet
+
+    folder, _, arm = named.partition(":")
+    rows = pyarrow.parquet.read_table(RunDir(Path(folder)).scores, columns=["arm", "prompt", "example", "completion"])
+    return {(row["prompt"], row["example"]): row["completion"] for row in rows.to_pylist() if row["arm"] == arm}
 
 
 def compare_across(runs: Sequence[Path]) -> dict[str, list[Pairwise]]:
@@ -144,7 +201,7 @@ def compare_across(runs: Sequence[Path]) -> dict[str, list[Pairwise]]:
             f"{run}:{arm}": by[scorer] for run, tables in held.items() for arm, by in tables.items() if scorer in by
         }
         if len({name.rpartition(":")[0] for name in named}) == len(held):
-            pairs = pairwise(_on_shared_cells(named))
+            pairs = pairwise(_on_shared_cells(named), clusters_N=_shared_groups(named))
             found[scorer] = [pair for pair in pairs if pair.a.rpartition(":")[0] != pair.b.rpartition(":")[0]]
     return found
 
@@ -192,5 +249,16 @@ def _on_shared_cells(tables: Mapping[str, ScoreMatrix]) -> dict[str, np.ndarray]
         raise DataError(
             f"{' '.join(tables)}: {len(prompts)} prompts and {len(examples)} examples in common; a paired comparison needs 2 and 2"
         )
-    shared = ScoreMatrix(prompts, examples, *(np.zeros((len(prompts), len(examples))) for _ in range(4)))
+    empty = np.zeros((len(prompts), len(examples)))
+    shared = ScoreMatrix(prompts, examples, empty, empty, empty, empty)
     return {title: aligned(table, shared, title) for title, table in tables.items()}
+
+
+def _shared_groups(tables: Mapping[str, ScoreMatrix]) -> tuple[str, ...] | None:
+    """Groups of the examples that all tables hold, in the order of `_on_shared_cells`."""
+    first, *others = tables.values()
+    if first.groups_N is None:
+        return None
+    held = [set(other.example_ids) for other in others]
+    kept = [n for n, each in enumerate(first.example_ids) if all(each in ids for ids in held)]
+    return groups_of([first.example_ids[n] for n in kept], [first.groups_N[n] for n in kept])

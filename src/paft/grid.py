@@ -30,6 +30,9 @@ class Grid:
 
     templates: Sequence[Template]
     examples: Sequence[Example]
+    population: Sequence[Example] = ()
+    """What the examples are a part of, so that what is told from all of them (how long an answer may be) does not depend on the
+    part; empty: they are all there are."""
 
     @property
     def shape(self) -> tuple[int, int]:

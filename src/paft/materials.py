@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -54,7 +55,7 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
         return splits[split].examples
 
     test = take(examples(config.evaluate.split), config.evaluate.examples, TEST_SUBSET)
-    grid = _scored(config, prompts, test)
+    grid = _scored(config, prompts, test, examples(config.evaluate.split))
     others = _beside(config, prompts, grid)
     train: tuple[Example, ...] = ()
     dev: tuple[Example, ...] = ()
@@ -114,13 +115,13 @@ def _check_scorers(config: RunConfig, task: Task, judges: bool) -> None:
         allow_code()
 
 
-def _scored(config: RunConfig, prompts: PromptSet, test: Sequence[Example]) -> Grid:
+def _scored(config: RunConfig, prompts: PromptSet, test: Sequence[Example], split: Sequence[Example]) -> Grid:
     asked = prompts.split(config.evaluate.prompt_split)[: config.evaluate.prompts]
     if len(asked) < 2 or len(test) < 2:
         raise ConfigError(
             f"evaluate: {len(asked)} test prompts x {len(test)} examples; intervals over prompts and examples need at least 2 x 2"
         )
-    grid = Grid(asked, test)
+    grid = Grid(asked, test, split)
     reference_row(config.evaluate.reference, grid)
     if (most := config.evaluate.budget.cells) is not None and most < len(asked):
         raise ConfigError(
@@ -137,7 +138,8 @@ def _beside(config: RunConfig, prompts: PromptSet, grid: Grid) -> dict[PromptSpl
             raise ConfigError(
                 f"evaluate.also: the prompt set has {len(beside)} prompts in {split!r}; intervals need at least 2"
             )
-        found[split] = Grid(take(beside, min(len(beside), grid.shape[0]), OTHER_SUBSET), grid.examples)
+        chosen = take(beside, min(len(beside), grid.shape[0]), OTHER_SUBSET)
+        found[split] = Grid(chosen, grid.examples, grid.population)
     return found
 
 
@@ -165,7 +167,11 @@ def _check_training(settings: SFTConfig | GRPOConfig, grid: Grid, seed: int) -> 
     schedule = make_schedule(settings.schedule, grid, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed)
     if isinstance(settings, GRPOConfig):
         require_trl()
-    if settings.arguments:
+    if (
+        settings.arguments
+        or settings.report_to
+        or os.environ.keys() & {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"}
+    ):
         _check_arguments(settings)
     if isinstance(settings, GRPOConfig):
         for reward in settings.rewards:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def _run_arms(
 ) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     evaluations: dict[str, Evaluation] = {}
-    with CellStore(folder.cells) if ranks.rank == 0 else nullcontext() as store:
+    with _cells(config, folder) if ranks.rank == 0 else nullcontext() as store:
         if store is not None:
             for shard in folder.shards:
                 if taken := store.absorb(shard):
@@ -94,13 +94,18 @@ def _run_arms(
     return whole(config, m, evaluations, arms)
 
 
+def _cells(config: RunConfig, folder: RunDir) -> CellStore:
+    return CellStore(Path(config.evaluate.cells) if config.evaluate.cells is not None else folder.cells)
+
+
 def _score_arm(
     name: str, learner: LM, config: RunConfig, grid: Grid, store: CellStore | None, watch: Watcher, ranks: Ranks
 ) -> tuple[Evaluation, dict[str, Any]]:
     """The evaluation, and what it took here: seconds, and joules where the machine counts them and the model is in it."""
     with watch.stage(f"score {name}") as tick:
         started = time.perf_counter()
-        meter = EnergyMeter(_gpu()) if config.arms[name].loaded else None
+        first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+        meter = EnergyMeter(_gpu(), packages=first_here) if config.arms[name].loaded else None
 
         def heard(done: int, total: int, note: str) -> None:
             if meter is not None:
@@ -109,7 +114,8 @@ def _score_arm(
 
         found = evaluation.evaluate(learner, grid, config.evaluate, store, heard, watch.say, ranks)
         taken = time.perf_counter() - started
-    return found, {"score_seconds": taken, "joules": meter.joules if meter is not None else None}
+    told = [joules for joules in ranks.gather(meter.joules if meter is not None else None) if joules is not None]
+    return found, {"score_seconds": taken, "joules": sum(told) if told else None}
 
 
 def _gpu() -> str | None:
@@ -137,18 +143,32 @@ def score_shard(config: RunConfig, out: Path, watch: Watcher, number: int, of: i
         raise ConfigError(
             f"budget {config.evaluate.budget.kind} with a shard: what to buy next depends on all cells; choose full or balanced"
         )
-    m = prepare(config, watch.say)
-    wanted = planned_cells(config.evaluate.budget, m.grid.shape)
-    cells = [cell for cell in wanted if cell[1] % of == number - 1]
-    folder = RunDir(out)
-    _only_trained(config, folder)
-    watch.plan([Stage("load model", 0.02), *(Stage(f"score {name}", 1.0) for name in config.arms)])
-    with folder.shard(number, of) as file, CellStore(file) as store:
-        for name, learner in learners(config, m, folder, watch, list(config.arms)):
-            with watch.stage(f"score {name}") as tick:
-                asker = Asker(learner, m.grid, config.evaluate, store, tick)
-                asker.total = len(cells)
-                asker.ask(cells)
+    with launched() as ranks:
+        m = prepare(config, watch.say)
+        folder = RunDir(out)
+        _only_trained(config, folder)
+        grids = {"": (m.grid, planned_cells(config.evaluate.budget, m.grid.shape))} | {
+            f", {split} prompts": (grid, planned_cells(config.evaluate.budget, grid.shape))
+            for split, grid in m.others.items()
+        }
+        watch.plan(
+            [
+                Stage("load model", 0.02),
+                *(Stage(f"score {name}{which}", 1.0) for name in config.arms for which in grids),
+            ]
+        )
+        with ExitStack() as held:
+            store, file = None, folder.root
+            if ranks.rank == 0:
+                file = held.enter_context(folder.shard(number, of))
+                store = held.enter_context(CellStore(file))
+            for name, learner in learners(config, m, folder, watch, list(config.arms), ranks):
+                for which, (grid, wanted) in grids.items():
+                    cells = [cell for cell in wanted if cell[1] % of == number - 1]
+                    with watch.stage(f"score {name}{which}") as tick:
+                        asker = Asker(learner, grid, config.evaluate, store, tick, ranks)
+                        asker.total = len(cells)
+                        asker.ask(cells)
     return file
 
 
@@ -184,7 +204,7 @@ def gate(
     watch.plan([Stage("load model", 0.1), Stage(f"judge {name}", 1.0)])
     with (
         RunDir(out or Path("runs") / config.name).locked() as folder,
-        CellStore(folder.cells) as store,
+        _cells(config, folder) as store,
         closing(learners(config, m, folder, watch, [name])) as models,
     ):
         _, learner = next(models)

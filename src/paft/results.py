@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from paft.config import RunConfig
-from paft.evaluation.comparisons import gap, scorer_mismatch
+from paft.evaluation.comparisons import Pairwise, gap, holm, mean_p, scorer_mismatch
 from paft.evaluation.evaluate import Evaluation, Scorer, cell_table
 from paft.evaluation.few import compare_few
 from paft.evaluation.stats import Comparison, compare
@@ -57,7 +57,7 @@ def whole(
             "single": _single_prompt(config, m),
         },
         "arms": dict(arms),
-        "comparisons": _comparisons(evaluations),
+        "comparisons": comparisons(evaluations),
     }
 
 
@@ -115,27 +115,28 @@ def _other_prompts(grid: Grid, m: Materials) -> dict[str, Any]:
     return {"prompts": grid.shape[0], "mmd2": round(found, 5), "p": round(p, 3)}
 
 
-def _comparisons(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
-    """Every later arm against every earlier one, by each scorer, on the same cells."""
-    names = list(evaluations)
+def comparisons(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+    """Every later arm against every earlier one, by each scorer, on the same cells; p values also kept for all pairs of the scorer
+    together (`holm`)."""
+    pairs = [(later, earlier) for n, later in enumerate(evaluations) for earlier in list(evaluations)[:n]]
     found = []
-    for later in range(len(names)):
-        for earlier in range(later):
-            a, b = evaluations[names[later]], evaluations[names[earlier]]
-            for scorer in a.scores:
-                difference = _difference(a, b, scorer)
-                found.append({"a": names[later], "b": names[earlier], "scorer": scorer, **difference.to_dict()})
+    for scorer in dict.fromkeys(scorer for each in evaluations.values() for scorer in each.scores):
+        differences = [_difference(evaluations[a], evaluations[b], scorer) for a, b in pairs]
+        adjusted = holm([p for _, p in differences])
+        for (a, b), (difference, p), p_holm in zip(pairs, differences, adjusted, strict=True):
+            found.append({"scorer": scorer, **Pairwise(a, b, difference, p, p_holm).to_dict()})
     return found
 
 
-def _difference(a: Evaluation, b: Evaluation, scorer: Scorer) -> Comparison:
-    """On all cells, or on those that both budgets chose without looking at answers."""
+def _difference(a: Evaluation, b: Evaluation, scorer: Scorer) -> tuple[Comparison, float]:
+    """The comparison and the p value of its mean, on all cells or on those that both budgets chose without looking at answers."""
     a_KN, b_KN = a.scores[scorer].values_KN, b.scores[scorer].values_KN
     if a.spent.whole and b.spent.whole:
-        return compare(a_KN, b_KN, a.level)
+        groups_N = a.scores[scorer].groups_N
+        return compare(a_KN, b_KN, a.level, groups_N), mean_p(a_KN - b_KN, groups_N)
     both_KN = a.spent.sampled_KN & b.spent.sampled_KN
     a_KN, b_KN = (np.where(both_KN, values_KN, np.nan) for values_KN in (a_KN, b_KN))
-    return compare_few(a_KN, b_KN, max(a.spent.level, b.spent.level))
+    return compare_few(a_KN, b_KN, max(a.spent.level, b.spent.level)), mean_p(a_KN - b_KN)
 
 
 def _single_prompt(config: RunConfig, m: Materials) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ RUN/
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -75,18 +76,54 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
+    with _whole(path) as scratch, scratch.open("wb") as file:  # closed before it is renamed
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_rows(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    """Rows into a .parquet or .jsonl file, whole or not at all; few in memory at any time."""
+    with _whole(path) as scratch:
+        if path.suffix == ".parquet":
+            _write_parquet(rows, scratch)
+        else:
+            with scratch.open("w", encoding="utf-8") as file:
+                file.writelines(_json(row) + "\n" for row in rows)
+
+
+ROWS_TOGETHER = 1024
+
+
+def _write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    writer = None
+    try:
+        while batch := list(itertools.islice(rows, ROWS_TOGETHER)):
+            table = pyarrow.Table.from_pylist(batch, schema=writer.schema if writer else None)
+            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A scratch file that becomes `path` at the end, or is gone."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        os.close(descriptor)
+        scratch = Path(name)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            yield scratch
             os.chmod(scratch, 0o644)
             os.replace(scratch, path)
         except BaseException:
-            Path(scratch).unlink(missing_ok=True)
+            scratch.unlink(missing_ok=True)
             raise
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from scipy.stats import t as student
 from paft.errors import ConfigError, ShapeError
 from paft.evaluation import metrics
 from paft.evaluation.comparisons import gap, holm, mean_p, over_seeds, pairwise, scorer_mismatch
-from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix
+from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix, groups_of
 from paft.evaluation.stats import (
     Estimate,
     all_estimates,
@@ -183,6 +184,26 @@ def test_clusters_of_examples():
             squared_error(A, "both", clusters)
     with pytest.raises(ConfigError, match="only prompts are drawn anew"):
         mean_estimate(A, over="prompts", clusters_N=list("abcd"))
+
+
+def test_a_table_knows_which_examples_belong_together():
+    generator = np.random.default_rng(3)
+    item_N = np.repeat(generator.normal(0, 1, 12), 5)
+    values_KN = (item_N + generator.normal(0, 0.5, (8, 60)) > 0).astype(float)
+    other_KN = (item_N + generator.normal(0, 0.5, (8, 60)) > 0.3).astype(float)
+    ids = [str(n) for n in range(60)]
+    groups_N = groups_of(ids, [f"g{n // 5}" for n in range(60)])
+    plain = ScoreMatrix(tuple("abcdefgh"), tuple(ids), values_KN, values_KN.astype(int), *np.zeros((2, 8, 60)))
+    told = replace(plain, groups_N=groups_N)
+    found, alone = (all_estimates(each, 0.95, [0.5]) for each in (told, plain))
+    assert found["mean"] == mean_estimate(values_KN, clusters_N=groups_N)
+    assert found["mean"].high - found["mean"].low > 1.3 * (alone["mean"].high - alone["mean"].low)
+    (pair,) = pairwise({"a": values_KN, "b": other_KN}, clusters_N=groups_N)
+    assert pair.comparison == compare(other_KN, values_KN, clusters_N=groups_N)
+    assert pair.p > pairwise({"a": values_KN, "b": other_KN})[0].p
+    assert groups_of(["a", "b"], ["", ""]) is None
+    assert groups_of(["a", "b"], ["x", "x"]) is None
+    assert groups_of(["a", "b", "c"], ["x", "", "x"]) == ("x", "alone b", "x")
 
 
 def test_alike_units_are_those_that_are_drawn():

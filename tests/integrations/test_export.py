@@ -9,11 +9,11 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
+from paft import store
 from paft.cli import app
 from paft.config import SFTConfig
 from paft.errors import ConfigError, PaftError
 from paft.grid import Grid
-from paft.integrations import export
 from paft.integrations.export import export_dataset
 from paft.training.data import CellDataset
 from tests import tiny
@@ -45,7 +45,7 @@ def updates_of(rows: list[dict]) -> list[tuple]:
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 @pytest.mark.parametrize("together", [3, 1024])
 def test_rows_are_the_cells_of_the_schedule_with_the_tokens_of_training(tmp_path, monkeypatch, suffix, together):
-    monkeypatch.setattr(export, "_TOGETHER", together)
+    monkeypatch.setattr(store, "ROWS_TOGETHER", together)
     g, renderer, path = grid(tmp_path, 24), tiny.hf_model().renderer, tmp_path / f"rows{suffix}"
     done = export_dataset(g, renderer, CONFIG, path, seed=0)
     assert (done.rows, done.updates, done.dropped) == (48, 12, 0)
@@ -128,7 +128,7 @@ def test_a_write_that_ends_early_leaves_the_old_file(tmp_path, monkeypatch):
     renderer = tiny.hf_model().renderer
     export_dataset(g, renderer, CONFIG, path, seed=0)
     before = path.read_bytes()
-    monkeypatch.setattr(export, "_TOGETHER", 4)
+    monkeypatch.setattr(store, "ROWS_TOGETHER", 4)
     found = Grid.cell
 
     def full(self, index):

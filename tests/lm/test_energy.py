@@ -24,6 +24,7 @@ def test_packages_are_added_and_their_parts_are_not(tmp_path):
     for file, value in ((first, 7_000_000), (part, 9_000_000), (second, 500_000)):
         file.write_text(str(value), encoding="ascii")
     assert meter.joules == pytest.approx(2.5)
+    assert EnergyMeter(powercap=tmp_path, packages=False).joules is None
 
 
 def test_a_counter_that_starts_anew_is_followed(tmp_path, monkeypatch):

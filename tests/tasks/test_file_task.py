@@ -209,6 +209,16 @@ def test_skipping_counts_and_names_every_row_left_out(tmp_path: Path) -> None:
         task(tmp_path, {**FIXED, "on_bad_row": "skip"}, [{"text": "a", "label": "?"}]).split("train")
 
 
+def test_examples_that_stand_on_one_thing_are_told_by_a_column(tmp_path: Path) -> None:
+    rows = [{**row, "page": page} for row, page in zip(ROWS, ["p1", "x" * 200, "p1"], strict=False)]
+    found = task(tmp_path, {**FIXED, "group_by": "page"}, rows).split("train").examples
+    assert found[0].group == found[2].group == "p1" != found[1].group
+    assert len(found[1].group) < 64
+    assert [example.group for example in task(tmp_path, FIXED, rows).split("train").examples] == [""] * len(rows)
+    with pytest.raises(DataError, match="column 'pag' is missing, did you mean 'page'"):
+        task(tmp_path, {**FIXED, "group_by": "pag"}, rows).split("train")
+
+
 def test_optional_fields_may_be_absent(tmp_path: Path) -> None:
     spec = {**FIXED, "optional_fields": ["hint"]}
     found = task(tmp_path, spec, [ROWS[0], {**ROWS[1], "hint": 5}, {**ROWS[2], "hint": None}]).split("train")

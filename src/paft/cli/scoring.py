@@ -173,22 +173,36 @@ def compare(
     seeds: Annotated[
         bool, typer.Option("--seeds", help="The runs differ by their training seed: their arms over the seeds.")
     ] = False,
+    changed: Annotated[
+        Path | None,
+        typer.Option(
+            help="Two models: also write the cells that one has right and the other wrong (.parquet, .jsonl)."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare models of one or several runs on the prompts and examples that all of them were scored on.
 
-    Example: paft compare runs/monday:paft runs/tuesday:paft
+    Example: paft compare runs/monday:paft runs/tuesday:paft --changed changed.jsonl
 
     Example: paft compare --seeds runs/seed0 runs/seed1 runs/seed2
     """
     from paft import finished
     from paft.reports.verdict import pairs_table, seeds_table
+    from paft.store import write_rows
 
+    if changed is not None and (seeds or changed.suffix not in (".parquet", ".jsonl")):
+        raise ConfigError(f"--changed {changed}: expected a .parquet or .jsonl file, of two models, without --seeds")
     if seeds:
         rows = finished.compare_seeds(runs, scorer)
         typer.echo(json.dumps([row.to_dict() for row in rows]) if as_json else seeds_table(rows))
         return
     found = finished.compare_runs(runs, scorer)
+    if changed is not None:
+        cells = finished.changed_cells(runs, scorer)
+        write_rows(iter(cells), changed)
+        better = sum(cell["a_score"] > cell["b_score"] for cell in cells)
+        say(f"{changed}: {len(cells)} cells that changed; a is right in {better} of them, b in {len(cells) - better}")
     typer.echo(json.dumps([pair.to_dict() for pair in found]) if as_json else pairs_table(found))
 
 

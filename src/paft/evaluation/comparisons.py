@@ -36,31 +36,36 @@ class Pairwise:
         return {"a": self.a, "b": self.b, **self.comparison.to_dict(), "p": self.p, "p_holm": self.p_holm}
 
 
-def pairwise(tables: Mapping[str, np.ndarray], level: float = 0.95) -> list[Pairwise]:
+def pairwise(
+    tables: Mapping[str, np.ndarray], level: float = 0.95, clusters_N: Sequence[object] | None = None
+) -> list[Pairwise]:
     """Every model against every one before it, on the same prompts and examples.
 
     p: two-way t test of the paired differences (new prompts, new examples), as the interval of `compare`. p_holm: the
     same, kept for all pairs together (`holm`); intervals are each at `level`, for one pair.
-    Tables with holes (NaN) are compared on the cells that both hold (`compare_few`). Raises ShapeError when tables do not match.
+    clusters_N: see `stats.mean_estimate`. Tables with holes (NaN) are compared on the cells that both hold (`compare_few`), without
+    clusters. Raises ShapeError when tables do not match.
     """
     pairs = [(later, earlier) for earlier, later in itertools.combinations(tables, 2)]
     comparisons = [
-        (compare_few if np.isnan(tables[a] + tables[b]).any() else compare)(tables[a], tables[b], level)
+        compare_few(tables[a], tables[b], level)
+        if np.isnan(tables[a] + tables[b]).any()
+        else compare(tables[a], tables[b], level, clusters_N)
         for a, b in pairs
     ]
-    p_values = [mean_p(tables[a] - tables[b]) for a, b in pairs]
+    p_values = [mean_p(tables[a] - tables[b], clusters_N) for a, b in pairs]
     return [
         Pairwise(a, b, comparison, p, adjusted)
         for (a, b), comparison, p, adjusted in zip(pairs, comparisons, p_values, holm(p_values), strict=True)
     ]
 
 
-def mean_p(difference_KN: np.ndarray) -> float:
+def mean_p(difference_KN: np.ndarray, clusters_N: Sequence[object] | None = None) -> float:
     """Two-sided p value that the mean over new prompts and new examples is 0; 1 for differences of 0 throughout."""
     if np.isnan(difference_KN).any():
         squared, freedom = sampled(difference_KN).error_anew
     else:
-        squared, freedom = squared_error(difference_KN)
+        squared, freedom = squared_error(difference_KN, "both", clusters_N)
     mean = abs(float(np.nanmean(difference_KN)))
     if squared == 0:
         return float(mean == 0)

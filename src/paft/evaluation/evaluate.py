@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import or_
 from typing import Any, Literal
@@ -12,16 +14,19 @@ from typing import Any, Literal
 import numpy as np
 
 from paft.config import EvalConfig
-from paft.errors import ConfigError
+from paft.errors import ConfigError, TemplateError
+from paft.evaluation import metrics
 from paft.evaluation.budget import Spent, expected_accuracies, few_estimates, spend
-from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix, restricted_choice
-from paft.evaluation.stats import Estimate, all_estimates, raw_sd
+from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix, groups_of, restricted_choice
+from paft.evaluation.stats import Estimate, all_estimates, raw_sd, variance_components
+from paft.evaluation.variance import worst_bracket
 from paft.grid import Cell, Grid
 from paft.lm.ranks import Ranks
 from paft.lm.types import LM, Answered, Question
 from paft.store import CellKey, CellStore
-from paft.tasks.answers import Code
+from paft.tasks.answers import AnswerFormat, Code
 from paft.tasks.sandbox import allow_code
+from paft.tasks.types import Example
 
 Scorer = Literal["likelihood", "generation"]
 Tick = Callable[[int, int, str], None]
@@ -63,7 +68,7 @@ class Evaluation:
 
     def summary(self, scorer: Scorer) -> dict[str, Any]:
         """Plain values for the results file: per-prompt figures and estimates. Of a table not bought whole, accuracy_K is what
-        `PromptMixture` expects over all examples, and there is no raw_sd."""
+        `PromptMixture` expects over all examples, and there are neither raw_sd nor differences."""
         matrix, whole = self.scores[scorer], self.spent.whole
         scored_K = np.maximum(1, matrix.observed_KN.sum(1))
         accuracy_K = matrix.accuracy_K if whole else expected_accuracies(matrix, self.spent)
@@ -74,6 +79,23 @@ class Evaluation:
             "ended_K": ((matrix.ended_KN & matrix.observed_KN).sum(1) / scored_K).tolist(),
             "raw_sd": raw_sd(matrix.values_KN) if whole else None,
             "estimates": {name: estimate.to_dict() for name, estimate in self.estimates(scorer).items()},
+            "differences": self._differences(matrix) if whole else None,
+        }
+
+    def _differences(self, matrix: ScoreMatrix) -> dict[str, Any]:
+        """Where the cells of a whole table differ: by prompt or by example, at the worst prompt, in the answers, from the reference."""
+        examples, values_KN, answers_KN = self.grid.examples, matrix.values_KN, matrix.answers_KN
+        answers_N = np.array([max(2, len(example.choices)) for example in examples])  # an open one is right, or another
+        flips = None
+        if self.reference is not None:
+            gold_N = np.array([example.answer for example in examples])
+            split = asdict(metrics.flips(answers_KN, gold_N, self.reference))
+            flips = {kind: float(share_K.mean()) for kind, share_K in split.items()}
+        return {
+            "components": variance_components(values_KN, self.level).to_dict(),
+            "worst": asdict(worst_bracket(values_KN)) if len(examples) >= 4 else None,
+            "entropy": metrics.sensitivity_entropy(answers_KN, answers_N).value,
+            "flips": flips,
         }
 
 
@@ -82,6 +104,11 @@ CODE_TOKENS = 512
 
 CHUNK = 4096
 """Cells that are rendered and looked up at a time: all prompts over some examples, so that what they share is seen."""
+
+EXCHANGED = 512
+"""The same of each of several processes. Its answers reach the first, which alone keeps them, at the end of a chunk, so a kill
+loses about this many of every other process at most (examples stay whole); smaller chunks would make all wait for the slowest
+more often."""
 
 
 class Asker:
@@ -104,17 +131,17 @@ class Asker:
         self._read_before = lm.tokens_read
         self.total = num_prompts * num_examples
         """Cells that progress is told of; the budget may lower it."""
-        generate = "generation" in config.scorers
-        self._limit_K = [
-            (config.max_new_tokens or answer_limit(lm, grid, k)) if generate else 0 for k in range(num_prompts)
-        ]
+        self._limit_K = [0] * num_prompts
+        if "generation" in config.scorers:
+            self._limit_K = [config.max_new_tokens] * num_prompts if config.max_new_tokens else answer_limits(lm, grid)
 
     def ask(self, cells: Iterable[tuple[int, int]]) -> None:
         """Have these cells (prompt, example) answered. The same cells are answered alike in any order and company."""
         wanted = [(k, i) for k, i in cells if self.answers_KN[k][i] is None]
         wanted.sort(key=lambda cell: (cell[1], cell[0]))
-        for start in range(0, len(wanted), CHUNK):
-            self._ask(wanted[start : start + CHUNK])
+        size = CHUNK if self.ranks.size == 1 else min(CHUNK, EXCHANGED * self.ranks.size)
+        for start in range(0, len(wanted), size):
+            self._ask(wanted[start : start + size])
         if self.store is not None:
             self.store.flush()
 
@@ -253,15 +280,31 @@ def reference_row(wanted: int | str | None, grid: Grid) -> int | None:
     )
 
 
-def answer_limit(lm: LM, grid: Grid, prompt: int) -> int:
-    """Token limit of a free answer under a prompt: the longest answer it allows, and 4 more. The same for all models
-    with one tokenizer."""
-    answer = grid.templates[prompt].answer
-    if isinstance(grid.templates[prompt].inner_answer, Code):
-        return CODE_TOKENS
-    surfaces = {surface for example in grid.examples for surface in answer.surfaces(example)}
-    longest = sorted(surfaces, key=len)[-20:]  # the longest in tokens is among the longest in characters
-    return max(lm.count_tokens(surface) for surface in longest) + 4
+def answer_limits(lm: LM, grid: Grid) -> list[int]:
+    """Token limit of a free answer under each prompt: the longest answer that it allows to any example of the population, in
+    tokens of this model, and 4 more. The same for all models with one tokenizer, and for any part of the population."""
+    population = grid.population or grid.examples
+    inner = {template.answer: template.inner_answer for template in grid.templates}
+    longest = {kind: _longest(kind, population) for kind in set(inner.values()) if not isinstance(kind, Code)}
+    found = {
+        answer: max((lm.count_tokens(answer.surfaces(example)[c]) for example, c in longest[kind]), default=0) + 4
+        if kind in longest
+        else CODE_TOKENS
+        for answer, kind in inner.items()
+    }
+    return [found[template.answer] for template in grid.templates]
+
+
+def _longest(answer: AnswerFormat, population: Sequence[Example]) -> list[tuple[Example, int]]:
+    """The 20 longest different answers, each as an example and the place of its choice: the longest in tokens is among the longest in
+    characters. Of equals always the same ones. An example that the format does not serve has none; where it is asked,
+    `Grid.question` says so."""
+    found: dict[str, tuple[Example, int]] = {}
+    for example in population:
+        with contextlib.suppress(TemplateError):
+            for c, surface in enumerate(answer.surfaces(example)):
+                found.setdefault(surface, (example, c))
+    return [found[surface] for surface in heapq.nlargest(20, found, key=lambda surface: (len(surface), surface))]
 
 
 def score_matrix(
@@ -294,7 +337,8 @@ def score_matrix(
                 values_KN[k, i] = float(parsed.choice == example.answer)
                 tokens_KN[k, i], ended_KN[k, i] = completion.tokens, completion.stop == "eos"
     ids = tuple(template.id for template in grid.templates), tuple(example.id for example in grid.examples)
-    return ScoreMatrix(*ids, values_KN, answers_KN, tokens_KN, ended_KN)
+    groups_N = groups_of(ids[1], [example.group for example in grid.examples])
+    return ScoreMatrix(*ids, values_KN, answers_KN, tokens_KN, ended_KN, groups_N)
 
 
 def normalized(answered: Answered, normalization: Literal["sum", "token", "byte"]) -> list[float]:
@@ -311,19 +355,27 @@ def normalized(answered: Answered, normalization: Literal["sum", "token", "byte"
 def cell_table(arm: str, evaluation: Evaluation) -> dict[str, list[Any]]:
     """All answered cells of an evaluation as columns, one row per cell: for Parquet, pandas, R.
 
-    sampled: false for cells that were bought for what others of their prompt showed; figures over a table leave them out.
+    fingerprint: of the model. logp, logp_tokens, logp_bytes: of each choice; seam: see `Answered`. seconds: time that the answer
+    took when it was computed. sampled: false for cells that were bought for what others of their prompt showed; figures over a
+    table leave them out.
     """
     grid = evaluation.grid
     plain = (
         "arm",
+        "fingerprint",
         "prompt",
         "example",
+        "group",
         "gold",
         "logp",
+        "logp_tokens",
+        "logp_bytes",
+        "seam",
         "prompt_tokens",
         "completion",
         "completion_tokens",
         "stop",
+        "seconds",
         "sampled",
     )
     judged = [f"{scorer}_{what}" for scorer in evaluation.scores for what in ("score", "answer")]
@@ -336,14 +388,20 @@ def cell_table(arm: str, evaluation: Evaluation) -> dict[str, list[Any]]:
             completion = answered.completion
             values = (
                 arm,
+                evaluation.fingerprint,
                 template.id,
                 example.id,
+                example.group,
                 example.answer,
                 [x if math.isfinite(x) else None for x in answered.logp_C],
+                list(answered.tokens_C),
+                list(answered.bytes_C),
+                answered.seam,
                 answered.prompt_tokens,
                 completion.text if completion else None,
                 completion.tokens if completion else None,
                 completion.stop if completion else None,
+                answered.seconds,
                 bool(evaluation.spent.sampled_KN[k, i]),
             )
             for name, value in zip(plain, values, strict=True):

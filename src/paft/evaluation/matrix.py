@@ -15,6 +15,12 @@ UNSCORED = -2
 """Answer index of a cell that was not scored."""
 
 
+def groups_of(example_ids: Sequence[str], groups: Sequence[str]) -> tuple[str, ...] | None:
+    """A group for each example, its own where none is named; None where no two share one, or all do."""
+    found = tuple(group or f"alone {name}" for name, group in zip(example_ids, groups, strict=True))
+    return found if 1 < len(set(found)) < len(found) else None
+
+
 @dataclass(frozen=True, eq=False)
 class ScoreMatrix:
     """Scores of one model by one scorer.
@@ -22,7 +28,8 @@ class ScoreMatrix:
     values_KN: score in [0, 1], NaN where the cell was not scored. answers_KN: index of the choice given, INVALID for an
     unparsable answer (its value is 0), UNSCORED where it was not asked. tokens_KN: tokens generated (0 for restricted
     choice).
-    ended_KN: whether the model ended its answer by itself.
+    ended_KN: whether the model ended its answer by itself. groups_N: what each example belongs to, where several stand on one thing
+    (a passage); None where each stands alone.
     """
 
     prompt_ids: tuple[str, ...]
@@ -31,6 +38,7 @@ class ScoreMatrix:
     answers_KN: np.ndarray
     tokens_KN: np.ndarray
     ended_KN: np.ndarray
+    groups_N: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.prompt_ids), len(self.example_ids))

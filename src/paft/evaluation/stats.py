@@ -536,10 +536,12 @@ class Comparison:
         return {**{name: part.to_dict() if part else None for name, part in parts.items()}, "ahead": self.ahead}
 
 
-def compare(a_KN: np.ndarray, b_KN: np.ndarray, level: float = 0.95) -> Comparison:
+def compare(
+    a_KN: np.ndarray, b_KN: np.ndarray, level: float = 0.95, clusters_N: Sequence[object] | None = None
+) -> Comparison:
     """Paired differences of two complete tables over the same prompts (rows) and examples (columns).
 
-    mean: two-way t interval of the differences; new prompts, new examples.
+    mean: two-way t interval of the differences; new prompts, new examples (new clusters of them, see `mean_estimate`).
     prompt_sd: the two F intervals combined, (A - B) -+ root of the sum of squared distances to the bounds in question
     (MOVER: Zou and Donner, Statistics in Medicine 27, 2008); new prompts, new examples.
     worst: from `plausible_accuracies` of A and of B; these prompts, new examples.
@@ -558,7 +560,7 @@ def compare(a_KN: np.ndarray, b_KN: np.ndarray, level: float = 0.95) -> Comparis
     worst = float(spread_corrected(a_KN).min() - spread_corrected(b_KN).min())
     low, high = _percentiles(worst_R, level, worst)
     return Comparison(
-        mean_estimate(a_KN - b_KN, level, "mean difference", (-1.0, 1.0)),
+        mean_estimate(a_KN - b_KN, level, "mean difference", (-1.0, 1.0), clusters_N=clusters_N),
         sd_difference(prompt_sd(a_KN, level), prompt_sd(b_KN, level)),
         Estimate(
             "worst difference", worst, low, high, level, "spread-corrected; plausible accuracies, these prompts", k, n
@@ -625,7 +627,7 @@ def all_estimates(
     """Every estimate of the report for one table, by name. reference: the prompt (row) against which flips are counted."""
     values = matrix.values_KN
     found = [
-        mean_estimate(values, level),
+        mean_estimate(values, level, clusters_N=matrix.groups_N),
         prompt_sd(values, level),
         worst_prompt(values, level),
         quantile_over_prompts(values, 0.1, level),
@@ -639,6 +641,6 @@ def all_estimates(
         instance_worst(values, level),
         *([worst_of(values, 5, level)] if len(values) > 5 else []),  # of 5 it is instance_worst
         *([flip_rate(matrix, reference, level)] if reference is not None and len(values) > 2 else []),
-        mean_estimate((matrix.answers_KN == INVALID).astype(float), level, "invalid"),
+        mean_estimate((matrix.answers_KN == INVALID).astype(float), level, "invalid", clusters_N=matrix.groups_N),
     ]
     return {estimate.name: estimate for estimate in found}

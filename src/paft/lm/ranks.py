@@ -53,13 +53,19 @@ def launched() -> Iterator[Ranks]:
     if size == 1:
         yield Ranks()
         return
+    import torch
     import torch.distributed as distributed
 
     ours = not distributed.is_initialized()
     if ours:
-        # objects travel between CPUs; a rank may compute for hours before it has something to say
+        # what the ranks tell each other travels between CPUs, gradients and shards of weights between GPUs where there are any;
+        # a rank may compute for hours before it has something to say
+        backend = "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            backend = "cpu:gloo,cuda:nccl"
         with _together():
-            distributed.init_process_group("gloo", timeout=timedelta(days=7))
+            distributed.init_process_group(backend, timeout=timedelta(days=7))
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
     finally:

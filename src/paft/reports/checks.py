@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paft.errors import DataError
+from paft.evaluation.comparisons import holm
 
 CLOSE = 1e-6
 """Largest difference of two figures that should be one; far below what is printed, far above what JSON loses."""
@@ -41,6 +42,7 @@ def check(result: Mapping[str, Any]) -> None:
         _check_comparison(
             f"results {name!r}, comparison {comparison['a']!r} - {comparison['b']!r}", comparison, result["arms"]
         )
+    _check_p_values(f"results {name!r}, comparisons", [each for each in result["comparisons"] if "p" in each])
 
 
 def _check_scores(where: str, scores: Mapping[str, Any], num_prompts: int) -> None:
@@ -88,6 +90,31 @@ def _check_scores(where: str, scores: Mapping[str, Any], num_prompts: int) -> No
                 where,
                 {f"share of accuracy_K, {key}": surely, key: estimate["value"], f"highest such share, {key}": perhaps},
             )
+    if differences := scores.get("differences"):
+        _check_differences(where, differences, scores)
+
+
+def _check_differences(where: str, differences: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
+    components, worst, flips = (differences[key] for key in ("components", "worst", "flips"))
+    observed = max(0.0, components["s2_prompt"]["value"] + components["noise_floor"] ** 2)
+    _check_equal(where, "raw_sd", scores["raw_sd"], math.sqrt(observed), "that of the components")
+    if sum(components["shares"].values()):
+        _check_equal(
+            where, "the sum of the shares of variance", sum(components["shares"].values()), 1.0, "that of a whole"
+        )
+    if worst:
+        _check_equal(
+            where, "the worst prompt as observed", worst["raw"], min(scores["accuracy_K"]), "the lowest of accuracy_K"
+        )
+    if flips and (changed := scores["estimates"].get("flips")):
+        _check_equal(where, "flips", changed["value"], sum(flips.values()), "the sum of its kinds")
+
+
+def _check_p_values(where: str, comparisons: Sequence[Mapping[str, Any]]) -> None:
+    for scorer in {each["scorer"] for each in comparisons}:
+        family = [each for each in comparisons if each["scorer"] == scorer]
+        for each, adjusted in zip(family, holm([each["p"] for each in family]), strict=True):
+            _check_equal(f"{where}, {scorer}", "p_holm", each["p_holm"], adjusted, "Holm's of the p values")
 
 
 def _check_comparison(where: str, comparison: Mapping[str, Any], arms: Mapping[str, Any]) -> None:

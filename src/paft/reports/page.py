@@ -76,6 +76,7 @@ class ScorerView:
     meaning: str
     strips: Sequence[StripRow]
     rows: Sequence[tables.Row]
+    differences: Sequence[tables.Row]
     compared: Sequence[tables.Compared]
     noise: str
 
@@ -126,6 +127,8 @@ class Run:
     main: str
     scorers: Sequence[ScorerView]
     level: str
+    lead: Sequence[tables.Figure]
+    """Mean and worst prompt of the last arm."""
     extremes: Sequence[Extremes]
     prompts: Sequence[Prompt]
     training: Sequence[Training]
@@ -194,6 +197,8 @@ def render(
         script=Markup(script),
         script_hash=digest,
         why_both=wording.WHY_BOTH,
+        where_from=tables.WHERE_FROM,
+        p_means=tables.P_MEANS,
         cost_columns=tables.COST_COLUMNS,
         between=[tables.between(pairs, scorer) for scorer, pairs in across.items()],
     )
@@ -208,7 +213,7 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
     last_accuracy_K = arms[-1].result["scores"][main]["accuracy_K"]
     single = result["prompts"]["single"]
     no_cells = missing(exhibit, result)
-    mean = arms[-1].result["scores"][main]["estimates"]["mean"]
+    last = arms[-1].result["scores"][main]["estimates"]
     return Run(
         anchor=f"run-{position + 1}",
         model=wording.model_of(result["config"]),
@@ -220,7 +225,8 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
         titles={arm.name: arm.title for arm in arms},
         main=main,
         scorers=[_scorer_view(result, arms, scorer) for scorer in scorers],
-        level=wording.level(mean),
+        level=wording.level(last["mean"]),
+        lead=[tables.figure_of(wording.pick(last, key)) for key in ("mean", "worst")],
         extremes=[_extremes(arm, prompts, main) for arm in reversed(arms)],
         prompts=[prompts[k] for k in sorted(range(len(prompts)), key=lambda k: (last_accuracy_K[k], k))],
         training=training,
@@ -277,6 +283,7 @@ def _scorer_view(result: Mapping[str, Any], arms: Sequence[Arm], scorer: str) ->
         wording.WHAT_SCORER_MEANS.get(scorer, ""),
         [_strip_row(result, arm, scorer) for arm in arms],
         tables.estimate_rows([arm.result for arm in arms], scorer),
+        tables.difference_rows([arm.result for arm in arms], scorer),
         tables.comparison_rows(result, scorer),
         wording.noise_note(result, scorer),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from paft.evaluation.comparisons import Pairwise
@@ -21,12 +22,19 @@ from paft.reports.wording import (
     level,
     main_scorer,
     number,
+    p_value,
     pick,
     provenance,
     scorers,
     signed,
     thousands,
     verdicts,
+)
+
+WHERE_FROM = "Where the differences come from"
+P_MEANS = (
+    "p: two-sided, that the mean difference is 0 over new prompts and new examples; in brackets the same kept for all pairs of the table "
+    "together (Holm). Intervals are each for one pair."
 )
 
 OTHERS = {"train": "prompts of training", "dev": "dev prompts", "adversarial": "perturbed prompts (Con)"}
@@ -57,7 +65,7 @@ def estimate_rows(arms: Sequence[Mapping[str, Any]], scorer: str) -> list[Row]:
     scores = [arm["scores"][scorer] for arm in arms]
 
     def estimated(title: str, key: str, unit: str = "%", minor: bool = False) -> Row:
-        return Row(title, unit, tuple(_figure(s["estimates"].get(key)) for s in scores), minor)
+        return Row(title, unit, tuple(figure_of(s["estimates"].get(key)) for s in scores), minor)
 
     def average(title: str, key: str, unit: str, write: Callable[[float], str]) -> Row:
         return Row(title, unit, tuple(Figure(write(sum(s[key]) / len(s[key]))) for s in scores), minor=True)
@@ -93,8 +101,8 @@ def estimate_rows(arms: Sequence[Mapping[str, Any]], scorer: str) -> list[Row]:
     ]
     for split in dict.fromkeys(split for arm in arms for split in arm.get("others", {})):
         under = [arm.get("others", {}).get(split, {}).get(scorer) for arm in arms]
-        means = tuple(_figure(each and each["estimates"]["mean"]) for each in under)
-        gaps = tuple(_figure(each and each["gap"], difference=True) for each in under)
+        means = tuple(figure_of(each and each["estimates"]["mean"]) for each in under)
+        gaps = tuple(figure_of(each and each["gap"], difference=True) for each in under)
         rows += [
             Row(f"Mean accuracy, {OTHERS[split]}", "%", means),
             Row(f"The same less that of the scored ones, {OTHERS[split]}", "points", gaps, minor=True),
@@ -107,14 +115,58 @@ def estimate_rows(arms: Sequence[Mapping[str, Any]], scorer: str) -> list[Row]:
             Row(
                 "Readable answers at odds with restricted choice",
                 "%",
-                tuple(_figure(arm.get("mismatch")) for arm in arms),
+                tuple(figure_of(arm.get("mismatch")) for arm in arms),
                 minor=True,
             ),
         ]
     return [row for row in rows if any(figure.value != MISSING for figure in row.figures)]
 
 
-def _figure(estimate: Mapping[str, Any] | None, difference: bool = False) -> Figure:
+def difference_rows(arms: Sequence[Mapping[str, Any]], scorer: str) -> list[Row]:
+    """Where the differences between the cells of one scorer come from, an arm per column; empty where no table was bought whole."""
+    found = [arm["scores"][scorer].get("differences") for arm in arms]
+
+    def row(title: str, unit: str, *path: str, minor: bool = False) -> Row:
+        values = [reduce(lambda held, key: held and held[key], path, each) for each in found]
+        return Row(title, unit, tuple(Figure(MISSING if v is None else number(v)) for v in values), minor)
+
+    def tested(
+        title: str, unit: str, key: str, write: Callable[[Mapping[str, Any]], Figure], minor: bool = False
+    ) -> Row:
+        figures = (Figure(MISSING) if each is None else write(each["components"][key]) for each in found)
+        return Row(title, unit, tuple(figures), minor)
+
+    half = "Worst prompt, picked on one half, scored on the other: errs high"
+    rows = [
+        row("Variance of a cell: from the prompt", "%", "components", "shares", "prompt"),
+        row("Variance of a cell: from the example", "%", "components", "shares", "item"),
+        row("Variance of a cell: from both together, and noise", "%", "components", "shares", "residual"),
+        tested("Are all prompts equally good? p of Cochran's test", "", "equality", _equality),
+        row("Raw SD that item noise alone would show", "points", "components", "noise_floor"),
+        tested(
+            "Variance over prompts, item noise removed, not cut at 0", "points\u00b2", "s2_prompt", _squared, minor=True
+        ),
+        row("Worst prompt as observed: errs low", "%", "worst", "raw"),
+        row(half, "%", "worst", "split_half"),
+        row("Entropy of the answers to an example (100: all as often)", "%", "entropy", minor=True),
+        row("Right under the reference prompt, wrong under another", "%", "flips", "right_to_wrong"),
+        row("Wrong under the reference prompt, right under another", "%", "flips", "wrong_to_right"),
+        row("Wrong under both, in two ways", "%", "flips", "wrong_to_wrong", minor=True),
+    ]
+    return [row for row in rows if any(figure.value != MISSING for figure in row.figures)]
+
+
+def _equality(test: Mapping[str, Any]) -> Figure:
+    return Figure(p_value(test["p"]), f"Q {test['q']:.1f}, {test['freedom']} df")
+
+
+def _squared(s2: Mapping[str, Any]) -> Figure:
+    value, low, high = (number(100 * s2[key]) for key in ("value", "low", "high"))
+    return Figure(value, f"{low} to {high}", s2["method"])
+
+
+def figure_of(estimate: Mapping[str, Any] | None, difference: bool = False) -> Figure:
+    """An estimate as it is printed, or a dash where there is none."""
     if estimate is None or estimate["value"] is None:
         return Figure(MISSING)
     value = (signed if difference else number)(estimate["value"])
@@ -128,12 +180,14 @@ def _shares(scores: Sequence[Mapping[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Compared:
-    """A line of the table of comparisons: differences a - b in points, and on how many prompts a is ahead."""
+    """A line of the table of comparisons: differences a - b in points, the p value of the mean (in brackets that after Holm), and on
+    how many prompts a is ahead."""
 
     a: str
     b: str
     scorer: str
     mean: Figure
+    p: Figure
     prompt_sd: Figure
     worst: Figure
     ahead: str
@@ -146,12 +200,12 @@ def comparison_rows(result: Mapping[str, Any], scorer: str) -> list[Compared]:
 
 
 def _compared(comparison: Mapping[str, Any], scorer: str) -> Compared:
-    mean, sd, worst = (_figure(comparison[key], True) for key in ("mean", "prompt_sd", "worst"))
+    mean, sd, worst = (figure_of(comparison[key], True) for key in ("mean", "prompt_sd", "worst"))
     k = comparison["mean"]["prompts"]
     count = f"{round(comparison['ahead'] * k)} of {k}"
-    return Compared(
-        clean(comparison["a"]), clean(comparison["b"]), scorer, mean, sd, worst, number(comparison["ahead"], 0), count
-    )
+    p = Figure(p_value(comparison["p"]), p_value(comparison["p_holm"])) if "p" in comparison else Figure(MISSING)
+    names = clean(comparison["a"]), clean(comparison["b"])
+    return Compared(*names, scorer, mean, p, sd, worst, number(comparison["ahead"], 0), count)
 
 
 @dataclass(frozen=True)
@@ -275,10 +329,17 @@ def _markdown(result: Mapping[str, Any]) -> list[str]:
             cells = [_cell(pick(arm["scores"][scorer]["estimates"], key)) for key in keys]
             lines.append("| " + " | ".join([_plain(arm["title"]), *cells]) + " |")
         lines.append("")
+        lines += _differences(result, scorer)
+        lines += _comparisons(result, scorer)
     confidence = next(iter(result["arms"].values()))["scores"][main]["estimates"]["mean"]["level"]
     lines.append(
         f"Percent, standard deviations in points with item noise removed; in brackets {100 * confidence:g} % intervals. "
-        + " ".join(cautions(result))
+        + " ".join(
+            [
+                *([f"Paired differences: first minus second. {P_MEANS}"] if result["comparisons"] else []),
+                *cautions(result),
+            ]
+        )
     )
     lines += [
         "",
@@ -288,6 +349,39 @@ def _markdown(result: Mapping[str, Any]) -> list[str]:
     lines += ["| " + " | ".join([_plain(title), *values]) + " |" for title, values in cost_rows(result)]
     lines += ["", _plain(provenance(result)), ""]
     return [line.replace("\u00a0", " ") for line in lines]
+
+
+def _differences(result: Mapping[str, Any], scorer: str) -> list[str]:
+    arms = list(result["arms"].values())
+    rows = [row for row in difference_rows(arms, scorer) if not row.minor]
+    if not rows:
+        return []
+    titles = [_plain(arm["title"]) for arm in arms]
+    lines = [f"| {WHERE_FROM}, {SCORERS.get(scorer, _plain(scorer))} | " + " | ".join(titles) + " |"]
+    lines.append("|" + " --- |" + " ---: |" * len(arms))
+    for row in rows:
+        title = row.title + (f", {row.unit}" if row.unit else "")
+        lines.append("| " + " | ".join([title, *map(_told, row.figures)]) + " |")
+    return [*lines, ""]
+
+
+def _comparisons(result: Mapping[str, Any], scorer: str) -> list[str]:
+    rows = comparison_rows(result, scorer)
+    if not rows:
+        return []
+    titles = {clean(name): _plain(arm["title"]) for name, arm in result["arms"].items()}
+    columns = ["Mean", "p (Holm)", "SD over prompts", "Worst", "First ahead on"]
+    lines = [f"| Paired differences, {SCORERS.get(scorer, _plain(scorer))} | " + " | ".join(columns) + " |"]
+    lines.append("|" + " --- |" + " ---: |" * len(columns))
+    for row in rows:
+        figures = map(_told, (row.mean, row.p, row.prompt_sd, row.worst))
+        cells = [f"{titles[row.a]} \u2212 {titles[row.b]}", *figures, f"{row.ahead_count} prompts"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _told(figure: Figure) -> str:
+    return figure.value + (f" ({figure.bounds})" if figure.bounds else "")
 
 
 def _cell(estimate: Mapping[str, Any] | None) -> str:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from paft.evaluation.comparisons import Pairwise, Seeded
 from paft.evaluation.gate import Checked, Verdict
 from paft.evaluation.stats import Estimate
-from paft.reports.wording import MISSING, clean, number, signed
+from paft.reports.wording import MISSING, clean, number, p_value, signed
 
 SIGNS = {"pass": "met", "fail": "missed", "undecided": "open"}
 
@@ -64,7 +64,7 @@ def pairs_table(pairs: Sequence[Pairwise]) -> str:
         c = pair.comparison
         figures = [_difference(part) for part in (c.mean, c.prompt_sd, c.worst)]
         ahead = f"{round(c.ahead * c.mean.prompts)} of {c.mean.prompts} prompts"
-        lines.append("| " + " | ".join([clean(pair.a), clean(pair.b), *figures, ahead, f"{pair.p_holm:.2g}"]) + " |")
+        lines.append("| " + " | ".join([clean(pair.a), clean(pair.b), *figures, ahead, p_value(pair.p_holm)]) + " |")
     mean = pairs[0].comparison.mean
     lines += [
         "",

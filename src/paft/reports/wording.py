@@ -60,6 +60,15 @@ def signed(value: float) -> str:
     return text if text.startswith("\u2212") or float(text) == 0 else f"+{text}"
 
 
+def p_value(p: float) -> str:
+    """A p value in two digits.
+
+    >>> p_value(0.0312), p_value(1e-9)
+    ('0.031', '< 0.0001')
+    """
+    return f"{p:.2g}" if p >= 0.0001 else "< 0.0001"
+
+
 def interval(estimate: Mapping[str, Any], difference: bool = False) -> str:
     """Both bounds, or the empty text where there is no interval."""
     if estimate["low"] is None or estimate["high"] is None:

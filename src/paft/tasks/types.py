@@ -17,6 +17,7 @@ class Example:
     """One item of a task: named text fields, its choices, and the index of the right one.
 
     is_open: nothing is offered to choose from; the only choice is the right answer.
+    group: what it stands on together with others, such as the passage of several questions; "" for one that stands alone.
     """
 
     id: str
@@ -24,6 +25,7 @@ class Example:
     choices: tuple[str, ...]
     answer: int
     is_open: bool = False
+    group: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
@@ -38,7 +40,7 @@ class Example:
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # a mapping proxy does not pickle; dataloader workers need it to
-        return (Example, (self.id, dict(self.fields), self.choices, self.answer, self.is_open))
+        return (Example, (self.id, dict(self.fields), self.choices, self.answer, self.is_open, self.group))
 
 
 @dataclass(frozen=True)
