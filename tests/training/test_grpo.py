@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from paft.config import GRPOConfig, PaftSchedule
+from paft import pipeline
+from paft.config import GRPOConfig, PaftSchedule, load_run_config
 from paft.errors import ConfigError, DataError, RenderError
 from paft.grid import Grid
 from paft.integrations.export import export_dataset
@@ -22,11 +25,14 @@ from paft.prompts import Template
 from paft.store import ArmDir, read_jsonl
 from paft.tasks.answers import ChoiceText, Labels, Number, Wrapped
 from paft.tasks.types import Example
+from paft.training import setup
 from paft.training.grpo import GroupSampler, PromptRows, train_grpo
 from paft.training.objectives import advantages
 from paft.training.rewards import correct, find_reward, well_formed
 from paft.training.schedule import make_groups, make_schedule
+from paft.watch import LineWatcher
 from tests import tiny
+from tests.test_ranks import GRPO, launch, start
 
 CONFIG = GRPOConfig(
     schedule=PaftSchedule(steps_per_prompt=1),
@@ -296,6 +302,37 @@ def test_a_killed_training_goes_on_with_the_same_answers_and_weights(tmp_path, a
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_two_killed_processes_go_on_with_the_same_cells_as_two_or_as_one(tmp_path):
+    def cells(arm: ArmDir) -> list:
+        return [[(each["prompt"], each["example"]) for each in row["rollouts"]] for row in read_jsonl(arm.rollouts)]
+
+    change = {"epochs": 4}
+    two, one = (ArmDir(tmp_path / name) for name in ("two", "one"))
+    two.root.mkdir()
+    command = [str(two.root), json.dumps(change)]
+    running = start(2, command, GRPO, ACCELERATE_USE_CPU="true")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and running[0].poll() is None and len(read_jsonl(two.steps)) < 5:
+        time.sleep(0.01)
+    for each in running:
+        each.kill()
+        each.communicate()
+    assert 5 <= len(read_jsonl(two.steps)) < 12, "killed too late to show anything"
+    assert two.last_checkpoint() is not None
+    shutil.copytree(two.root, one.root)
+    for done in launch(2, command, GRPO, ACCELERATE_USE_CPU="true"):
+        assert done.returncode == 0, done.stderr
+    config = CONFIG.model_copy(update=change)
+    train(one.root, config)
+    schedule = make_schedule(config.schedule, grid := sums(), batch_size=3, epochs=4, seed=0)
+    expected = [
+        [(grid.templates[cell.prompt].id, grid.examples[cell.example].id) for cell in update for _ in range(4)]
+        for epoch in range(4)
+        for update in zip(*[schedule.cells(epoch)] * 3, strict=False)
+    ]
+    assert cells(two) == cells(one) == expected
+
+
 def test_rewards_follow_the_format_of_the_prompt_that_was_shown():
     example = Example("e", {"a": "3", "b": "4"}, ("7",), 0, is_open=True)
     for template in TEMPLATES:
@@ -350,6 +387,7 @@ def test_a_reward_of_ones_own_and_one_that_has_nothing_to_say(tmp_path):
         ({"arguments": {"loss_type": "ppo"}}, "Unknown loss type: ppo"),
         ({"lora": None}, "set kl: 0"),
         ({"group": "example", "arguments": {"use_vllm": True, "vllm_mode": "server"}}, "would drop the others"),
+        ({"arguments": {"fsdp": True}}, "grpo under FSDP is not provided for; launch it without"),
     ],
 )
 def test_settings_that_cannot_hold_are_refused_in_one_line(tmp_path, change, message):
@@ -357,6 +395,36 @@ def test_settings_that_cannot_hold_are_refused_in_one_line(tmp_path, change, mes
         train_grpo(tiny.hf_model(), sums(), CONFIG.model_copy(update=change), ArmDir(tmp_path), seed=0)
     assert "\n" not in str(error.value)
     assert "loss_type" in change.get("arguments", {}) or not list(tmp_path.iterdir())
+
+
+def test_a_launch_that_shards_weights_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    config = load_run_config(tiny.write_config(tmp_path), ["arms={a: {train: {method: grpo}}}"])
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="grpo under FSDP is not provided for"):
+        pipeline.run(config, tmp_path / "run", LineWatcher(quiet=True))
+    assert not (tmp_path / "run").exists()
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    arguments = SimpleNamespace(fsdp=None, deepspeed_plugin=SimpleNamespace(zero_stage=2))
+    with pytest.raises(ConfigError, match="grpo under DeepSpeed is not provided for"):
+        setup._check_sharding(arguments, CONFIG)
+
+
+def test_the_share_that_no_parser_reads_is_told_whatever_the_rewards(tmp_path):
+    config = CONFIG.model_copy(update={"rewards": {"tests.training.test_grpo:letters": 1.0}})
+    arm, grid = ArmDir(tmp_path), sums()
+    train_grpo(tiny.hf_model(), grid, config, arm, seed=0)
+    templates, examples = ({each.id: each for each in some} for some in (grid.templates, grid.examples))
+    shares = set()
+    for row, written in zip(read_jsonl(arm.steps), read_jsonl(arm.rollouts), strict=True):
+        unread: dict[str, list[bool]] = {}
+        for each in written["rollouts"]:
+            parsed = templates[each["prompt"]].answer.parse(each["completion"], examples[each["example"]])
+            unread.setdefault(each["prompt"], []).append(parsed.status != "valid")
+        for prompt, its in unread.items():
+            assert row["by_prompt"][prompt]["invalid"] == pytest.approx(sum(its) / len(its), abs=1e-6)
+        assert row["invalid"] == pytest.approx(sum(map(sum, unread.values())) / 12, abs=1e-6)
+        shares.add(row["invalid"])
+    assert len(shares) > 1
 
 
 def test_a_prompt_that_does_not_fit_and_a_reward_that_is_no_number_are_named(tmp_path):

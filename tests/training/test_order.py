@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -25,12 +26,16 @@ from paft.config import (
     SFTConfig,
     StaticSchedule,
 )
+from paft.errors import ConfigError
 from paft.grid import Grid
 from paft.store import ArmDir, read_jsonl
 from paft.training.data import ScheduleSampler
+from paft.training.order import EpochSetter, _SameUpdates
 from paft.training.schedule import make_schedule, make_twins, updates_per_epoch
 from paft.training.sft import train_sft
 from tests import tiny
+from tests.integrations.test_trainer import MyTrainer, trainer_of
+from tests.test_ranks import launch
 from tests.training.test_sft import grid as colours
 
 KINDS = [
@@ -114,6 +119,59 @@ def test_workers_change_nothing(ranks: int) -> None:
     sampler = ScheduleSampler(grid, schedule, 3 * ranks if ranks > 1 else 1)
     sampler.set_epoch(1)
     assert consumed(sampler, 3, ranks, 2, workers=2) == consumed(sampler, 3, ranks, 2)
+
+
+def following(trainer: MyTrainer, sampler: ScheduleSampler, batch_size: int) -> MyTrainer:
+    """A trainer that follows this sampler in place of its own."""
+    for kind in (_SameUpdates, EpochSetter):
+        trainer.remove_callback(kind)
+    trainer.follow(sampler, batch_size)
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_whose_updates_are_not_those_of_the_schedule_is_refused(tmp_path: Path) -> None:
+    plain = trainer_of(tmp_path, 2).order
+    twins = make_twins(plain.schedule, plain.grid.templates, batch_size=2)
+    for sampler, batch_size, rows in (
+        (plain, 2, "2 rows (1 an example)"),
+        (plain, 8, "8 rows (1 an example)"),
+        (ScheduleSampler(plain.grid, plain.schedule, twins=twins), 4, "8 rows (2 an example)"),
+    ):
+        trainer = following(trainer_of(tmp_path, 2), sampler, batch_size)
+        said = (
+            f"expects updates of {rows}; the arguments make them 4 (2 on all devices x gradient_accumulation_steps 2)"
+        )
+        with pytest.raises(ConfigError, match=re.escape(said)) as error:
+            trainer.train()
+        assert "\n" not in str(error.value)
+        assert trainer.state.global_step == 0
+
+
+LAUNCHED = """
+import sys
+from pathlib import Path
+from paft.errors import ConfigError
+from paft.training.data import ScheduleSampler
+from tests.integrations.test_trainer import MyTrainer, trainer_of
+from tests.test_ranks import launch
+from tests.training.test_order import following
+trainer = trainer_of(Path(sys.argv[1]), 2)  # 2 x 2 in each of two processes; 22 examples
+plain = trainer.order
+for batch_size, multiple in ((4, 4), (8, 1)):
+    try:
+        following(trainer, ScheduleSampler(plain.grid, plain.schedule, multiple), batch_size).train()
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def test_processes_that_would_read_rows_twice_are_refused(tmp_path: Path) -> None:
+    for done in launch(2, [str(tmp_path)], LAUNCHED):
+        assert done.returncode == 0, done.stderr
+        assert "expects updates of 4 rows (1 an example); the arguments make them 8 (4 on all" in done.stdout
+        assert "read 4 rows a turn, which do not divide the 22 of an epoch" in done.stdout
+        assert "multiple=4" in done.stdout
 
 
 def run_once(folder: str, config: dict[str, Any], rows: int, seed: int) -> None:

@@ -27,17 +27,21 @@ from paft.lm.prefix import Row as Line
 from paft.lm.ranks import Ranks
 from paft.lm.render import Renderer
 from paft.store import ArmDir, append_jsonl, read_jsonl
-from paft.training.data import CellDataset, Row
+from paft.training.data import CellDataset, Row, longest_cell
 from paft.training.order import EpochSetter
 from paft.training.packing import cheaper_packed, in_one_line, innermost, pack, packs_exactly, width_of
-from paft.training.rewards import Reward, find_reward, require_trl
+from paft.training.rewards import Reward, find_reward, require_trl, well_formed
 from paft.training.schedule import Groups, make_groups, make_schedule
 from paft.training.setup import (
     Keeper,
     WholeCheckpoints,
     check_on_dev,
+    dev_figures,
+    own_runs,
+    prompt_figures,
     rewind,
-    silence,
+    set_up_logs,
+    tell_trackers,
     trainer_arguments,
     with_lora,
 )
@@ -64,13 +68,14 @@ class GRPOReport:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer to one cell: token ids of the answer, its text, whether the model ended it, what it earned by each reward, and the
-    weighted sum of those that had something to say."""
+    """One answer to one cell: token ids of the answer, its text, whether the model ended it, whether the parser of its prompt reads an
+    answer in it, what it earned by each reward, and the weighted sum of those that had something to say."""
 
     index: int
     ids: tuple[int, ...]
     text: str
     ended: bool
+    valid: bool
     parts: Mapping[str, float | None]
     reward: float
 
@@ -155,7 +160,7 @@ def train_grpo(
         first = [cells[index] for index in itertools.islice(sampler, micro)]
         if config.packing and packs_exactly(learner, first, say):
             trainer.packing, trainer.width = True, width_of(learner)
-        silence(trainer)
+        set_up_logs(trainer, out)
         total = sampler.updates * config.epochs
         trainer.add_callback(EpochSetter(sampler, sampler.updates))  # type: ignore[arg-type]
         keeper = Keeper(tuned, model, config, out, dev)
@@ -164,7 +169,8 @@ def train_grpo(
         trainer.add_callback(WholeCheckpoints(ranks))
         started = time.perf_counter()
         try:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            with own_runs(trainer):
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except Exception as error:
             if isinstance(error, ValueError | NotImplementedError) and _raised_by(error).startswith("trl."):
                 raise ConfigError(f"train.arguments {config.arguments}: {str(error).splitlines()[0][:200]}") from None
@@ -253,18 +259,12 @@ class PromptRows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def check_lengths(self, free: int, limit: int) -> None:
         """Raises RenderError when some prompt with `free` tokens of answer is longer than `limit`."""
-        num_prompts, num_examples = self.grid.shape
-
-        def length(k: int, i: int) -> int:
-            return len(self.renderer.prompt_ids(self.grid.chat(Cell(0, k, i))))
-
-        wordiest = max(range(num_prompts), key=lambda k: length(k, 0))
-        longest = max(range(num_examples), key=lambda i: length(wordiest, i))
-        if (most := length(wordiest, longest) + free) > limit:
+        cell, length = longest_cell(self.grid, lambda cell: len(self.renderer.prompt_ids(self.grid.chat(cell))))
+        if length + free > limit:
             raise RenderError(
-                f"prompt {self.grid.templates[wordiest].id} with example {self.grid.examples[longest].id!r} and {free} tokens of answer "
-                f"has {most} tokens; at most {limit} fit; raise train.max_length (up to what the model reads), or leave the "
-                "example out"
+                f"prompt {self.grid.templates[cell.prompt].id} with example {self.grid.examples[cell.example].id!r} and {free} tokens of "
+                f"answer has {length + free} tokens; at most {limit} fit; raise train.max_length (up to what the model reads), or leave "
+                "the example out"
             )
 
 
@@ -335,7 +335,8 @@ class _Trainer(trl.GRPOTrainer):
             told = [self.weights[name] * float(value) for name, value in parts.items() if value is not None]
             if not told or not all(map(math.isfinite, told)):
                 raise DataError(f"example {example.id!r}: rewards {parts} of {text[:40]!r}; expected a finite number")
-            mine.append(Rollout(row["cell"], tuple(ids), text, ids[-1] in self.eos_token_ids, parts, sum(told)))
+            valid = well_formed(example, template, text) == 1.0
+            mine.append(Rollout(row["cell"], tuple(ids), text, ids[-1] in self.eos_token_ids, valid, parts, sum(told)))
         self.rollouts += mine
         earned = torch.tensor([[each.reward] for each in mine], dtype=torch.float32, device=self.accelerator.device)
         together: torch.Tensor = self.accelerator.gather(earned)
@@ -462,12 +463,15 @@ class _RolloutLog(TrainerCallback):
         if first:
             append_jsonl(self.out.rollouts, {"step": step, "rollouts": self._written(rollouts, cells)})
             append_jsonl(self.out.steps, row)
+            told = {"invalid": row["invalid"], "flat_groups": row["flat_groups"], "reward_by_part": row["parts"]}
+            tell_trackers(self.trainer, told | prompt_figures(row, "reward", "invalid"))
             self.tick(step, self.total, f"reward {row['reward']:.2f}")
         if self.dev is not None and (step == self.total or (every and step % every == 0)):
             if first:
                 found = check_on_dev(self.learner, self.dev, self.config.max_new_tokens)
                 self.trainer.model.train()
                 append_jsonl(self.out.dev, {"step": step, **found})
+                tell_trackers(self.trainer, dev_figures(found))
             if self.ranks.share(self.keeper.enough(step) if first else None):
                 control.should_training_stop = True
         self.since = time.perf_counter()
@@ -487,7 +491,8 @@ class _RolloutLog(TrainerCallback):
 
 
 def _told(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Of some answers: how many, mean reward, mean of each part, mean tokens, share that ended by itself."""
+    """Of some answers: how many, mean reward, mean of each part, mean tokens, share that ended by itself, share that the parser of
+    its prompt cannot read."""
     parts = {
         name: [value for each in rollouts if (value := each.parts[name]) is not None] for name in rollouts[0].parts
     }
@@ -498,6 +503,7 @@ def _told(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "parts": {name: round(sum(given) / len(given), 6) if given else None for name, given in parts.items()},
         "length": round(sum(len(each.ids) for each in rollouts) / count, 3),
         "ended": round(sum(each.ended for each in rollouts) / count, 6),
+        "invalid": round(sum(not each.valid for each in rollouts) / count, 6),
     }
 
 

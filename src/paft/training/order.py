@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from paft.errors import ConfigError
 from paft.training.data import ScheduleSampler
 from paft.training.schedule import updates_per_epoch
 
@@ -25,6 +26,29 @@ class EpochSetter(TrainerCallback):
         self.sampler.set_epoch(state.global_step // self.per_epoch)
 
 
+class _SameUpdates(TrainerCallback):
+    """Refuses a training whose updates, or turns of its processes, are not those that the sampler was made for."""
+
+    def __init__(self, trainer: Any, sampler: ScheduleSampler, batch_size: int):
+        self.trainer, self.sampler, self.batch_size = trainer, sampler, batch_size
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Compare, before a row is read."""
+        steps, per_example = args.gradient_accumulation_steps, self.sampler.per_example
+        rows = self.trainer.get_total_train_batch_size(args)
+        turn = rows // steps  # what all processes read in one pass
+        if rows != self.batch_size * per_example:
+            raise ConfigError(
+                f"follow(batch_size={self.batch_size}) expects updates of {self.batch_size * per_example} rows ({per_example} an example); "
+                f"the arguments make them {rows} ({turn} on all devices x gradient_accumulation_steps {steps}); change either"
+            )
+        if turn > args.train_batch_size and len(self.sampler) % turn:
+            raise ConfigError(
+                f"the processes read {turn} rows a turn, which do not divide the {len(self.sampler)} of an epoch, so that some would be "
+                f"read twice; give ScheduleSampler(..., multiple={turn})"
+            )
+
+
 class InScheduleOrder:
     """Put before a Trainer: `class MyTrainer(InScheduleOrder, Trainer)`, then `follow` a sampler before `train`.
 
@@ -34,8 +58,12 @@ class InScheduleOrder:
     order: ScheduleSampler
 
     def follow(self, sampler: ScheduleSampler, batch_size: int) -> None:
-        """batch_size: examples per optimizer update, over all processes and accumulation steps, as the schedule was made for."""
+        """batch_size: examples per optimizer update, over all processes and accumulation steps, as the schedule was made for.
+
+        `train` raises ConfigError where the trainer's own arguments make updates of another size.
+        """
         self.order = sampler
+        self.add_callback(_SameUpdates(self, sampler, batch_size))  # type: ignore[attr-defined]
         self.add_callback(EpochSetter(sampler, updates_per_epoch(sampler.grid.shape[1], batch_size)))  # type: ignore[attr-defined]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ScheduleSampler:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
+import os
 import shutil
+import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainerCallback, get_scheduler
+from transformers.integrations import (
+    INTEGRATION_TO_CALLBACK,
+    TensorBoardCallback,
+    get_available_reporting_integrations,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from paft.config import TrainingConfig
+from paft.config import GRPOConfig, TrainingConfig
 from paft.errors import ConfigError, nearest
 from paft.grid import Cell, Grid
 from paft.lm.hf import HFModel, lora_config, without_chatter
@@ -34,6 +43,7 @@ HOW = {
     "metric_for_best_model": "give train.keep: best",
     "push_to_hub": "give paft export model --push",
     "resume_from_checkpoint": "a run goes on by itself",
+    "run_name": "a tracker's run is named by the run's directory and the arm; give --out",
     "save_only_model": "a checkpoint without its optimizer cannot be resumed exactly",
     "train_sampling_strategy": "give train.schedule",
     "use_cache": "nothing is generated in a training pass",
@@ -90,6 +100,7 @@ def trainer_arguments(
         "save_steps": config.save_every,
         "save_total_limit": 2,
         "report_to": config.report_to or "none",
+        "run_name": f"{out.root.resolve().parent.name}-{out.root.name}",
         "eval_strategy": "no",
         "remove_unused_columns": False,
         "disable_tqdm": True,
@@ -126,14 +137,115 @@ def trainer_arguments(
                 get_scheduler(arguments.lr_scheduler_type, idle, 1, 2, scheduler_specific_kwargs=named)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"train.arguments {config.arguments}: {str(error).splitlines()[0][:250]}") from None
+    _check_trackers(arguments.report_to)
+    _check_sharding(arguments, config)
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used by `accelerate launch`, never by DataParallel
     return arguments
 
 
-def silence(trainer: Any) -> None:
-    """No lines and bars of the Trainer's own."""
+_LISTED_OTHERWISE = ("azure_ml", "comet_ml", "flyte", "kubeflow")
+"""Trackers that transformers does not list, or not always, where they are installed."""
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raises ConfigError for a tracker that does not exist or is not installed, which the Trainer finds out when it is made."""
+    here = get_available_reporting_integrations() if names else []
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = sorted(INTEGRATION_TO_CALLBACK)
+            raise ConfigError(f"train.report_to {name!r}{nearest(name, known)}; trackers: {', '.join(known)}")
+        if name not in (*here, *_LISTED_OTHERWISE):
+            raise ConfigError(
+                f"train.report_to {name!r}: is not installed here (installed: {', '.join(here) or 'none'}); install it, or leave it out"
+            )
+
+
+def _check_sharding(arguments: Any, config: TrainingConfig) -> None:
+    """Raises ConfigError where a launch or `arguments` spread one model's weights over processes in a way that was not provided for:
+    one process would answer the dev prompts while the others do not take part, and what is saved would be a part."""
+    deepspeed = arguments.deepspeed_plugin
+    fsdp = arguments.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if isinstance(config, GRPOConfig) and (fsdp or deepspeed is not None):
+        raise ConfigError(
+            f"train.method grpo under {'DeepSpeed' if deepspeed is not None else 'FSDP'} is not provided for; launch it without (DDP: "
+            "accelerate launch --multi_gpu, or torchrun)"
+        )
+    if deepspeed is not None and deepspeed.zero_stage == 3:
+        raise ConfigError(
+            "DeepSpeed ZeRO stage 3 is not provided for; use stage 1 or 2, DDP, or FSDP2 (accelerate launch --use_fsdp --fsdp_version 2)"
+        )
+
+
+BOARD = "tensorboard"
+"""Folder of TensorBoard's files in an arm's directory."""
+
+
+def set_up_logs(trainer: Any, out: ArmDir) -> None:
+    """No lines and bars of the Trainer's own; TensorBoard's files beside the other logs, not among checkpoints, which are deleted."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            given = callback.logging_dir  # TENSORBOARD_LOGGING_DIR, one for all arms
+            callback.logging_dir = os.path.join(given, trainer.args.run_name) if given else str(out.root / BOARD)
+
+
+def tell_trackers(trainer: Any, figures: Mapping[str, Any]) -> None:
+    """Hand figures of the update that just ended to the trackers of `train.report_to`; those in a mapping as NAME/KEY.
+
+    Not by `trainer.log`: its history, the means that it takes and when its next line is due stay as they are.
+    """
+    if not trainer.args.report_to:
+        return
+    flat: dict[str, float | None] = {}
+    for name, value in figures.items():
+        flat |= {f"{name}/{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {name: value}
+    logs = {name: value for name, value in flat.items() if value is not None}
+    trainer.callback_handler.call_event("on_log", trainer.args, trainer.state, trainer.control, logs=logs)
+
+
+def prompt_figures(row: Mapping[str, Any], *names: str) -> dict[str, dict[str, float]]:
+    """Figures of a line of steps.jsonl under NAME_by_prompt, by prompt."""
+    return {f"{name}_by_prompt": {prompt: told[name] for prompt, told in row["by_prompt"].items()} for name in names}
+
+
+def dev_figures(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What `check_on_dev` found, for trackers."""
+    return {
+        "dev": {"mean": found["mean"], "sd": found["sd"]},
+        "dev_by_prompt": dict(zip(found["prompts"], found["accuracy_K"], strict=True)),
+    }
+
+
+@contextlib.contextmanager
+def own_runs(trainer: Any) -> Iterator[None]:
+    """A run that W&B or MLflow opens within ends with it, so that the next training of this process gets one of its own.
+
+    One that was open before is the caller's, and stays.
+    """
+    before, failed = _open_runs(), True
+    try:
+        yield
+        failed = False
+    finally:
+        now = _open_runs()
+        if now.get("wandb") != before.get("wandb"):
+            sys.modules["wandb"].finish(exit_code=int(failed))
+        if now.get("mlflow") != before.get("mlflow"):
+            sys.modules["mlflow"].end_run("FAILED" if failed else "FINISHED")
+        for callback in trainer.callback_handler.callbacks:
+            if hasattr(callback, "_auto_end_run"):
+                callback._auto_end_run = False  # else MLflow's ends whatever run is open when it is collected
+
+
+def _open_runs() -> dict[str, str]:
+    """Ids of the runs that are open, by tracker."""
+    found = {}
+    if (run := getattr(sys.modules.get("wandb"), "run", None)) is not None:
+        found["wandb"] = run.id
+    if (active := getattr(sys.modules.get("mlflow"), "active_run", None)) is not None and (run := active()) is not None:
+        found["mlflow"] = run.info.run_id
+    return found
 
 
 def with_lora(model: HFModel, settings: dict[str, Any], seed: int, start: Path | None = None) -> Any:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from paft.config import AdaptiveSchedule, ConsistencyConfig, SFTConfig
-from paft.errors import ConfigError, ResourceError
+from paft.config import AdaptiveSchedule, ConsistencyConfig, Holding, SFTConfig
+from paft.errors import ConfigError, ResourceError, ShapeError
 from paft.grid import Grid
 from paft.lm.hf import HFModel, without_chatter
 from paft.lm.passes import is_out_of_memory
@@ -45,9 +45,13 @@ from paft.training.setup import (
     WholeCheckpoints,
     check_on_dev,
     checkpoint_dir,
+    dev_figures,
     free_limit,
+    own_runs,
+    prompt_figures,
     rewind,
-    silence,
+    set_up_logs,
+    tell_trackers,
     trainer_arguments,
     with_lora,
 )
@@ -204,13 +208,19 @@ def _train(
         and micro * sampler.per_example > 1
         and packs_exactly(learner, _longest_rows(dataset, sampler, micro * sampler.per_example), say)
     )
+    passes_count = isinstance(config.schedule, Holding) and config.schedule.batches_per_prompt is not None
     trainer = _Trainer(
         model=tuned,
         args=arguments,
         train_dataset=dataset,
-        data_collator=_Collator(model.renderer.eos_id, width_of(learner) if packing else None, sampler.per_example),
+        data_collator=_Collator(
+            model.renderer.eos_id,
+            width_of(learner) if packing else None,
+            sampler.per_example,
+            deals=not passes_count,  # a pass under one prompt stays one
+        ),
     )
-    silence(trainer)
+    set_up_logs(trainer, out)
     if config.keep == "best" and trainer.is_fsdp_enabled:
         raise ConfigError("train.keep best with weights sharded by FSDP is not possible; use keep: last, or DDP")
     trainer.follow(sampler, config.batch_size)
@@ -227,7 +237,7 @@ def _train(
         trainer.add_callback(weigh)
     trainer.add_callback(WholeCheckpoints(ranks))  # after whatever else writes into a checkpoint
     started = time.perf_counter()
-    with without_chatter():
+    with without_chatter(), own_runs(trainer):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.perf_counter() - started
     keeper.settle()
@@ -337,18 +347,20 @@ class _Trainer(InScheduleOrder, Trainer):
         mine = [
             told for places, cells, sums_R4 in self.passes for told in zip(places, cells, sums_R4.tolist(), strict=True)
         ]
-        found = ranks.gather((mine, self.seen_tokens))
+        found = ranks.gather((mine, self.seen_tokens, len(self.passes)))
         self.passes, self.seen_tokens = [], 0
+        if len(made := {passes for *_, passes in found}) > 1:
+            raise ShapeError(f"processes made {sorted(made)} passes in one update; expected equally many")
         size = self.args.per_device_train_batch_size  # processes take turns by so many rows
         in_turn = sorted(
             (place // size, rank, place, index, sums)
-            for rank, (told, _) in enumerate(found)
+            for rank, (told, *_) in enumerate(found)
             for place, index, sums in told
         )
         rows = [
             Seen(index, nll, round(count), hits == count, apart) for *_, index, (nll, count, hits, apart) in in_turn
         ]
-        return rows, sum(tokens for _, tokens in found)
+        return rows, sum(tokens for _, tokens, _ in found)
 
 
 @torch.no_grad()
@@ -369,11 +381,12 @@ def _by_row(
 @dataclass(frozen=True)
 class _Collator:
     """Rows to a batch: packed where that is cheaper, else padded. hidden_size None: always padded. per_example: rows that follow each
-    other and stay together, two where an example comes with its twin."""
+    other and stay together, two where an example comes with its twin. deals: whether rows may change to another pass of their update."""
 
     pad_id: int
     hidden_size: float | None
     per_example: int
+    deals: bool
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         fed = _fed(rows)
@@ -401,7 +414,7 @@ class _Collator:
         sizes = [len(batch["held"]) for batch in passes]
         rows = [row for batch in passes for row in batch["held"]]
         places = _cut(range(len(rows)), sizes)
-        if len(passes) > 1:
+        if self.deals and len(passes) > 1:
             shapes = [batch["input_ids"].shape for batch in passes]
             sorted_ = _cut(by_length(rows, self.per_example), sizes)
             held = [[rows[place] for place in part] for part in sorted_]
@@ -477,6 +490,8 @@ class _StepLog(TrainerCallback):
         first, every = self.ranks.rank == 0, self.config.eval_every
         if first:
             append_jsonl(self.out.steps, row)
+            told = {"divergence": row.get("divergence"), "weight_by_cluster": row.get("weights", {})}
+            tell_trackers(self.trainer, told | prompt_figures(row, "loss", "right"))
             self.tick(step, self.total, f"loss {loss:.2f}")
         if self.dev is not None and (step == self.total or (every and step % every == 0)):
             if first or self.trainer.is_fsdp_enabled:  # sharded weights answer when all processes ask
@@ -484,6 +499,7 @@ class _StepLog(TrainerCallback):
                 self.trainer.model.train()
             if first:
                 append_jsonl(self.out.dev, {"step": step, **found})
+                tell_trackers(self.trainer, dev_figures(found))
             if self.ranks.share(self.keeper.enough(step) if first else None):
                 control.should_training_stop = True
         self.since = time.perf_counter()
