@@ -205,6 +205,7 @@ def test_prompts_of_other_splits_are_asked_the_same_examples(world, tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for text in (
         "Mean accuracy, prompts of training",
+        "Distance of the wordings, prompts of training to scored",
         "Answers other than under the reference prompt",
         "squared MMD",
         "was settled",

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paft.config import (
+    AdaptiveSchedule,
     BalancedSchedule,
     CurriculumSchedule,
     FixedSchedule,
@@ -43,6 +44,7 @@ KINDS = [
     PaftSchedule(steps_per_prompt=1),
     PaftSchedule(steps_per_prompt=3),
     PaftSchedule(examples_per_prompt=1),
+    PaftSchedule(batches_per_prompt=2),
     BalancedSchedule(),
     BalancedSchedule(steps_per_prompt=2),
     StaticSchedule(),
@@ -187,14 +189,18 @@ def test_a_hundred_kills_at_random_instants_change_neither_cells_nor_losses_nor_
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.test_order"])
     kills, world = 0, random.Random(20261127)
+    kinds = [*KINDS, AdaptiveSchedule(by="prompt", every=9, steps_per_prompt=1)]
     while kills < 100:
         micro, accumulation = world.choice([1, 2, 4]), world.choice([1, 2])
         config = {
-            "schedule": world.choice(KINDS).model_dump(),
+            "schedule": world.choice(kinds).model_dump(),
+            "objective": world.choice([{}, {}, {"consistency": {}}, {"worst": {"by": "prompt"}}]),
             "epochs": world.randint(2, 4),
             "batch_size": micro * accumulation,
             "micro_batch_size": micro,
-            "dataloader_workers": world.choice([0, 0, 2]),
+            "dataloader_workers": (workers := world.choice([0, 0, 2])),
+            "arguments": {"dataloader_persistent_workers": True} if workers and world.random() < 0.5 else {},
+            "packing": world.random() < 0.5,
             "save_every": world.randint(1, 4),
             "learning_rate": 1e-2,
             "lora": {"r": 2, "target_modules": "all-linear"},

@@ -166,11 +166,14 @@ def test_two_runs_with_one_seed_agree_cell_by_cell_and_loss_by_loss(tmp_path):
     assert seen(first) != seen(other)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
 @pytest.mark.parametrize("micro", [1, 2, 4])
-def test_workers_and_accumulation_change_neither_cells_nor_losses(tmp_path, workers, micro):
+def test_workers_and_accumulation_change_neither_cells_nor_losses(tmp_path, workers, persistent, micro):
     plain = train(tmp_path / "plain")
-    config = CONFIG.model_copy(update={"micro_batch_size": micro, "dataloader_workers": workers})
+    arguments = {"dataloader_persistent_workers": True} if persistent else {}
+    config = CONFIG.model_copy(
+        update={"micro_batch_size": micro, "dataloader_workers": workers, "arguments": arguments}
+    )
     rows = train(tmp_path / "other", config)
     assert seen(rows) == seen(plain)
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in plain], abs=2e-4)

@@ -60,8 +60,11 @@ class Row:
     minor: bool = False
 
 
-def estimate_rows(arms: Sequence[Mapping[str, Any]], scorer: str) -> list[Row]:
-    """Every estimate of one scorer, a row each, an arm per column."""
+def estimate_rows(
+    arms: Sequence[Mapping[str, Any]], scorer: str, wordings: Mapping[str, Mapping[str, Any]]
+) -> list[Row]:
+    """Every estimate of one scorer, a row each, an arm per column. wordings: how far those of other splits lie from the scored ones
+    (`prompts.others` of the results), which stands beside the gap that it bounds."""
     scores = [arm["scores"][scorer] for arm in arms]
 
     def estimated(title: str, key: str, unit: str = "%", minor: bool = False) -> Row:
@@ -107,6 +110,10 @@ def estimate_rows(arms: Sequence[Mapping[str, Any]], scorer: str) -> list[Row]:
             Row(f"Mean accuracy, {OTHERS[split]}", "%", means),
             Row(f"The same less that of the scored ones, {OTHERS[split]}", "points", gaps, minor=True),
         ]
+        if split in wordings:
+            apart = Figure(f"{wordings[split]['mmd2']:.4f}", f"p {wordings[split]['p']:.2g}")
+            title = f"Distance of the wordings, {OTHERS[split]} to scored"
+            rows.append(Row(title, "squared MMD", (apart,) * len(arms), minor=True))
     if scorer == "generation":
         rows += [
             estimated("Answers that name no choice, or several", "invalid"),

@@ -15,7 +15,7 @@ from paft.errors import RenderError
 from paft.grid import Cell, Grid
 from paft.lm.render import Renderer
 from paft.training.objectives import IGNORED
-from paft.training.schedule import Schedule, Twins
+from paft.training.schedule import Schedule, Twins, updates_per_epoch
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,10 @@ class ScheduleSampler(torch.utils.data.Sampler[int]):
     def per_example(self) -> int:
         """Rows that an example gives."""
         return 1 if self.twins is None else 2
+
+    def updates(self, batch_size: int) -> int:
+        """Of so many examples, in an epoch."""
+        return updates_per_epoch(self.grid.shape[1], batch_size)
 
     def __len__(self) -> int:
         return -(-self.grid.shape[1] * self.per_example // self.multiple) * self.multiple

@@ -28,7 +28,7 @@ from paft.lm.ranks import Ranks
 from paft.lm.render import Renderer
 from paft.store import ArmDir, append_jsonl, read_jsonl
 from paft.training.data import CellDataset, Row, longest_cell
-from paft.training.order import EpochSetter
+from paft.training.order import InScheduleOrder
 from paft.training.packing import cheaper_packed, in_one_line, innermost, pack, packs_exactly, width_of
 from paft.training.rewards import Reward, find_reward, require_trl, well_formed
 from paft.training.schedule import Groups, make_groups, make_schedule
@@ -116,7 +116,7 @@ def train_grpo(
     groups = make_groups(schedule, config.num_generations, across=config.group == "example")
     steps = answers // (micro * ranks.size)
     sampler = GroupSampler(grid, groups, config.batch_size, repeats=steps)
-    if sampler.updates == 0:
+    if sampler.updates(config.batch_size) == 0:
         raise ConfigError(
             f"train.batch_size {config.batch_size}: more groups than the {grid.shape[1]} train examples; choose a smaller one"
         )
@@ -161,8 +161,7 @@ def train_grpo(
         if config.packing and packs_exactly(learner, first, say):
             trainer.packing, trainer.width = True, width_of(learner)
         set_up_logs(trainer, out)
-        total = sampler.updates * config.epochs
-        trainer.add_callback(EpochSetter(sampler, sampler.updates))  # type: ignore[arg-type]
+        total = sampler.updates(config.batch_size) * config.epochs
         keeper = Keeper(tuned, model, config, out, dev)
         log = _RolloutLog(trainer, grid, learner, dev, keeper, config, tick, total, ranks)
         trainer.add_callback(log)
@@ -277,21 +276,25 @@ class GroupSampler(torch.utils.data.Sampler[int]):
     def __init__(self, grid: Grid, groups: Groups, batch_size: int, repeats: int):
         self.grid, self.groups, self.batch_size, self.repeats, self.epoch = grid, groups, batch_size, repeats, 0
 
+    def updates(self, batch_size: int) -> int:
+        """Of so many groups, in an epoch."""
+        return self.grid.shape[1] // batch_size
+
     @property
-    def updates(self) -> int:
-        """Per epoch."""
-        return self.grid.shape[1] // self.batch_size
+    def per_example(self) -> int:
+        """Answers of a group."""
+        return self.groups.size
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration yields; past the last one it stays there (loops ask once too often)."""
         self.epoch = min(epoch, self.groups.schedule.epochs - 1)
 
     def __len__(self) -> int:
-        return self.updates * self.batch_size * self.groups.size * self.repeats
+        return self.updates(self.batch_size) * self.batch_size * self.groups.size * self.repeats
 
     def __iter__(self) -> Iterator[int]:
         epoch = self.epoch
-        for update in range(self.updates):
+        for update in range(self.updates(self.batch_size)):
             positions = range(update * self.batch_size, (update + 1) * self.batch_size)
             cells = [self.grid.flat(cell) for at in positions for cell in self.groups.cells(epoch, at)]
             for _ in range(self.repeats):
@@ -302,24 +305,22 @@ def _earn(**_: Any) -> list[float]:
     raise NotImplementedError("rewards are computed in _Trainer._calculate_rewards")  # pragma: no cover
 
 
-class _Trainer(trl.GRPOTrainer):
+class _Trainer(InScheduleOrder, trl.GRPOTrainer):
     """trl's trainer with our order, our token ids and our rewards."""
 
     def begin(
         self, rows: PromptRows, sampler: GroupSampler, judges: Mapping[str, Reward], weights: Mapping[str, float]
     ) -> None:
         """What to train on."""
-        self.train_dataset, self.order, self.judges, self.weights = rows, sampler, judges, weights
+        self.follow(sampler, sampler.batch_size, rows)
+        self.renderer, self.judges, self.weights = rows.renderer, judges, weights
         self.packing, self.width = False, 0.0
         self.rollouts: list[Rollout] = []
         self.prompt_tokens = 0
         self.losses: list[torch.Tensor] = []
 
-    def _get_train_sampler(self, dataset: Any = None) -> GroupSampler:
-        return self.order
-
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        ids = self.train_dataset.renderer.ids(prompts)
+        ids = self.renderer.ids(prompts)
         self.prompt_tokens += sum(map(len, ids))
         return ids, None, {}
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from paft.errors import ConfigError
-from paft.training.data import ScheduleSampler
-from paft.training.schedule import updates_per_epoch
 
 
 class EpochSetter(TrainerCallback):
@@ -18,7 +17,7 @@ class EpochSetter(TrainerCallback):
     nests one level too deep and epoch 0's order would be replayed in silence.
     """
 
-    def __init__(self, sampler: ScheduleSampler, per_epoch: int):
+    def __init__(self, sampler: Any, per_epoch: int):
         self.sampler, self.per_epoch = sampler, per_epoch
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -29,7 +28,7 @@ class EpochSetter(TrainerCallback):
 class _SameUpdates(TrainerCallback):
     """Refuses a training whose updates, or turns of its processes, are not those that the sampler was made for."""
 
-    def __init__(self, trainer: Any, sampler: ScheduleSampler, batch_size: int):
+    def __init__(self, trainer: Any, sampler: Any, batch_size: int):
         self.trainer, self.sampler, self.batch_size = trainer, sampler, batch_size
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -55,16 +54,20 @@ class InScheduleOrder:
     The dataset is addressed by what the sampler yields: `CellDataset`, or `paft.integrations.TokenRows` for the collators of others.
     """
 
-    order: ScheduleSampler
+    order: Any
 
-    def follow(self, sampler: ScheduleSampler, batch_size: int) -> None:
-        """batch_size: examples per optimizer update, over all processes and accumulation steps, as the schedule was made for.
+    def follow(self, sampler: Any, batch_size: int, rows: torch.utils.data.Dataset[Any] | None = None) -> None:
+        """sampler: a `ScheduleSampler`, or for groups of GRPO a `grpo.GroupSampler`. batch_size: examples (groups) per optimizer update,
+        over all processes and accumulation steps, as the schedule was made for. rows: what is read, for trainers that take no such dataset
+        when they are made, as TRL's.
 
         `train` raises ConfigError where the trainer's own arguments make updates of another size.
         """
         self.order = sampler
+        if rows is not None:
+            self.train_dataset = rows
         self.add_callback(_SameUpdates(self, sampler, batch_size))  # type: ignore[attr-defined]
-        self.add_callback(EpochSetter(sampler, updates_per_epoch(sampler.grid.shape[1], batch_size)))  # type: ignore[attr-defined]
+        self.add_callback(EpochSetter(sampler, sampler.updates(batch_size)))  # type: ignore[attr-defined]
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> ScheduleSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order
