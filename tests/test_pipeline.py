@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from paft import finished, materials, pipeline
-from paft.config import dump_yaml, load_run_config
+from paft.config import dump_yaml, load_mapping, load_run_config
 from paft.errors import ConfigError, DataError, StoreError
 from paft.watch import LineWatcher
 from tests import tiny
@@ -154,6 +154,18 @@ def test_cells_that_changed_between_two_models_are_listed(world, tmp_path):
     assert finished.changed_cells([f"{out}:base", f"{out}:paft"], "likelihood")[0]["a"] == f"{out}:base"
     with pytest.raises(DataError, match="3 models; changed cells are those of two"):
         finished.changed_cells([str(out)])
+
+
+def test_a_set_for_scoring_alone_scores_and_does_not_train(world, tmp_path):
+    config, out, _ = world
+    values = load_mapping(out / "prompts.yaml")
+    file = tmp_path / "test_only.yaml"
+    file.write_text(dump_yaml({"task": values["task"], "test": values["test"]}))
+    scored = run(config, tmp_path / "scored", f"prompts={file}", "arms={base: {}}")
+    assert scored["prompts"]["train"] == 0
+    assert "Most similar train and test prompt" not in (tmp_path / "scored" / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="0 train and 0 dev prompts; to train takes both"):
+        run(config, tmp_path / "trained", f"prompts={file}")
 
 
 def test_a_budget_buys_a_part_and_the_rest_is_paid_for_later(world, tmp_path):

@@ -60,6 +60,11 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
     train: tuple[Example, ...] = ()
     dev: tuple[Example, ...] = ()
     if any(arm.train is not None for arm in config.arms.values()):
+        if not (prompts.train and prompts.dev):
+            raise ConfigError(
+                f"prompt set {prompts.task!r}: {len(prompts.train)} train and {len(prompts.dev)} dev prompts; to train takes both "
+                "(paft prompts build or import makes such a set)"
+            )
         train = take(examples(config.data.train_split), config.data.train_examples, config.seed)
         if config.data.dev_split:
             dev = examples(config.data.dev_split)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -249,11 +250,13 @@ def test_near_duplicates_within_a_split_are_allowed() -> None:
     assert len(found.train) == 2
 
 
-def test_an_empty_split_is_refused() -> None:
-    for name in SPLITS:
-        texts = {split: [f"{split}{split}"] for split in SPLITS if split != name}
-        with pytest.raises(PromptSetError, match=f"split '{name}' is empty"):
-            _from_mapping(entries(**texts, **{name: []}), "f")
+def test_a_set_for_scoring_alone_has_test_prompts_only() -> None:
+    found = _from_mapping(entries(test=["a question"]), "f")
+    assert (found.train, found.dev, len(found.test)) == ((), (), 1)
+    assert found.similarity("train", "test") == 0
+    assert _from_mapping(yaml.safe_load(found.to_yaml()), "f").fingerprint == found.fingerprint
+    with pytest.raises(PromptSetError, match="split 'test' is empty"):
+        _from_mapping(entries(train=["a question"], dev=["another thing"], test=[]), "f")
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def prompts_check(
     found.check(loaded)
     embed = open_embedder(embeddings, "auto", say)
     compared: tuple[tuple[PromptSplit, PromptSplit], ...] = (("train", "test"), ("dev", "test"), ("train", "dev"))
-    pairs = {f"{a}/{b}": round(found.similarity(a, b), 3) for a, b in compared}
+    pairs = {f"{a}/{b}": round(found.similarity(a, b), 3) for a, b in compared if found.split(a) and found.split(b)}
     counts = {split: len(found.split(split)) for split in ALL_SPLITS if found.split(split)}
     audits = {split: audit(found.split(split), loaded, embed=embed) for split in counts}
     doubtful = [
@@ -241,7 +241,7 @@ def prompts_check(
         for template, faults in selection.dropped
         for fault in faults
     ]
-    apart = separation({split: found.split(split) for split in SPLITS}, embed)
+    apart = separation({split: found.split(split) for split in SPLITS}, embed) if found.train and found.dev else {}
     if as_json:
         facts = {"highest_similarity": pairs, "fingerprint": found.fingerprint, "audit": doubtful, "separation": apart}
         typer.echo(json.dumps({"task": loaded.name, **counts, **facts}))
@@ -250,7 +250,8 @@ def prompts_check(
     for doubt in doubtful:
         typer.echo(f"  {doubt['split']} {doubt['id']}: {doubt['fault']}: {doubt['reason']}")
     typer.echo("  " + ", ".join(f"{split} {count}" for split, count in counts.items()))
-    typer.echo("  highest similarity " + ", ".join(f"{pair} {value:.2f}" for pair, value in pairs.items()))
+    if pairs:
+        typer.echo("  highest similarity " + ", ".join(f"{pair} {value:.2f}" for pair, value in pairs.items()))
     for view, by in (("wording", "Jaccard of 5-grams"), ("meaning", "cosine of embeddings")):
         if view in apart:
             seen = apart[view]
@@ -261,7 +262,8 @@ def prompts_check(
             )
             for split, value in seen["vendi"].items():
                 typer.echo(f"    {split}: Vendi {value:.1f} of {counts[split]}, NovelSum {seen['novelsum'][split]:.3f}")
-    typer.echo(f"  {apart['unseen_structure']:.0%} of the test prompts have a structure that no train prompt has")
+    if apart:
+        typer.echo(f"  {apart['unseen_structure']:.0%} of the test prompts have a structure that no train prompt has")
 
 
 @prompts_app.command("show")

@@ -22,7 +22,8 @@ ALL_SPLITS: tuple[PromptSplit, ...] = (*SPLITS, "adversarial")
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Templates of a task in three splits. Selecting anything uses dev; test is looked at once, at the end.
+    """Templates of a task in three splits. Selecting anything uses dev; test is looked at once, at the end. A set for scoring alone has
+    no train and dev prompts.
 
     info: provenance of the set (version, licence, origin). adversarial: prompts perturbed as careless users do (typos,
     casing, order ...), each of a dev prompt, for the adversarial accuracy (PAFT v3, "Con"); never trained on.
@@ -36,11 +37,8 @@ class PromptSet:
     adversarial: tuple[Template, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in SPLITS:
-            if not self.split(name):
-                raise PromptSetError(
-                    f"prompt set {self.task!r}: split {name!r} is empty; expected at least one template"
-                )
+        if not self.test:
+            raise PromptSetError(f"prompt set {self.task!r}: split 'test' is empty; expected at least one template")
         self._refuse_repeats()
         self._refuse_leaks()
 
@@ -90,8 +88,8 @@ class PromptSet:
         return dump_yaml({"task": self.task, **self.info, **splits})
 
     def similarity(self, first: PromptSplit, second: PromptSplit) -> float:
-        """Highest similarity of a template of one split with a template of another, in [0, 1]."""
-        return float(similarity_matrix(self.split(first), self.split(second)).max())
+        """Highest similarity of a template of one split with a template of another, in [0, 1]; 0 where a split is empty."""
+        return float(similarity_matrix(self.split(first), self.split(second)).max(initial=0.0))
 
     def _refuse_repeats(self) -> None:
         place: dict[str, str] = {}
@@ -143,7 +141,7 @@ def _from_mapping(values: Mapping[str, Any], where: str) -> PromptSet:
             raise PromptSetError(
                 f"{where}: unknown key {key!r}{nearest(str(key), known)}; known: {few(sorted(known), 9)}"
             )
-    for key in ("task", *SPLITS):
+    for key in ("task", "test"):
         if key not in values:
             raise PromptSetError(f"{where}: key {key!r} is missing")
     splits: dict[str, tuple[Template, ...]] = {}
