@@ -163,7 +163,7 @@ def test_a_set_for_scoring_alone_scores_and_does_not_train(world, tmp_path):
     file.write_text(dump_yaml({"task": values["task"], "test": values["test"]}))
     scored = run(config, tmp_path / "scored", f"prompts={file}", "arms={base: {}}")
     assert scored["prompts"]["train"] == 0
-    assert "Most similar train and test prompt" not in (tmp_path / "scored" / "report.html").read_text(encoding="utf-8")
+    assert "no train prompts" in (tmp_path / "scored" / "report.html").read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="0 train and 0 dev prompts; to train takes both"):
         run(config, tmp_path / "trained", f"prompts={file}")
 

@@ -162,9 +162,7 @@ def changed_cells(runs: Sequence[str], scorer: str | None = None) -> list[dict[s
         rows, columns = ({each: n for n, each in enumerate(ids)} for ids in (table.prompt_ids, table.example_ids))
         named = title if len(runs) > 1 else f"{runs[0]}:{title}"
         sides.append((side, title, table, scores[title], rows, columns, _completions(named)))
-    first, other = tables.values()
-    prompts = [each for each in first.prompt_ids if each in set(other.prompt_ids)]
-    examples = [each for each in first.example_ids if each in set(other.example_ids)]
+    prompts, examples = _shared(tables)
     a_KN, b_KN = scores.values()
     found = []
     for k, i in np.argwhere(~np.isnan(a_KN) & ~np.isnan(b_KN) & (a_KN != b_KN)).tolist():
@@ -238,27 +236,31 @@ def compare_seeds(runs: Sequence[str], scorer: str | None = None, level: float =
     return found
 
 
-def _on_shared_cells(tables: Mapping[str, ScoreMatrix]) -> dict[str, np.ndarray]:
-    """Scores of each table on the prompts and examples that all of them hold."""
+def _shared(tables: Mapping[str, ScoreMatrix]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids of the prompts and of the examples that all tables hold, in the order of the first."""
     first, *others = tables.values()
-    prompts, examples = (
-        tuple(each for each in getattr(first, ids) if all(each in getattr(other, ids) for other in others))
-        for ids in ("prompt_ids", "example_ids")
-    )
+    prompts = tuple(each for each in first.prompt_ids if all(each in other.prompt_ids for other in others))
+    examples = tuple(each for each in first.example_ids if all(each in other.example_ids for other in others))
     if min(len(prompts), len(examples)) < 2:
         raise DataError(
             f"{' '.join(tables)}: {len(prompts)} prompts and {len(examples)} examples in common; a paired comparison needs 2 and 2"
         )
+    return prompts, examples
+
+
+def _on_shared_cells(tables: Mapping[str, ScoreMatrix]) -> dict[str, np.ndarray]:
+    """Scores of each table on the prompts and examples that all of them hold (`_shared`)."""
+    prompts, examples = _shared(tables)
     empty = np.zeros((len(prompts), len(examples)))
     shared = ScoreMatrix(prompts, examples, empty, empty, empty, empty)
     return {title: aligned(table, shared, title) for title, table in tables.items()}
 
 
 def _shared_groups(tables: Mapping[str, ScoreMatrix]) -> tuple[str, ...] | None:
-    """Groups of the examples that all tables hold, in the order of `_on_shared_cells`."""
-    first, *others = tables.values()
+    """Groups of the examples that all tables hold."""
+    first = next(iter(tables.values()))
     if first.groups_N is None:
         return None
-    held = [set(other.example_ids) for other in others]
-    kept = [n for n, each in enumerate(first.example_ids) if all(each in ids for ids in held)]
-    return groups_of([first.example_ids[n] for n in kept], [first.groups_N[n] for n in kept])
+    group = dict(zip(first.example_ids, first.groups_N, strict=True))
+    examples = _shared(tables)[1]
+    return groups_of(examples, [group[each] for each in examples])

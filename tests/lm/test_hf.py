@@ -8,8 +8,9 @@ import pytest
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
 
+from paft.assets import ModelFiles
 from paft.errors import AssetError, ConfigError, RenderError, ResourceError
-from paft.lm.hf import load_model
+from paft.lm.hf import _identity, load_model
 from paft.lm.passes import Cost
 from paft.lm.types import Message, Question
 from tests import tiny
@@ -320,13 +321,14 @@ def test_the_fingerprint_follows_the_scale_of_an_adapter(tmp_path):
 
 
 def test_a_local_model_is_known_by_all_its_bytes(tmp_path):
-    folder = tiny.saved_model(tmp_path / "model")
-    before = load_model(str(folder)).identity
-    file = next(folder.glob("*.safetensors"))
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(bytes(content))
-    assert load_model(str(folder)).identity != before
+    weights = tmp_path / "model.safetensors"
+    content = bytearray(5 << 20)
+    weights.write_bytes(content)
+    files = ModelFiles(tmp_path, None, "local", "")
+    before = _identity("m", files)
+    content[len(content) // 2] ^= 1  # far from both ends
+    weights.write_bytes(content)
+    assert _identity("m", files) != before
 
 
 def test_done_hears_of_every_answer_once():

@@ -375,12 +375,11 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]
         ("Prompts for training", wording.thousands(prompts["train"])),
         ("Prompts for checks", wording.thousands(prompts["dev"])),
         ("Prompts scored, unseen", wording.thousands(len(prompts["test"]))),
-        *(
-            (
-                "Most similar train and test prompt",
-                f"{prompts['similarity_to_train']:.2f} (Jaccard similarity of character 5-grams, 1 is the same text)",
-            )
-            for _ in range(prompts["train"] > 0)
+        (
+            "Most similar train and test prompt",
+            f"{prompts['similarity_to_train']:.2f} (Jaccard similarity of character 5-grams, 1 is the same text)"
+            if prompts["train"]
+            else "no train prompts",
         ),
         *(
             (
