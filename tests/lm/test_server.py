@@ -53,7 +53,7 @@ def asked(count: int = 6) -> list[Question]:
     ("habits", "spoken"),
     [
         ({}, "one-token choices by the likeliest tokens, others scored by echo"),
-        ({"chosen": True, "top": 5}, "one-token choices by the likeliest tokens, others scored by echo"),
+        ({"chosen": True, "top": 5}, "others scored by echo or, after long prompts, token by token"),
         ({"echo": False}, "one-token choices by the likeliest tokens, others scored by prompt_logprobs"),
         ({"echo": "shifted"}, "nats to a token of"),
         ({"names": "text"}, "choices scored by echo"),
@@ -86,6 +86,22 @@ def test_one_token_choices_take_one_request_and_the_prefix_cache_stays_of_use():
         sent = server.asked[before:]
         assert len(sent) == len(LETTERS)
         assert not any("echo" in body or "prompt_logprobs" in body for body in sent)
+
+
+def test_longer_choices_after_a_long_prompt_are_scored_in_steps_that_a_prefix_cache_serves():
+    local = tiny.hf_model()
+    words = " ".join(tiny.WORDS[n % len(tiny.WORDS)] for n in range(150))
+    question = Question((Message("user", words),), ("the cat", "the dog", "a cat", "a dog"))
+    short = replace(question, chat=(Message("user", "the"),))
+    for chosen, ways in ((True, (False, True)), (False, (True, True))):
+        with ModelServer(local, chosen=chosen) as server, opened(server) as (lm, _):
+            lm.answer(LETTERS[:1])
+            for each, echoed in zip((question, short), ways, strict=True):
+                before = len(server.asked)
+                same(lm.answer([each]), local.answer([each]))
+                sent = server.asked[before:]
+                assert any("echo" in body for body in sent) == echoed
+                assert echoed or len(sent) < sum(lm.answer([each])[0].tokens_C)
 
 
 def test_requests_go_out_in_the_order_of_their_token_ids():

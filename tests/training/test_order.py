@@ -192,9 +192,11 @@ def test_a_hundred_kills_at_random_instants_change_neither_cells_nor_losses_nor_
     kinds = [*KINDS, AdaptiveSchedule(by="prompt", every=9, steps_per_prompt=1)]
     while kills < 100:
         micro, accumulation = world.choice([1, 2, 4]), world.choice([1, 2])
+        schedule = world.choice(kinds)
+        weighed = [{"worst": {"by": "prompt"}}] if isinstance(schedule, PaftSchedule | BalancedSchedule) else []
         config = {
-            "schedule": world.choice(kinds).model_dump(),
-            "objective": world.choice([{}, {}, {"consistency": {}}, {"worst": {"by": "prompt"}}]),
+            "schedule": schedule.model_dump(),
+            "objective": world.choice([{}, {}, {"consistency": {}}, *weighed]),
             "epochs": world.randint(2, 4),
             "batch_size": micro * accumulation,
             "micro_batch_size": micro,

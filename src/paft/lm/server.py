@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -32,6 +32,9 @@ NAMED = {"return_tokens_as_token_ids": True, "return_token_ids": True}
 """vLLM: tokens named by their ids. Two tokens may share a text."""
 TOP = (5, 20, 100, 1000, 10_000)
 """How many likeliest tokens are asked for, the second first: OpenAI's limit, vLLM's default limit, what other servers allow."""
+STEP = 48
+"""Tokens of a prompt that one more next token costs a server which finds the text before it in its prefix cache: half a block of the
+cache, and the request."""
 AGREE = 0.25
 """Nats between two scores of one token beyond which one of them is of another token. Rounding stays below a tenth."""
 
@@ -72,6 +75,15 @@ def _likeliest(body: Any) -> dict[int, float]:
         return {each["id"]: _number(each["logprob"]) for each in first["top_logprobs"] if "id" in each}
     named = ((name.partition("token_id:"), value) for name, value in found["top_logprobs"][0].items())
     return {int(name[2]): _number(value) for name, value in named if name[1] and not name[0] and name[2].isdecimal()}
+
+
+def _steps(found: Rendered) -> dict[tuple[int, ...], set[int]]:
+    """Beginnings of the choices, each with the tokens that follow it; what choices share is there once."""
+    steps: dict[tuple[int, ...], set[int]] = defaultdict(set)
+    for pair, start in zip(found.pairs_C, found.starts_C, strict=True):
+        for place in range(start, len(pair)):
+            steps[tuple(pair[:place])].add(pair[place])
+    return steps
 
 
 class _HiddenError(EndpointError):
@@ -163,6 +175,7 @@ class ServerLM:
         self._extra: bool | None = None
         self._as_ids: bool | None = None
         self._names_ids: bool | None = None
+        self._scores_chosen = False
         self._way: str | None = None
         self._top, self._refused_top = TOP[1], TOP[-1] + 1
 
@@ -394,9 +407,16 @@ class ServerLM:
                 self._way = way
                 break
         self._names_ids = named and self._as_ids is True
+        if self._names_ids:
+            unlikely = set(found.prompt[:20])
+            scored = await self._try(
+                found.prompt, text, _likeliest, logprobs=TOP[0], logprob_token_ids=sorted(unlikely)
+            )
+            self._scores_chosen = scored is not None and unlikely <= scored.keys()
         if self._names_ids or self._way:
             short = "one-token choices by the likeliest tokens, others " if self._names_ids else "choices "
-            self.say(f"{self._name}: {short}scored by {self._way or 'the same, token by token'}")
+            after = " or, after long prompts, token by token" if self._scores_chosen and self._way else ""
+            self.say(f"{self._name}: {short}scored by {self._way or 'the same, token by token'}{after}")
 
     def _likely(self, body: Any, ids: list[int], text: str) -> tuple[bool, list[int], str, float] | None:
         """The prompt with a token that may follow: whether the server names ids, the ids, the text, the token's score."""
@@ -415,9 +435,11 @@ class ServerLM:
     async def _scores(self, question: Question) -> tuple[float, ...]:
         found, (_, texts) = self._rendered(question), self._texts(question)
         short = all(len(pair) - start == 1 for pair, start in zip(found.pairs_C, found.starts_C, strict=True))
-        if self._names_ids and (short or self._way is None):
+        steps = _steps(found)
+        cheap = len(found.prompt) + STEP * len(steps) < sum(map(len, found.pairs_C))
+        if self._names_ids and (short or self._way is None or (cheap and self._scores_chosen)):
             try:
-                return await self._steps(found)
+                return await self._stepwise(found, steps)
             except _HiddenError:
                 if self._way is None:
                     raise
@@ -433,14 +455,9 @@ class ServerLM:
             scores.append(sum(logp_T))
         return tuple(scores)
 
-    async def _steps(self, found: Rendered) -> tuple[float, ...]:
-        """Scores from the likeliest tokens after each beginning of a choice; what choices share is asked once, and the server's
-        prefix cache holds the rest."""
-        wanted: dict[tuple[int, ...], set[int]] = defaultdict(set)
-        for pair, start in zip(found.pairs_C, found.starts_C, strict=True):
-            for place in range(start, len(pair)):
-                wanted[tuple(pair[:place])].add(pair[place])
-        known = {context: await self._next(list(context), tokens) for context, tokens in wanted.items()}
+    async def _stepwise(self, found: Rendered, steps: Mapping[tuple[int, ...], set[int]]) -> tuple[float, ...]:
+        """Scores from one request a step: the server's prefix cache holds the text before it."""
+        known = {context: await self._next(list(context), tokens) for context, tokens in steps.items()}
         return tuple(
             sum(known[tuple(pair[:place])][pair[place]] for place in range(start, len(pair)))
             for pair, start in zip(found.pairs_C, found.starts_C, strict=True)
