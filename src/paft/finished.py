@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,14 @@ import numpy as np
 
 from paft.errors import ConfigError, DataError, few, nearest
 from paft.evaluation.comparisons import Pairwise, Seeded, over_seeds, pairwise
+from paft.evaluation.evaluate import Scorer
 from paft.evaluation.matrix import UNSCORED, ScoreMatrix, groups_of
+from paft.lm.types import Answered, Completion
+from paft.reports.exhibit import Shared
 from paft.store import RunDir
+
+SCORERS: tuple[Scorer, ...] = ("generation", "likelihood")
+"""In the order in which they are shown."""
 
 
 def load_results(path: Path) -> dict[str, Any]:
@@ -42,8 +49,10 @@ def load_exhibit(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
-    """Tables of all arms of a finished run by scorer, NaN where a budget did not buy. Raises DataError when the directory holds none."""
+def load_tables(run: Path, *, sampled_only: bool = True) -> dict[str, dict[str, ScoreMatrix]]:
+    """Tables of all arms of a finished run by scorer, NaN where a budget did not buy, or only for what other cells showed. Raises
+    DataError when the directory holds none.
+    """
     import pyarrow.parquet
 
     file = RunDir(run).scores
@@ -57,7 +66,8 @@ def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
             f"{file}: cannot be read ({str(error).splitlines()[0][:100]}); give a finished run directory"
         ) from None
     found: dict[str, dict[str, ScoreMatrix]] = {}
-    sampled = rows.get("sampled", [True] * len(rows["arm"]))
+    every = [True] * len(rows["arm"])
+    sampled = rows.get("sampled", every) if sampled_only else every
     for arm in dict.fromkeys(rows["arm"]):
         at = [n for n, each in enumerate(rows["arm"]) if each == arm and sampled[n]]
         prompts, examples = (list(dict.fromkeys(rows[key][n] for n in at)) for key in ("prompt", "example"))
@@ -110,7 +120,7 @@ def table_of(tables: Mapping[str, ScoreMatrix], scorer: str | None, where: str) 
 
 def aligned(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> np.ndarray:
     """Scores of one table on the prompts and examples of another, in their order. DataError when some are missing."""
-    rows, columns = ({each: n for n, each in enumerate(ids)} for ids in (other.prompt_ids, other.example_ids))
+    rows, columns = set(other.prompt_ids), set(other.example_ids)
     lacking = (
         [each for each in matrix.prompt_ids if each not in rows],
         [each for each in matrix.example_ids if each not in columns],
@@ -120,9 +130,7 @@ def aligned(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> np.ndarray:
             f"{where}: lacks {len(lacking[0])} of {len(matrix.prompt_ids)} prompts and {len(lacking[1])} of "
             f"{len(matrix.example_ids)} examples; score it on the same ones"
         )
-    at = np.ix_([rows[each] for each in matrix.prompt_ids], [columns[each] for each in matrix.example_ids])
-    values: np.ndarray = other.values_KN[at]
-    return values
+    return other.on(matrix.prompt_ids, matrix.example_ids).values_KN
 
 
 def compare_runs(runs: Sequence[str], scorer: str | None = None) -> list[Pairwise]:
@@ -156,35 +164,41 @@ def changed_cells(runs: Sequence[str], scorer: str | None = None) -> list[dict[s
     tables = _named(runs, scorer)
     if len(tables) != 2:
         raise DataError(f"{' '.join(runs)}: {len(tables)} models; changed cells are those of two: name them as RUN:ARM")
-    scores = _on_shared_cells(tables)
+    prompts, examples = _shared(tables)
     sides = []
     for side, (title, table) in zip("ab", tables.items(), strict=True):
-        rows, columns = ({each: n for n, each in enumerate(ids)} for ids in (table.prompt_ids, table.example_ids))
-        named = title if len(runs) > 1 else f"{runs[0]}:{title}"
-        sides.append((side, title, table, scores[title], rows, columns, _completions(named)))
-    prompts, examples = _shared(tables)
-    a_KN, b_KN = scores.values()
+        folder, _, arm = (title if len(runs) > 1 else f"{runs[0]}:{title}").partition(":")
+        sides.append((side, title, table.on(prompts, examples), _rows(Path(folder), arm, "completion")))
+    a_KN, b_KN = (table.values_KN for _, _, table, _ in sides)
     found = []
     for k, i in np.argwhere(~np.isnan(a_KN) & ~np.isnan(b_KN) & (a_KN != b_KN)).tolist():
         row: dict[str, Any] = {"prompt": prompts[k], "example": examples[i]}
-        for side, title, table, values_KN, rows, columns, said in sides:
+        for side, title, table, said in sides:
             row |= {
                 side: title,
-                f"{side}_score": float(values_KN[k, i]),
-                f"{side}_answer": int(table.answers_KN[rows[prompts[k]], columns[examples[i]]]),
-                f"{side}_completion": said.get((prompts[k], examples[i])),
+                f"{side}_score": float(table.values_KN[k, i]),
+                f"{side}_answer": int(table.answers_KN[k, i]),
+                f"{side}_completion": said[prompts[k], examples[i]]["completion"],
             }
         found.append(row)
     return found
 
 
-def _completions(named: str) -> dict[tuple[str, str], str | None]:
-    """Free answers of an arm (RUN:ARM) by prompt and example."""
+def _rows(run: Path, arm: str, *columns: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """What scores.parquet holds of an arm in these columns, by prompt and example."""
     import pyarrow.parquet
 
-    folder, _, arm = named.partition(":")
-    rows = pyarrow.parquet.read_table(RunDir(Path(folder)).scores, columns=["arm", "prompt", "example", "completion"])
-    return {(row["prompt"], row["example"]): row["completion"] for row in rows.to_pylist() if row["arm"] == arm}
+    wanted = ["prompt", "example", *columns]
+    rows = pyarrow.parquet.read_table(RunDir(run).scores, columns=wanted, filters=[("arm", "==", arm)])
+    return {(row["prompt"], row["example"]): row for row in rows.to_pylist()}
+
+
+def _answered(row: Mapping[str, Any]) -> Answered:
+    """An answer as far as scores.parquet tells it."""
+    said = row["completion"]
+    completion = None if said is None else Completion(said, row["completion_tokens"], row["stop"])
+    logp_C = tuple(-math.inf if each is None else each for each in row["logp"])
+    return Answered(logp_C, (), (), 0, False, completion)
 
 
 def compare_across(runs: Sequence[Path]) -> dict[str, list[Pairwise]]:
@@ -194,13 +208,32 @@ def compare_across(runs: Sequence[Path]) -> dict[str, list[Pairwise]]:
     """
     held = {str(run): load_tables(run) for run in runs}
     found: dict[str, list[Pairwise]] = {}
-    for scorer in ("generation", "likelihood"):
+    for scorer in SCORERS:
         named = {
             f"{run}:{arm}": by[scorer] for run, tables in held.items() for arm, by in tables.items() if scorer in by
         }
         if len({name.rpartition(":")[0] for name in named}) == len(held):
             pairs = pairwise(_on_shared_cells(named), clusters_N=_shared_groups(named))
             found[scorer] = [pair for pair in pairs if pair.a.rpartition(":")[0] != pair.b.rpartition(":")[0]]
+    return found
+
+
+def last_arms(runs: Sequence[Path]) -> list[Shared]:
+    """The last arm of every run by the scorers that all of these have, none where they have none in common.
+
+    Raises DataError when they share fewer than 2 prompts and 2 examples.
+    """
+    held = {run: list(load_tables(run, sampled_only=False).items())[-1] for run in runs}
+    common: list[Scorer] = [each for each in SCORERS if all(each in tables for _, tables in held.values())]
+    if not common:
+        return []
+    shared = _shared({f"{run}:{arm}": tables[common[0]] for run, (arm, tables) in held.items()})
+    found = []
+    for run, (arm, tables) in held.items():
+        rows = _rows(run, arm, "gold", "logp", "completion", "completion_tokens", "stop")
+        answers = {cell: _answered(row) for cell, row in rows.items()}
+        gold = {example: row["gold"] for (_, example), row in rows.items()}
+        found.append(Shared({each: tables[each].on(*shared) for each in common}, answers, gold))
     return found
 
 
@@ -250,17 +283,10 @@ def _shared(tables: Mapping[str, ScoreMatrix]) -> tuple[tuple[str, ...], tuple[s
 
 def _on_shared_cells(tables: Mapping[str, ScoreMatrix]) -> dict[str, np.ndarray]:
     """Scores of each table on the prompts and examples that all of them hold (`_shared`)."""
-    prompts, examples = _shared(tables)
-    empty = np.zeros((len(prompts), len(examples)))
-    shared = ScoreMatrix(prompts, examples, empty, empty, empty, empty)
-    return {title: aligned(table, shared, title) for title, table in tables.items()}
+    shared = _shared(tables)
+    return {title: table.on(*shared).values_KN for title, table in tables.items()}
 
 
 def _shared_groups(tables: Mapping[str, ScoreMatrix]) -> tuple[str, ...] | None:
     """Groups of the examples that all tables hold."""
-    first = next(iter(tables.values()))
-    if first.groups_N is None:
-        return None
-    group = dict(zip(first.example_ids, first.groups_N, strict=True))
-    examples = _shared(tables)[1]
-    return groups_of(examples, [group[each] for each in examples])
+    return next(iter(tables.values())).on(*_shared(tables)).groups_N

@@ -1,5 +1,7 @@
 """Choice by argmax, ties, and the table itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -67,3 +69,14 @@ def test_unparsable_is_wrong_and_counted_but_unscored_is_unknown():
 def test_arrays_of_another_shape_are_refused():
     with pytest.raises(ShapeError, match=r"answers_KN has shape \(1, 2\); expected \(2, 2\)"):
         matrix([[1, 0], [0, 1]], [[0, 1]])
+
+
+def test_a_part_of_a_table_keeps_its_cells_and_groups():
+    whole = replace(matrix([[1, 0, 1], [0, 0, 1]], [[0, 1, 0], [1, INVALID, 0]]), groups_N=("a", "a", "b"))
+    part = whole.on(["p1", "p0"], ["e2", "e0", "e1"])
+    assert part.values_KN.tolist() == [[1, 0, 0], [1, 1, 0]]
+    assert part.answers_KN.tolist() == [[0, 1, INVALID], [0, 0, 1]]
+    assert part.groups_N == ("b", "a", "a")
+    assert whole.on(["p0"], ["e0", "e2"]).groups_N is None  # no two of these share one
+    with pytest.raises(KeyError):
+        whole.on(["p2"], ["e0"])

@@ -216,15 +216,16 @@ def report(
 
     Example: paft report runs/demo -o report.html
     """
-    from paft.finished import compare_across, load_exhibit, load_results
+    from paft.finished import compare_across, last_arms, load_exhibit, load_results
     from paft.reports import write_report
 
+    runs = list(dict.fromkeys(runs))
     results, exhibits = [load_results(path) for path in runs], [load_exhibit(path) for path in runs]
-    across = {}
+    across, last = {}, []
     if len(runs) > 1:
         try:
-            across = compare_across(runs)
+            across, last = compare_across(runs), last_arms(runs)
         except DataError as error:
             say(f"not compared between runs: {error}")
-    write_report(results, html=out, markdown=out.with_suffix(".md"), exhibits=exhibits, across=across)
+    write_report(results, html=out, markdown=out.with_suffix(".md"), exhibits=exhibits, across=across, last=last)
     typer.echo(out)

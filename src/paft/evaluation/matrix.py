@@ -61,6 +61,15 @@ class ScoreMatrix:
         """Share of unparsable answers per prompt."""
         return (self.answers_KN == INVALID).sum(1) / np.maximum(1, self.observed_KN.sum(1))
 
+    def on(self, prompt_ids: Sequence[str], example_ids: Sequence[str]) -> ScoreMatrix:
+        """The part of these prompts and examples, in their order. Raises KeyError for one that the table lacks."""
+        rows, columns = ({each: n for n, each in enumerate(ids)} for ids in (self.prompt_ids, self.example_ids))
+        places_N = [columns[each] for each in example_ids]
+        at = np.ix_([rows[each] for each in prompt_ids], places_N)
+        groups_N = self.groups_N and groups_of(example_ids, [self.groups_N[n] for n in places_N])
+        values = (self.values_KN[at], self.answers_KN[at], self.tokens_KN[at], self.ended_KN[at])
+        return ScoreMatrix(tuple(prompt_ids), tuple(example_ids), *values, groups_N)
+
 
 def tie_order(example_id: str, count: int, seed: int) -> list[int]:
     """Order in which tied choices of an example win: keyed by (seed, example), the same for all prompts and models."""

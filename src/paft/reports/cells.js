@@ -146,7 +146,6 @@ document.querySelectorAll(".exhibit").forEach(function (exhibit) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", function () { draw(current); });
   exhibit.querySelector(".switches").hidden = detail.hidden = false;
   var shown = exhibit.querySelectorAll(".switches [data-show]");
-  var last = views.filter(function (view) { return view.canvas.dataset.cells && view.dataset.scorer === views[0].dataset.scorer; }).pop();
   if (shown.length < 2) shown[0].parentNode.hidden = true;
-  show(last.dataset.scorer, last.dataset.show);
+  show(views[0].dataset.scorer, exhibit.dataset.start);
 });

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from paft.errors import few
 from paft.reports import wording
 from paft.reports.exhibit import RIGHT, TIED, UNBOUGHT, UNREADABLE, VERSION, WRONG
 from paft.reports.wording import clean, thousands
@@ -23,8 +24,9 @@ REASONS = {
     "breaks": "The example is listed: right under some prompts and wrong under others.",
     "lost": "The example is listed: right under no prompt.",
     "unreadable": "An answer names no choice, or several.",
-    "differs": "The arms do not score alike.",
+    "differs": "The models do not score alike.",
     "wrong": "A wrong answer.",
+    "alike": "No two answers are scored differently.",
 }
 
 BUTTONS = 4
@@ -114,6 +116,8 @@ class Cells:
     """All that the page shows of single cells."""
 
     drawn: str
+    start: str
+    """What is shown at first: `show` of a map."""
     scorers: Sequence[tuple[str, str]]
     maps: Sequence[Map]
     prompts: Sequence[str]
@@ -164,6 +168,7 @@ def cells_view(exhibit: Mapping[str, Any], result: Mapping[str, Any]) -> Cells:
     maps.sort(key=lambda each: order[each.scorer])
     return Cells(
         drawn,
+        str(len(places) - 1),
         [(scorer, wording.SCORERS.get(scorer, scorer)) for scorer in order],
         maps,
         [" \u00b7 ".join(prompts[k]) for k in rows],
@@ -172,6 +177,34 @@ def cells_view(exhibit: Mapping[str, Any], result: Mapping[str, Any]) -> Cells:
         texts,
         f"{thousands(len(texts))} cells are spelled out: for each listed example one that is right and one that is wrong, then unreadable "
         "answers, cells on which arms differ and wrong ones, prompts in turn. Long texts are shortened, and say so.",
+    )
+
+
+def between_view(exhibit: Mapping[str, Any], result: Mapping[str, Any]) -> Cells:
+    """The same for what `exhibit_between` chose; result: as of a run whose arms are the last ones of the runs."""
+    view = cells_view(exhibit, result)
+    shared, drawn = len(exhibit["of"]["prompts"]), exhibit["drawn"]
+    return replace(
+        view,
+        drawn=f"Drawn are {thousands(len(drawn['prompts']))} of {thousands(shared)} shared prompts and "
+        f"{thousands(len(drawn['examples']))} of {thousands(exhibit['of']['examples'])} shared examples; drawn and listed are only "
+        "examples that a run's own section names. Counts rest on all shared cells.",
+        start=f"{len(result['arms']) - 1}-0",
+        spelled=f"{thousands(len(view.texts))} cells are spelled out, of those that a run's own section spells out: cells that are scored "
+        "differently first, then those of listed examples. Long texts are shortened, and say so.",
+    )
+
+
+def unlike_note(exhibit: Mapping[str, Any]) -> str:
+    """What has one id and is not the same in all runs; empty when nothing is known to be."""
+    found = exhibit["unlike"]
+    kinds = {**found, "cells": [f"{prompt} on {example}" for prompt, example in found["cells"]]}
+    parts = [f"{kind} {clean(few(names))}" for kind, names in kinds.items() if names]
+    if not parts:
+        return ""
+    return (
+        f"Under one id the runs asked different things: {'; '.join(parts)}. Such prompts and examples are left out of the maps and lists, "
+        "such cells are not spelled out; the figures between runs above include them."
     )
 
 

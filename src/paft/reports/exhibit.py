@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,16 +53,10 @@ def exhibit_of(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     tables: Tables = {
         (arm, scorer): matrix for arm, done in evaluations.items() for scorer, matrix in done.scores.items()
     }
-    ease_NT = np.stack([_mean(matrix.values_KN, 0) for matrix in tables.values()], 1)
-    ease_KT = np.stack([_mean(matrix.values_KN, 1) for matrix in tables.values()], 1)
-    rows = _spread(np.argsort(_mean(ease_KT, 1), kind="stable"), min(ROWS, max(20, 600 // len(tables))))
-    columns = _spread(
-        np.argsort(_mean(ease_NT, 1), kind="stable"), min(COLUMNS, max(30, 400_000 // (len(rows) * len(tables))))
-    )
-    drawn = sorted(rows), sorted(columns)
-    shown = [_table(arm, scorer, matrix, drawn) for (arm, scorer), matrix in tables.items()]
+    told = set(range(grid.shape[1]))
+    drawn = _drawn(tables, told)
+    shown = [_table(arm, scorer, matrix, drawn, told) for (arm, scorer), matrix in tables.items()]
     texts = _texts(grid, evaluations, _cells_with_text(grid, tables, shown, drawn))
-    named = sorted({*drawn[1], *(i for table in shown for key in ("breaks", "lost") for i, *_ in table[key]["listed"])})
     return {
         "version": VERSION,
         "of": {
@@ -70,11 +65,107 @@ def exhibit_of(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
             "arms": {arm: [done.fingerprint, done.spent.cells] for arm, done in evaluations.items()},
         },
         "drawn": {"prompts": drawn[0], "examples": drawn[1]},
-        "examples": [_example(grid, i) for i in named],
+        "examples": [_example(grid, i) for i in sorted({*drawn[1], *_listed(shown)})],
         "tables": shown,
         "differences": _differences(tables, list(evaluations), drawn),
         "texts": texts,
     }
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The last arm of one of several runs: its tables over the prompts and examples that all of them share; all its answers by ids
+    of prompt and example, and the right choice of every example it was asked."""
+
+    tables: Mapping[Scorer, ScoreMatrix]
+    answers: Mapping[tuple[str, str], Answered]
+    gold: Mapping[str, int]
+
+
+def exhibit_between(
+    sides: Sequence[Shared], exhibits: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What is shown of the last arms of several runs, named by their places, in the shape of `exhibit_of`.
+
+    The exhibits tell what was asked: drawn and listed are examples that one of them names; cells that one of them spells out carry
+    text, those that are scored differently first. unlike: ids of prompts, of examples and of cells that are not the same in all
+    runs; they are left out. Nothing but these where fewer than two prompts or two such examples remain.
+    """
+    named, spelled = [], []
+    for side, exhibit in zip(sides, exhibits, strict=True):
+        ids, prompts = _whole_ids(side, exhibit), exhibit["of"]["prompts"]
+        named.append({ids[each["example"]]: each for each in exhibit["examples"] if each["example"] in ids})
+        spelled.append({(prompts[t["prompt"]], ids[t["example"]]): t for t in exhibit["texts"] if t["example"] in ids})
+    worded = [{each["id"]: (each["system"], each["text"]) for each in result["prompts"]["test"]} for result in results]
+    first = next(iter(sides[0].tables.values()))
+    # one that a run does not list is not the same either
+    prompts = [each for each in first.prompt_ids if len({words.get(each, n) for n, words in enumerate(worded)}) == 1]
+    examples = [each for each in first.example_ids if _alike([known[each] for known in named if each in known])]
+    rows, columns = ({each: place for place, each in enumerate(ids)} for ids in (prompts, examples))
+    cells = dict.fromkeys(cell for texts in spelled for cell in texts if cell[0] in rows and cell[1] in columns)
+    same = [cell for cell in cells if _same(cell, [texts[cell] for texts in spelled if cell in texts], sides)]
+    told = {columns[each]: entry for known in named for each, entry in known.items() if each in columns}
+    found: dict[str, Any] = {
+        "of": {"prompts": prompts, "examples": len(examples)},
+        "unlike": {
+            "prompts": [each for each in first.prompt_ids if each not in rows],
+            "examples": [each for each in first.example_ids if each not in columns],
+            "cells": sorted({*cells} - {*same}),
+        },
+    }
+    if min(len(prompts), len(told)) < 2:
+        return found
+    parts = [{scorer: matrix.on(prompts, examples) for scorer, matrix in side.tables.items()} for side in sides]
+    tables: Tables = {(str(n), scorer): matrix for n, part in enumerate(parts) for scorer, matrix in part.items()}
+    drawn = _drawn(tables, told)
+    shown = [_table(arm, scorer, matrix, drawn, told) for (arm, scorer), matrix in tables.items()]
+    listed, differs_KN = _listed(shown), _differs(tables)
+
+    def text(cell: tuple[str, str]) -> dict[str, Any]:
+        k, i = rows[cell[0]], columns[cell[1]]
+        asked = next(texts[cell] for texts in spelled if cell in texts)
+        kept = [c for c, *_ in asked["choices"]]
+        answers = [side.answers.get(cell) for side in sides]
+        arms = {str(n): _given(answers[n], kept, part, k, i) for n, part in enumerate(parts)}
+        return {**asked, "prompt": k, "example": i, "why": "differs" if differs_KN[k, i] else "alike", "arms": arms}
+
+    same.sort(
+        key=lambda cell: (not differs_KN[rows[cell[0]], columns[cell[1]]], columns[cell[1]] not in listed, _draw(*cell))
+    )
+    texts = _bounded(map(text, same[:TEXTS]))
+    return found | {
+        "drawn": {"prompts": drawn[0], "examples": drawn[1]},
+        "examples": [told[i] | {"example": i} for i in sorted({*drawn[1], *listed, *(t["example"] for t in texts)})],
+        "tables": shown,
+        "differences": _differences(tables, [str(place) for place, _ in enumerate(sides)], drawn),
+        "texts": texts,
+    }
+
+
+def _whole_ids(side: Shared, exhibit: Mapping[str, Any]) -> dict[int, str]:
+    """Ids of the examples of an exhibit, which holds their beginnings; without those that begin like another."""
+    begun: dict[str, list[str]] = {}
+    for each in side.gold:
+        begun.setdefault(_start(each, "choice")[0], []).append(each)
+    found = {each["example"]: begun.get(each["id"], []) for each in exhibit["examples"]}
+    return {i: ids[0] for i, ids in found.items() if len(ids) == 1}
+
+
+def _alike(examples: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the same answer is right in all, and no field has two texts."""
+    fields = {(name, text) for each in examples for name, text in each["fields"].items()}
+    return len({each["answer"] for each in examples}) < 2 and len(fields) == len({name for name, _ in fields})
+
+
+def _same(cell: tuple[str, str], texts: Sequence[Mapping[str, Any]], sides: Sequence[Shared]) -> bool:
+    """Whether all runs asked the same, as far as the texts of the cell and its answers show."""
+    first = texts[0]
+    scored = [len(side.answers[cell].logp_C) for side in sides if cell in side.answers]
+    return (
+        all(each[key] == first[key] for each in texts for key in ("messages", "target", "gold", "choices_of"))
+        and all(side.gold.get(cell[1], first["gold"]) == first["gold"] for side in sides)
+        and {*scored} <= {0, first["choices_of"]}
+    )
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -91,8 +182,25 @@ def _spread(order: Sequence[int] | np.ndarray, count: int) -> list[int]:
     return [int(order[round(at)]) for at in np.linspace(0, len(order) - 1, count)]
 
 
-def _table(arm: str, scorer: str, matrix: ScoreMatrix, drawn: tuple[list[int], list[int]]) -> dict[str, Any]:
-    """One drawn table with its figures over all cells that were bought.
+def _drawn(tables: Tables, told: Collection[int]) -> tuple[list[int], list[int]]:
+    """Prompts and examples of the drawn tables, the examples among those that can be told."""
+    ease_NT = np.stack([_mean(matrix.values_KN, 0) for matrix in tables.values()], 1)
+    ease_KT = np.stack([_mean(matrix.values_KN, 1) for matrix in tables.values()], 1)
+    rows = _spread(np.argsort(_mean(ease_KT, 1), kind="stable"), min(ROWS, max(20, 600 // len(tables))))
+    order = [i for i in np.argsort(_mean(ease_NT, 1), kind="stable") if i in told]
+    columns = _spread(order, min(COLUMNS, max(30, 400_000 // (len(rows) * len(tables)))))
+    return sorted(rows), sorted(columns)
+
+
+def _listed(shown: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The examples in the lists of tables."""
+    return {i for table in shown for key in ("breaks", "lost") for i, *_ in table[key]["listed"]}
+
+
+def _table(
+    arm: str, scorer: str, matrix: ScoreMatrix, drawn: tuple[list[int], list[int]], told: Collection[int]
+) -> dict[str, Any]:
+    """One drawn table with its figures over all cells that were bought; told: the examples that may be listed.
 
     cells: a letter per drawn cell, prompt by prompt; counts: of each letter over all cells. rows, columns: orders of the drawn
     prompts (lowest accuracy first) and examples (hardest first). prompts: of every drawn prompt the counts of each letter, and
@@ -107,7 +215,7 @@ def _table(arm: str, scorer: str, matrix: ScoreMatrix, drawn: tuple[list[int], l
     letters_KN[values_KN == 1] = RIGHT
     letters_KN[matrix.answers_KN == INVALID] = UNREADABLE
     ease_K, ease_N = _mean(values_KN, 1), _mean(values_KN, 0)
-    order_K = [int(k) for k in np.argsort(ease_K, kind="stable") if observed_KN[k].any()]
+    order_K = [int(k) for k in np.argsort(ease_K, kind="stable") if observed_KN[k].any()] or [0]
     best, median = order_K[-1], order_K[(len(order_K) - 1) // 2]
 
     def against(k: int, other: int) -> list[int]:
@@ -127,7 +235,7 @@ def _table(arm: str, scorer: str, matrix: ScoreMatrix, drawn: tuple[list[int], l
     def listed(found: Sequence[Any]) -> dict[str, Any]:
         return {
             "count": len(found),
-            "listed": [[int(i), int(right_N[i]), int(asked_N[i])] for i in found[:LISTED]],
+            "listed": [[int(i), int(right_N[i]), int(asked_N[i])] for i in found if i in told][:LISTED],
         }
 
     return {
@@ -209,18 +317,17 @@ def _cells_with_text(
                         found.setdefault((int(prompts[next(turns) % len(prompts)]), i), reason)
     found = dict(itertools.islice(found.items(), 2 * TEXTS // 3))
 
-    last = list(tables)[-1][0]
     kinds = {
         "unreadable": np.any([matrix.answers_KN == INVALID for matrix in tables.values()], axis=0),
-        "differs": np.any(
-            [np.abs(matrix.values_KN - tables[last, scorer].values_KN) > 0 for (_, scorer), matrix in tables.items()],
-            axis=0,
-        ),
+        "differs": _differs(tables),
         "wrong": np.any([matrix.values_KN == 0 for matrix in tables.values()], axis=0),
     }
     for left, (reason, mask_KN) in zip((3, 2, 1), kinds.items(), strict=True):
         queues = [
-            sorted((i for i in drawn[1] if mask_KN[k, i] and (k, i) not in found), key=lambda i: _draw(grid, k, i))
+            sorted(
+                (i for i in drawn[1] if mask_KN[k, i] and (k, i) not in found),
+                key=lambda i: _draw(grid.templates[k].id, grid.examples[i].id),
+            )
             for k in drawn[0]
         ]
         in_turn = itertools.chain.from_iterable(
@@ -232,27 +339,41 @@ def _cells_with_text(
     return found
 
 
-def _draw(grid: Grid, k: int, i: int) -> bytes:
+def _differs(tables: Tables) -> np.ndarray:
+    """The cells that an arm scores unlike the last arm."""
+    last = list(tables)[-1][0]
+    apart = [np.abs(matrix.values_KN - tables[last, scorer].values_KN) > 0 for (_, scorer), matrix in tables.items()]
+    found_KN: np.ndarray = np.any(apart, axis=0)
+    return found_KN
+
+
+def _draw(prompt: str, example: str) -> bytes:
     """A place in a fixed random order of cells."""
-    name = f"{grid.templates[k].id} {grid.examples[i].id}"
-    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(f"{prompt} {example}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _texts(
     grid: Grid, evaluations: Mapping[str, Evaluation], cells: Mapping[tuple[int, int], Reason]
 ) -> list[dict[str, Any]]:
-    """The texts of these cells in the order of the grid. Where CHARACTERS do not reach, every reason loses its last cells."""
-    found, size = {}, 0
+    """The texts of these cells. Where CHARACTERS do not reach, every reason loses its last cells."""
     places = {reason: itertools.count() for reason in cells.values()}
     turn = {cell: next(places[reason]) for cell, reason in cells.items()}
-    for (k, i), reason in sorted(cells.items(), key=lambda item: turn[item[0]]):
-        text = _text(grid, evaluations, k, i)
+    return _bounded(
+        {"prompt": k, "example": i, "why": reason, **_text(grid, evaluations, k, i)}
+        for (k, i), reason in sorted(cells.items(), key=lambda item: turn[item[0]])
+    )
+
+
+def _bounded(texts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first texts, as far as CHARACTERS reach, in the order of the grid."""
+    found, size = [], 0
+    for text in texts:
         size += sum(len(part) for _, *parts in text["messages"] for part in parts if isinstance(part, str))
         size += sum(len(arm["said"][0]) for arm in text["arms"].values() if arm and arm["said"])
         if size > CHARACTERS:
             break
-        found[k, i] = {"prompt": k, "example": i, "why": reason, **text}
-    return [found[cell] for cell in sorted(found)]
+        found.append(text)
+    return sorted(found, key=lambda text: (text["prompt"], text["example"]))
 
 
 def _text(grid: Grid, evaluations: Mapping[str, Evaluation], k: int, i: int) -> dict[str, Any]:
@@ -262,7 +383,6 @@ def _text(grid: Grid, evaluations: Mapping[str, Evaluation], k: int, i: int) -> 
     scores: (choice, score) by scorer."""
     template, example = grid.templates[k], grid.examples[i]
     surfaces = template.answer.surfaces(example)
-    answers = {arm: done.answers_KN[k][i] for arm, done in evaluations.items()}
     given = {int(matrix.answers_KN[k, i]) for done in evaluations.values() for matrix in done.scores.values()}
     needed = {example.answer, *(choice for choice in given if 0 <= choice < len(surfaces))}
     others = [c for c in range(len(surfaces)) if c not in needed]
@@ -273,18 +393,20 @@ def _text(grid: Grid, evaluations: Mapping[str, Evaluation], k: int, i: int) -> 
         "gold": example.answer,
         "choices": [[c, _start(surfaces[c], "choice")[0], _start(example.choices[c], "choice")[0]] for c in kept],
         "choices_of": len(surfaces),
-        "arms": {
-            arm: None
-            if answered is None
-            else {
-                "logp": _logp(answered, kept),
-                "said": _said(answered),
-                "scores": {
-                    scorer: [int(matrix.answers_KN[k, i]), float(matrix.values_KN[k, i])]
-                    for scorer, matrix in evaluations[arm].scores.items()
-                },
-            }
-            for arm, answered in answers.items()
+        "arms": {arm: _given(done.answers_KN[k][i], kept, done.scores, k, i) for arm, done in evaluations.items()},
+    }
+
+
+def _given(
+    answered: Answered | None, kept: Iterable[int], scores: Mapping[Scorer, ScoreMatrix], k: int, i: int
+) -> dict[str, Any] | None:
+    if answered is None:
+        return None
+    return {
+        "logp": _logp(answered, kept),
+        "said": _said(answered),
+        "scores": {
+            scorer: [int(matrix.answers_KN[k, i]), float(matrix.values_KN[k, i])] for scorer, matrix in scores.items()
         },
     }
 

@@ -17,8 +17,9 @@ from paft.config import dump_yaml
 from paft.errors import DataError
 from paft.evaluation.comparisons import Pairwise
 from paft.reports import plots, tables, wording
-from paft.reports.cells import Cells, cells_view, missing
+from paft.reports.cells import Cells, between_view, cells_view, missing, unlike_note
 from paft.reports.checks import check, complete
+from paft.reports.exhibit import Shared, exhibit_between
 from paft.reports.verdict import pairs_table
 from paft.reports.wording import clean
 from paft.store import write_text
@@ -145,6 +146,17 @@ class Run:
     result: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Joint:
+    """The last arms of all runs cell by cell, as a run shows its arms."""
+
+    arms: Sequence[Arm]
+    main: str
+    cells: Cells | None
+    no_cells: str
+    unlike: str
+
+
 def write_report(
     results: Sequence[dict[str, Any]],
     *,
@@ -152,13 +164,15 @@ def write_report(
     markdown: Path | None,
     exhibits: Sequence[Mapping[str, Any] | None] | None = None,
     across: Mapping[str, Sequence[Pairwise]] | None = None,
+    last: Sequence[Shared] = (),
 ) -> None:
     """Write the page of these runs, one section each, and the Markdown table beside it.
 
     exhibits: of each run what `exhibit_of` chose of its cells, None where there is nothing. across: by scorer, pairs of models of
-    different runs. Raises DataError, before anything is written, when a result contradicts itself.
+    different runs. last: of every run the last arm on what all share, nothing when they share too little. Raises DataError, before
+    anything is written, when a result contradicts itself.
     """
-    page = render(results, exhibits or [None] * len(results), across or {})
+    page = render(results, exhibits or [None] * len(results), across or {}, last)
     table = tables.markdown_table(results) if markdown is not None else ""
     for scorer, pairs in (across or {}).items():
         table += f"\nBetween runs, {wording.SCORERS.get(scorer, scorer)}:\n\n{pairs_table(pairs)}\n"
@@ -171,6 +185,7 @@ def render(
     results: Sequence[Mapping[str, Any]],
     exhibits: Sequence[Mapping[str, Any] | None],
     across: Mapping[str, Sequence[Pairwise]],
+    last: Sequence[Shared],
 ) -> str:
     """The page as text."""
     if not results:
@@ -201,6 +216,7 @@ def render(
         p_means=tables.P_MEANS,
         cost_columns=tables.COST_COLUMNS,
         between=[tables.between(pairs, scorer) for scorer, pairs in across.items()],
+        joint=_joint(runs, exhibits, last) if last else None,
     )
 
 
@@ -242,6 +258,34 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
         commands=_commands(result),
         result=result,
     )
+
+
+def _joint(runs: Sequence[Run], exhibits: Sequence[Mapping[str, Any] | None], last: Sequence[Shared]) -> Joint:
+    held = [each for each, run in zip(exhibits, runs, strict=True) if each is not None and not run.no_cells]
+    if len(held) < len(runs):
+        lacking = ", ".join(run.name for run in runs if run.no_cells)
+        return Joint([], "", None, f"Left out: the section of {lacking} says why there are no cells to show of it.", "")
+    exhibit = exhibit_between(last, held, [run.result for run in runs])
+    unlike = unlike_note(exhibit)
+    if "tables" not in exhibit:
+        reason = "Left out: of what the runs share, fewer than two prompts or two examples can be shown."
+        return Joint([], "", None, reason, unlike)
+    titles = [f"{run.name}: {run.arms[-1].title}" for run in runs]
+    arms = [
+        Arm(
+            str(n),
+            title if titles.count(title) == 1 else f"{title} (run {n + 1})",
+            TUNED_COLOURS[(len(runs) - 1 - n) % len(TUNED_COLOURS)],
+            run.arms[-1].result,
+        )
+        for n, (title, run) in enumerate(zip(titles, runs, strict=True))
+    ]
+    texts = {prompt["id"]: prompt for run in runs for prompt in run.result["prompts"]["test"]}
+    result = {
+        "arms": {arm.name: {"title": arm.title, "scores": side.tables} for arm, side in zip(arms, last, strict=True)},
+        "prompts": {"test": [texts[each] for each in exhibit["of"]["prompts"]]},
+    }
+    return Joint(arms, wording.main_scorer(result), between_view(exhibit, result), "", unlike)
 
 
 def _arms(result: Mapping[str, Any]) -> list[Arm]:
