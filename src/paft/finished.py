@@ -272,8 +272,10 @@ def compare_seeds(runs: Sequence[str], scorer: str | None = None, level: float =
 def _shared(tables: Mapping[str, ScoreMatrix]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Ids of the prompts and of the examples that all tables hold, in the order of the first."""
     first, *others = tables.values()
-    prompts = tuple(each for each in first.prompt_ids if all(each in other.prompt_ids for other in others))
-    examples = tuple(each for each in first.example_ids if all(each in other.example_ids for other in others))
+    rows = set(first.prompt_ids).intersection(*(other.prompt_ids for other in others))
+    columns = set(first.example_ids).intersection(*(other.example_ids for other in others))
+    prompts = tuple(each for each in first.prompt_ids if each in rows)
+    examples = tuple(each for each in first.example_ids if each in columns)
     if min(len(prompts), len(examples)) < 2:
         raise DataError(
             f"{' '.join(tables)}: {len(prompts)} prompts and {len(examples)} examples in common; a paired comparison needs 2 and 2"
