@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,16 @@ def test_a_prompt_tells_what_it_loses_against_the_best_and_the_median() -> None:
     assert (free["best"], free["median"]) == (0, 2)
     assert [row["best"] for row in free["prompts"]] == [[0, 0], [5, 1], [2, 0]]  # only cells that both bought
     assert [row["median"] for row in free["prompts"]] == [[0, 2], [3, 0], [0, 0]]
+
+
+def test_a_prompt_tells_how_long_its_free_answers_are_and_how_many_end(tmp_path: Path) -> None:
+    done = {"a": arm(["RRUW", "RRRR", "U..."])}
+    exhibit = exhibit_of(done)
+    assert [row["written"] for row in table(exhibit, "a")["prompts"]] == [[2.0, 0.75], [2.0, 1.0], [2.0, 0.0]]
+    assert all(row["written"] is None for row in table(exhibit, "a", "likelihood")["prompts"])
+    text = Tags(page_of(told(done), exhibit, tmp_path)).text
+    assert re.search(r"Tokens an answer\s*Ended by itself, %", text)
+    assert re.search(r"2\.0\s*75\.0", text)
 
 
 def test_differences_count_what_only_one_arm_gets_right() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -227,6 +228,13 @@ def _map(
         return f"\u2212{thousands(lost)} / +{thousands(won)}"
 
     rows = [table["prompts"][place] for place in table["rows"]]
+    free = any(row.get("written") for row in rows)  # an exhibit of an earlier day has none
+
+    def written(row: Mapping[str, Any]) -> list[str]:
+        if not free:
+            return []
+        tokens, ended = row["written"] or (math.nan, math.nan)
+        return [wording.MISSING if math.isnan(tokens) else f"{tokens:.1f}", wording.number(ended)]
 
     def listed(which: str) -> list[Listed]:
         return [_listed(examples[i], right, asked, table, prompts, texts) for i, right, asked in table[which]["listed"]]
@@ -244,11 +252,11 @@ def _map(
         label=f"{titles[arm]}, {wording.SCORERS.get(scorer, scorer)}: {len(table['rows'])} prompts by {len(table['columns'])} examples. "
         f"Of all cells: {counted}. The counts of every prompt stand in the table below.",
         legend=[KINDS[letter] for letter in kinds],
-        kinds=[KINDS[letter][1] for letter in kinds],
+        kinds=[KINDS[letter][1] for letter in kinds] + ["tokens an answer", "ended by itself, %"] * free,
         prompts=[
             PromptRow(
                 *prompts[row["prompt"]],
-                [thousands(row["counts"][letter]) for letter in kinds],
+                [thousands(row["counts"][letter]) for letter in kinds] + written(row),
                 against(row, "best"),
                 against(row, "median"),
             )

@@ -204,7 +204,8 @@ def _table(
 
     cells: a letter per drawn cell, prompt by prompt; counts: of each letter over all cells. rows, columns: orders of the drawn
     prompts (lowest accuracy first) and examples (hardest first). prompts: of every drawn prompt the counts of each letter, and
-    against the best and the median prompt the examples that are fully right there and not here, and the other way round.
+    against the best and the median prompt the examples that are fully right there and not here, and the other way round, and of free
+    answers the mean of their tokens and the share that ended by themselves.
     Of the examples asked under two prompts at least (judged), all_right: how many are fully right under all; breaks: those right
     under some and wrong under others, the most evenly split first, as (example, right, asked); lost: those right under none.
     """
@@ -225,6 +226,11 @@ def _table(
 
     def counts(letters: np.ndarray) -> dict[str, int]:
         return {letter: int((letters == letter).sum()) for letter in LETTERS}
+
+    def written(k: int) -> list[float] | None:
+        if scorer != "generation" or not observed_KN[k].any():
+            return None
+        return [float(each_KN[k, observed_KN[k]].mean()) for each_KN in (matrix.tokens_KN, matrix.ended_KN)]
 
     asked_N, right_N = observed_KN.sum(0), (values_KN == 1).sum(0)
     some_N = (asked_N > 1) & (right_N > 0) & (values_KN == 0).any(0)
@@ -253,6 +259,7 @@ def _table(
                 "counts": counts(letters_KN[k]),
                 "best": against(k, best),
                 "median": against(k, median),
+                "written": written(k),
             }
             for k in drawn[0]
         ],
