@@ -47,7 +47,7 @@ def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
     import pyarrow.parquet
 
     file = RunDir(run).scores
-    told = {"arm", "prompt", "example", "group", "completion_tokens", "stop", "sampled"}
+    told = {"arm", "prompt", "example", "group", "completion_tokens", "stop", "sampled", "judge"}
     try:
         names = pyarrow.parquet.read_schema(file).names
         read = [name for name in names if name in told or name.endswith(("_score", "_answer"))]
@@ -79,6 +79,7 @@ def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
             "generation": (table("completion_tokens", 0), ended),
             "likelihood": (np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=bool)),
         }
+        judges = {"generation": next((rows["judge"][n] or "" for n in at if "judge" in rows), ""), "likelihood": ""}
         found[arm] = {
             scorer: ScoreMatrix(
                 tuple(prompts),
@@ -87,6 +88,7 @@ def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
                 table(f"{scorer}_answer", UNSCORED),
                 *written[scorer],
                 groups_N,
+                judges[scorer],
             )
             for scorer in written
             if f"{scorer}_score" in rows
@@ -109,7 +111,8 @@ def table_of(tables: Mapping[str, ScoreMatrix], scorer: str | None, where: str) 
 
 
 def aligned(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> np.ndarray:
-    """Scores of one table on the prompts and examples of another, in their order. DataError when some are missing."""
+    """Scores of one table on the prompts and examples of another, in their order. DataError when some are missing, or another embedding
+    model scored."""
     rows, columns = ({each: n for n, each in enumerate(ids)} for ids in (other.prompt_ids, other.example_ids))
     lacking = (
         [each for each in matrix.prompt_ids if each not in rows],
@@ -119,6 +122,11 @@ def aligned(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> np.ndarray:
         raise DataError(
             f"{where}: lacks {len(lacking[0])} of {len(matrix.prompt_ids)} prompts and {len(lacking[1])} of "
             f"{len(matrix.example_ids)} examples; score it on the same ones"
+        )
+    if other.judge != matrix.judge:
+        raise DataError(
+            f"{where}: answers scored by embedding model {other.judge or 'none'}, the others by {matrix.judge or 'none'}; score both with "
+            "one evaluate.embeddings"
         )
     at = np.ix_([rows[each] for each in matrix.prompt_ids], [columns[each] for each in matrix.example_ids])
     values: np.ndarray = other.values_KN[at]
@@ -252,7 +260,8 @@ def _on_shared_cells(tables: Mapping[str, ScoreMatrix]) -> dict[str, np.ndarray]
     """Scores of each table on the prompts and examples that all of them hold (`_shared`)."""
     prompts, examples = _shared(tables)
     empty = np.zeros((len(prompts), len(examples)))
-    shared = ScoreMatrix(prompts, examples, empty, empty, empty, empty)
+    judge = next(iter(tables.values())).judge
+    shared = ScoreMatrix(prompts, examples, empty, empty, empty, empty, judge=judge)
     return {title: aligned(table, shared, title) for title, table in tables.items()}
 
 
