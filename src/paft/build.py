@@ -222,10 +222,9 @@ class _Build:
         self.about = config.about or (row.title if row else "")
         if not self.about:
             raise ConfigError(f"build of {config.task!r}: say in `about`, in a sentence or two, what the task is")
-        if config.solver is not None and getattr(self.task, "open_kind", "") == "code":
-            raise ConfigError(
-                f"solver: answers to {self.task.name!r} are code, which a build does not run; leave it out"
-            )
+        unjudged = {"code": "code, which a build does not run", "plan": "plans, which a build does not judge"}
+        if config.solver is not None and (answers := unjudged.get(getattr(self.task, "open_kind", ""))):
+            raise ConfigError(f"solver: answers to {self.task.name!r} are {answers}; leave it out")
         self.shown = self._shown()
         self.settings = {each.name: each for each in config.everybody}
         self.replies = Replies(place.replies, self.settings, writers, say, tick)
@@ -456,7 +455,7 @@ class _Build:
             texts = await self.replies.all(requests, self.replies.ask, "solver")
             rows = [
                 [
-                    float(template.answer.parse(text or "", item).choice == item.answer)
+                    template.answer.parse(text or "", item).worth(item)
                     for item, text in zip(items, texts[k * len(items) : (k + 1) * len(items)], strict=True)
                 ]
                 for k, template in enumerate(templates)

@@ -56,7 +56,7 @@ def load_tables(run: Path, *, sampled_only: bool = True) -> dict[str, dict[str, 
     import pyarrow.parquet
 
     file = RunDir(run).scores
-    told = {"arm", "prompt", "example", "group", "completion_tokens", "stop", "sampled"}
+    told = {"arm", "prompt", "example", "group", "completion_tokens", "stop", "sampled", "judge"}
     try:
         names = pyarrow.parquet.read_schema(file).names
         read = [name for name in names if name in told or name.endswith(("_score", "_answer"))]
@@ -89,6 +89,7 @@ def load_tables(run: Path, *, sampled_only: bool = True) -> dict[str, dict[str, 
             "generation": (table("completion_tokens", 0), ended),
             "likelihood": (np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=bool)),
         }
+        judges = {"generation": next((rows["judge"][n] or "" for n in at if "judge" in rows), ""), "likelihood": ""}
         found[arm] = {
             scorer: ScoreMatrix(
                 tuple(prompts),
@@ -97,6 +98,7 @@ def load_tables(run: Path, *, sampled_only: bool = True) -> dict[str, dict[str, 
                 table(f"{scorer}_answer", UNSCORED),
                 *written[scorer],
                 groups_N,
+                judges[scorer],
             )
             for scorer in written
             if f"{scorer}_score" in rows
@@ -119,7 +121,8 @@ def table_of(tables: Mapping[str, ScoreMatrix], scorer: str | None, where: str) 
 
 
 def aligned(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> np.ndarray:
-    """Scores of one table on the prompts and examples of another, in their order. DataError when some are missing."""
+    """Scores of one table on the prompts and examples of another, in their order. DataError when some are missing, or another embedding
+    model scored."""
     rows, columns = set(other.prompt_ids), set(other.example_ids)
     lacking = (
         [each for each in matrix.prompt_ids if each not in rows],
@@ -130,7 +133,16 @@ def aligned(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> np.ndarray:
             f"{where}: lacks {len(lacking[0])} of {len(matrix.prompt_ids)} prompts and {len(lacking[1])} of "
             f"{len(matrix.example_ids)} examples; score it on the same ones"
         )
+    _check_judge(other, matrix, where)
     return other.on(matrix.prompt_ids, matrix.example_ids).values_KN
+
+
+def _check_judge(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> None:
+    if other.judge != matrix.judge:
+        raise DataError(
+            f"{where}: answers scored by embedding model {other.judge or 'none'}, the others by {matrix.judge or 'none'}; score both with "
+            "one evaluate.embeddings"
+        )
 
 
 def compare_runs(runs: Sequence[str], scorer: str | None = None) -> list[Pairwise]:
@@ -270,7 +282,10 @@ def compare_seeds(runs: Sequence[str], scorer: str | None = None, level: float =
 
 
 def _shared(tables: Mapping[str, ScoreMatrix]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ids of the prompts and of the examples that all tables hold, in the order of the first."""
+    """Ids of the prompts and of the examples that all tables hold, in the order of the first. DataError when different embedding models
+    scored them."""
+    for title, table in tables.items():
+        _check_judge(table, next(iter(tables.values())), title)
     first, *others = tables.values()
     rows = set(first.prompt_ids).intersection(*(other.prompt_ids for other in others))
     columns = set(first.example_ids).intersection(*(other.example_ids for other in others))

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from paft.config import GRPOConfig, RunConfig, SFTConfig
-from paft.errors import ConfigError, DataError
+from paft.errors import AssetError, ConfigError, DataError
 from paft.evaluation.evaluate import reference_row
 from paft.grid import Grid
 from paft.prompts import PromptSet, PromptSplit
 from paft.tasks import Example, Split, Task, load_task
+from paft.tasks.plans import judge_plans
 from paft.tasks.sandbox import allow_code
 from paft.tasks.types import content_id
 from paft.training.rewards import find_reward, require_trl
@@ -46,7 +47,7 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
     """Load and check everything that can be wrong before a model is touched. judges: answers are to be judged, here and now."""
     task = load_task(config.task, config.source, say)
     prompts = _prompts_for(config, task)
-    _check_scorers(config, task, judges)
+    _check_scorers(config, task, judges, say)
     splits: dict[str, Split] = {}
 
     def examples(split: str) -> tuple[Example, ...]:
@@ -106,7 +107,7 @@ def _prompts_for(config: RunConfig, task: Task) -> PromptSet:
     return prompts
 
 
-def _check_scorers(config: RunConfig, task: Task, judges: bool) -> None:
+def _check_scorers(config: RunConfig, task: Task, judges: bool, say: Any) -> None:
     if task.num_choices == 1 and "likelihood" in config.evaluate.scorers:
         raise ConfigError(
             f"task {task.name!r} has open answers, and restricted choice needs choices; set evaluate.scorers=[generation]"
@@ -118,6 +119,20 @@ def _check_scorers(config: RunConfig, task: Task, judges: bool) -> None:
                 "confined: no files, network, processes; docs/tasks.md)"
             )
         allow_code()
+    if judges and getattr(task, "open_kind", "") == "plan":
+        _judge_plans(config, say)
+
+
+def _judge_plans(config: RunConfig, say: Any) -> None:
+    from paft.lm.embed import Embedder
+
+    try:
+        embed = Embedder(config.evaluate.embeddings, source=config.source, say=say, published=True)
+    except AssetError as error:
+        raise AssetError(
+            f"evaluate.embeddings: {error}; plans are judged by a sentence embedding model (docs/tasks.md)"
+        ) from None
+    judge_plans(embed, embed.identity)
 
 
 def _scored(config: RunConfig, prompts: PromptSet, test: Sequence[Example], split: Sequence[Example]) -> Grid:

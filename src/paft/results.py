@@ -45,6 +45,7 @@ def whole(
             "dev_examples": len(m.dev),
             "test_examples": len(m.test),
             "split": config.evaluate.split,
+            "judge": next((m.judge for done in evaluations.values() for m in done.scores.values() if m.judge), None),
         },
         "prompts": {
             "set": m.prompts.task,

@@ -14,8 +14,10 @@ from paft.prompts import SPLITS, PromptSet, Template, shipped_sets
 from paft.prompts.sets import _from_mapping
 from paft.prompts.similarity import NEAR_DUPLICATE, grams, similarity_matrix, text_form
 from paft.tasks import ChoiceText, Example, Labels, load_task
-from paft.tasks.answers import Code, Wrapped
+from paft.tasks.answers import Code, Plan, Wrapped
+from paft.tasks.plans import judge_plans
 from paft.tasks.sandbox import allow_code
+from tests.tiny import embed_by_text
 
 TASKS_OF = {
     "hellaswag": ["hellaswag"],
@@ -28,6 +30,7 @@ TASKS_OF = {
         f"xstorycloze-{code}" for code in ("en", "ru", "zh", "es", "ar", "hi", "id", "te", "sw", "eu", "my")
     ],
     "teval-review": ["teval-review", "teval-review-cut"],
+    "teval-plan": ["teval-plan", "teval-plan-cut"],
     "sst2": ["sst2", "sst2-demo"],
     "sst2-words": ["sst2-demo", "sst2"],
 }
@@ -53,10 +56,15 @@ def item(name: str, hostile: str = "plain") -> Example:
     if getattr(task, "open_kind", "") and task.num_choices == 1:
         head = f"def f(x):\n    {hostile!r}\n"
         tested = {"prompt": head, "test": "def check(f):\n    assert f(1) == 2\n", "entry_point": "f"}
-        code = task.open_kind == "code"
-        return Example(
-            "e", tested if code else fields, (f"{head}    return 2 * x\n" if code else "42",), 0, is_open=True
+        plan = (
+            '[{"id": 0, "name": "Shop.find", "args": {"thing": "a lamp"}}, {"id": 1, "name": "List.sort", "args": {}}]'
         )
+        shown, right = {
+            "code": (tested, f"{head}    return 2 * x\n"),
+            "plan": ({**fields, "names": "Shop.find\nList.sort"}, plan),
+            "number": (fields, "42"),
+        }[task.open_kind]
+        return Example("e", shown, (right,), 0, is_open=True)
     choices = task.choices or tuple(
         f"{hostile} ending {word}" for word in ("one", "two", "three", "four", "five")[: task.num_choices]
     )
@@ -79,7 +87,7 @@ def test_a_shipped_set_fits_its_tasks_and_is_large_enough(name: str) -> None:
     assert load_task(TASKS_OF[name][0]).prompts == name
     for task in TASKS_OF[name]:
         found.check(load_task(task))
-    large = name not in ("sst2", "gsm8k", "humaneval", "xstorycloze", "teval-review")
+    large = name not in ("sst2", "gsm8k", "humaneval", "xstorycloze", "teval-review", "teval-plan")
     assert len(found.train) >= (400 if large else 60)
     assert len(found.dev) >= (50 if large else 20)
     assert len(found.test) >= 50
@@ -109,6 +117,7 @@ def test_a_shipped_template_shows_hostile_fields_and_reads_its_own_answers(name:
             allow_code()
         except ResourceError as error:
             pytest.skip(str(error))
+    judge_plans(embed_by_text, "by text")
     for hostile in HOSTILE:
         example = item(name, hostile)
         text = "\n".join(message.text for message in template.render(example))
@@ -121,7 +130,7 @@ def test_a_shipped_template_shows_hostile_fields_and_reads_its_own_answers(name:
     for choice, surface in enumerate(template.answer.surfaces(example)):
         written = Template(template.text, template.answer).target(replace(example, answer=choice))
         assert written == surface
-        if isinstance(template.inner_answer, Code):
+        if isinstance(template.inner_answer, Code | Plan):
             assert template.answer.parse(surface, example).choice == 0
             continue
         for said in (

@@ -97,6 +97,21 @@ def test_embeddings_of_the_wheel_see_what_is_alike() -> None:
     assert masked(Template("a {goal}\n b {choices}", Labels())) == "a - b -"
 
 
+@pytest.mark.real
+def test_embeddings_as_published_are_whole_floats_of_texts_cut_at_their_length() -> None:
+    from paft.lm.embed import Embedder
+
+    embed = Embedder("sentence-transformers/all-MiniLM-L6-v2", source="wheel", published=True)
+    long = "word " * 700
+    same, other, short = embed([long + "Pick the worst option.", long + "The weather in Rome is warm.", "word"])
+    assert (same == other).all()
+    assert same @ short < 0.999
+    again = Embedder("sentence-transformers/all-MiniLM-L6-v2", source="wheel", published=True)
+    plain = Embedder("sentence-transformers/all-MiniLM-L6-v2", source="wheel")
+    assert len(embed.identity) == 16
+    assert embed.identity == again.identity != plain.identity
+
+
 def test_a_model_that_is_no_embedder_is_one_line(tmp_path: Path) -> None:
     from paft.lm.embed import Embedder
 

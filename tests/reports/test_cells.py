@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,21 @@ def told(evaluations: dict[str, Evaluation]) -> dict[str, Any]:
 def page_of(result: dict[str, Any], exhibit: dict[str, Any] | None, folder: Path) -> str:
     write_report([result], html=folder / "report.html", markdown=None, exhibits=[exhibit])
     return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_lies_between_right_and_wrong_is_tied_or_partly_right() -> None:
+    """A free answer that is worth a part, as plans are, has the letter of a tie and words of its own."""
+    done = arm(["RTW", "WRT"])
+    ties = done.scores["likelihood"]
+    done.scores["generation"] = replace(done.scores["generation"], values_KN=ties.values_KN)
+    views = {view.scorer: view for view in cells_view(exhibit_of({"a": done}), told({"a": done})).maps}
+    assert views["generation"].cells == views["likelihood"].cells == "RTWWRT"
+    assert ("tied", "partly right") in views["generation"].legend
+    assert ("tied", "right among tied choices") in views["likelihood"].legend
+    assert views["generation"].summary.endswith(
+        "1 right under some and wrong under others, 0 right under none, 2 partly right under some."
+    )
+    assert views["likelihood"].summary.endswith("0 right under none, 2 tied under some.")
 
 
 @pytest.mark.parametrize("arms", [1, 2, 3])

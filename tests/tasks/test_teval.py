@@ -1,4 +1,4 @@
-"""T-Eval's review part: rows in the layout of its repository, and its own way to judge, written anew."""
+"""T-Eval's review and plan parts: rows in the layout of its repository, and its own way to judge, written anew."""
 
 from __future__ import annotations
 
@@ -53,6 +53,52 @@ def test_rows_are_read_from_the_file_of_the_repository(tmp_path):
         file.write_text(damaged, encoding="utf-8")
         (found,) = load(tmp_path, "teval-review test hub")
         assert (found["kind"], "no readable data/review_str_v2.json" in found["error"]) == ("AssetError", True)
+
+
+def plan_row(n: int, **changes: Any) -> dict[str, Any]:
+    tools = [
+        ["Shop.find", {"name": "Shop.find", "description": "Finds: [a], 'b'."}],
+        ["List.sort", {"name": "List.sort"}],
+    ]
+    steps = [
+        {"id": 1, "prev": [0], "name": "List.sort", "args": {}},
+        {"id": 0, "prev": [], "name": "Shop.find", "args": {"thing": f"lamp {n}", "cheap": True}},
+        {"id": 2, "prev": [1], "name": "FinishAction", "args": {}},
+    ]
+    chat = [
+        {"role": "system", "content": f"These can be called:\n{tools}\nWrite a plan.\n[[no\nlist]]"},
+        {"role": "user", "content": f" Find lamp {n}. "},
+    ]
+    meta = {"prompt_type": "json", "API_list": ["Shop.find", "List.sort"]}
+    return {"meta": meta, "ground_truth": steps, "origin_prompt": chat, **changes}
+
+
+def test_plans_are_read_from_the_file_of_the_repository(tmp_path):
+    home = tmp_path / "datasets--lovesnowbest--T-Eval"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("c0ffee" * 6 + "c0ff")
+    file = home / "snapshots" / ("c0ffee" * 6 + "c0ff") / "data" / "plan_json_v2.json"
+    file.parent.mkdir(parents=True)
+    unoffered = [{"id": 0, "name": "Mail.send", "args": {}}]
+    wrong = {
+        "x": plan_row(2, ground_truth=unoffered),
+        "y": plan_row(3, ground_truth=[]),
+        "z": plan_row(4, origin_prompt=[{"role": "user", "content": "Find it."}]),
+    }
+    rows = {"a": plan_row(1), **wrong, **{str(n): plan_row(n) for n in range(10, 510)}}
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    whole, train, test = load(tmp_path, "teval-plan test hub", "teval-plan-cut train hub", "teval-plan-cut test hub")
+    _, fields, choices, answer = whole["rows"][0]
+    assert (fields["request"], fields["names"], answer) == ("Find lamp 1.", "Shop.find\nList.sort", 0)
+    assert fields["tools"].startswith("[['Shop.find', {'name': 'Shop.find'")
+    assert choices == [
+        '[{"id": 0, "name": "Shop.find", "args": {"thing": "lamp 1", "cheap": true}}, {"id": 1, "name": "List.sort", "args": {}}]'
+    ]
+    assert [reason for _, reason in whole["rejected"]] == [
+        *["ValueError: the right plan is empty, or calls what is not offered"] * 2,
+        "ValueError: no list of tools in the system text",
+    ]
+    assert (len(whole["rows"]), len(train["rows"]), len(test["rows"])) == (501, 260, 180)
 
 
 def original(completion: str) -> str | None:

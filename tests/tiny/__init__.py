@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -208,3 +211,11 @@ def answer_of(kind: int) -> AnswerFormat:
     """One of four ways to write an answer, for tests that need prompts and no task."""
     given = ({"labels": ["red", "blue"]}, "letters", "text", {"labels": ["1", "2"]})[kind]
     return answer_format_from(given)
+
+
+def embed_by_text(texts: Sequence[str]) -> np.ndarray:
+    """Unit vectors that are the same for the same text, and nearly at right angles for different ones."""
+    seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts]
+    vectors = np.stack([np.random.default_rng(seed).standard_normal(4096) for seed in seeds])
+    found: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return found

@@ -133,7 +133,7 @@ def _training(path: Path, overrides: list[str] | None, arm: str, say: Any) -> tu
     if training is None:
         tuned = [name for name in settings.arms if settings.training_of(name) is not None]
         raise ConfigError(f"--arm {arm}: expected an arm that is trained: {few(tuned)}")
-    materials = prepare(settings, say)
+    materials = prepare(settings, say, judges=False)
     assert settings.model is not None  # an arm is trained
     renderer = load_renderer(settings.model, source=settings.source, style=settings.style, say=say)
     return settings, training, train_grid(materials.prompts, materials.train, training, settings.seed), renderer

@@ -24,7 +24,8 @@ from paft.grid import Cell, Grid
 from paft.lm.ranks import Ranks
 from paft.lm.types import LM, Answered, Question
 from paft.store import CellKey, CellStore
-from paft.tasks.answers import AnswerFormat, Code
+from paft.tasks.answers import AnswerFormat, Code, Plan
+from paft.tasks.plans import judged_by
 from paft.tasks.sandbox import allow_code
 from paft.tasks.types import Example
 
@@ -99,8 +100,8 @@ class Evaluation:
         }
 
 
-CODE_TOKENS = 512
-"""Limit of an answer that is code: there are longer ways to write a function than the one that is known."""
+CODE_TOKENS, PLAN_TOKENS = 512, 1024
+"""Limits of answers that are code or a plan: there are longer ways to write a function, and a plan, than the one that is known."""
 
 CHUNK = 4096
 """Cells that are rendered and looked up at a time: all prompts over some examples, so that what they share is seen."""
@@ -285,11 +286,13 @@ def answer_limits(lm: LM, grid: Grid) -> list[int]:
     tokens of this model, and 4 more. The same for all models with one tokenizer, and for any part of the population."""
     population = grid.population or grid.examples
     inner = {template.answer: template.inner_answer for template in grid.templates}
-    longest = {kind: _longest(kind, population) for kind in set(inner.values()) if not isinstance(kind, Code)}
+    longest = {kind: _longest(kind, population) for kind in set(inner.values()) if not isinstance(kind, Code | Plan)}
     found = {
         answer: max((lm.count_tokens(answer.surfaces(example)[c]) for example, c in longest[kind]), default=0) + 4
         if kind in longest
         else CODE_TOKENS
+        if isinstance(kind, Code)
+        else PLAN_TOKENS
         for answer, kind in inner.items()
     }
     return [found[template.answer] for template in grid.templates]
@@ -316,7 +319,7 @@ def score_matrix(
     """The table of one scorer from the answers to all cells, prompt by prompt.
 
     likelihood: argmax over the choices' log-probabilities (sum, per token or per byte). generation: the parser of the
-    prompt's answer format reads the completion; unparsable is wrong.
+    prompt's answer format reads the completion and says what it is worth; unparsable is wrong.
     """
     shape = grid.shape
     values_KN, answers_KN = np.full(shape, np.nan), np.full(shape, UNSCORED, dtype=np.int64)
@@ -334,11 +337,13 @@ def score_matrix(
                 assert completion is not None, "generation was not asked for"
                 parsed = template.answer.parse(completion.text, example)
                 answers_KN[k, i] = INVALID if parsed.choice is None else parsed.choice
-                values_KN[k, i] = float(parsed.choice == example.answer)
+                values_KN[k, i] = parsed.worth(example)
                 tokens_KN[k, i], ended_KN[k, i] = completion.tokens, completion.stop == "eos"
     ids = tuple(template.id for template in grid.templates), tuple(example.id for example in grid.examples)
     groups_N = groups_of(ids[1], [example.group for example in grid.examples])
-    return ScoreMatrix(*ids, values_KN, answers_KN, tokens_KN, ended_KN, groups_N)
+    plans = scorer == "generation" and any(isinstance(template.inner_answer, Plan) for template in grid.templates)
+    judge = judged_by() if plans else ""
+    return ScoreMatrix(*ids, values_KN, answers_KN, tokens_KN, ended_KN, groups_N, judge)
 
 
 def normalized(answered: Answered, normalization: Literal["sum", "token", "byte"]) -> list[float]:
@@ -357,7 +362,7 @@ def cell_table(arm: str, evaluation: Evaluation) -> dict[str, list[Any]]:
 
     fingerprint: of the model. logp, logp_tokens, logp_bytes: of each choice; seam: see `Answered`. seconds: time that the answer
     took when it was computed. sampled: false for cells that were bought for what others of their prompt showed; figures over a
-    table leave them out.
+    table leave them out. judge: the embedding model that scored the free answer, where one did.
     """
     grid = evaluation.grid
     plain = (
@@ -377,9 +382,11 @@ def cell_table(arm: str, evaluation: Evaluation) -> dict[str, list[Any]]:
         "stop",
         "seconds",
         "sampled",
+        "judge",
     )
     judged = [f"{scorer}_{what}" for scorer in evaluation.scores for what in ("score", "answer")]
     table: dict[str, list[Any]] = {name: [] for name in (*plain, *judged)}
+    judge = evaluation.scores["generation"].judge if "generation" in evaluation.scores else ""
     for k, template in enumerate(grid.templates):
         for i, example in enumerate(grid.examples):
             answered = evaluation.answers_KN[k][i]
@@ -403,6 +410,7 @@ def cell_table(arm: str, evaluation: Evaluation) -> dict[str, list[Any]]:
                 completion.stop if completion else None,
                 answered.seconds,
                 bool(evaluation.spent.sampled_KN[k, i]),
+                judge,
             )
             for name, value in zip(plain, values, strict=True):
                 table[name].append(value)

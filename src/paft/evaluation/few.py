@@ -144,7 +144,7 @@ def compare_few(a_KN: np.ndarray, b_KN: np.ndarray, level: float = 0.95) -> Comp
 
 def drawn_bounds(total: float, count: int, population: int, alpha: float) -> tuple[float, float]:
     """One-sided bounds, each at level alpha, of the accuracy on exactly these `population` examples, of which `count`, drawn
-    at random without replacement, scored `total`: exact (hypergeometric); fractions of ties are rounded outwards.
+    at random without replacement, scored `total`: exact (hypergeometric); fractions are rounded outwards.
 
     >>> drawn_bounds(10, 10, 20, 0.025), drawn_bounds(7, 10, 10, 0.025)
     ((0.8, 1.0), (0.7, 0.7))

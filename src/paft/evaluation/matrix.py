@@ -29,7 +29,7 @@ class ScoreMatrix:
     unparsable answer (its value is 0), UNSCORED where it was not asked. tokens_KN: tokens generated (0 for restricted
     choice).
     ended_KN: whether the model ended its answer by itself. groups_N: what each example belongs to, where several stand on one thing
-    (a passage); None where each stands alone.
+    (a passage); None where each stands alone. judge: the embedding model that scored answers by likeness; empty where none did.
     """
 
     prompt_ids: tuple[str, ...]
@@ -39,6 +39,7 @@ class ScoreMatrix:
     tokens_KN: np.ndarray
     ended_KN: np.ndarray
     groups_N: tuple[str, ...] | None = None
+    judge: str = ""
 
     def __post_init__(self) -> None:
         shape = (len(self.prompt_ids), len(self.example_ids))
@@ -68,7 +69,7 @@ class ScoreMatrix:
         at = np.ix_([rows[each] for each in prompt_ids], places_N)
         groups_N = self.groups_N and groups_of(example_ids, [self.groups_N[n] for n in places_N])
         values = (self.values_KN[at], self.answers_KN[at], self.tokens_KN[at], self.ended_KN[at])
-        return ScoreMatrix(tuple(prompt_ids), tuple(example_ids), *values, groups_N)
+        return ScoreMatrix(tuple(prompt_ids), tuple(example_ids), *values, groups_N, self.judge)
 
 
 def tie_order(example_id: str, count: int, seed: int) -> list[int]:

@@ -195,7 +195,7 @@ def raw_sd(values_KN: np.ndarray) -> float:
 def binomial_bounds(values_KN: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """One-sided Clopper-Pearson lower and upper bounds of each prompt's accuracy, each at level alpha.
 
-    Fractional scores of ties are summed, and the sum rounded down (lower) or up (upper).
+    Fractional scores, of ties and of answers partly right, are summed, and the sum rounded down (lower) or up (upper).
     """
     n = values_KN.shape[1]
     total_K = values_KN.sum(1)

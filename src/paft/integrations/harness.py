@@ -16,7 +16,7 @@ from typing import Any
 
 from paft.config import RunConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, few
-from paft.evaluation.evaluate import CODE_TOKENS
+from paft.evaluation.evaluate import CODE_TOKENS, PLAN_TOKENS
 from paft.materials import Materials
 from paft.store import disk_errors, new_folder, write_text
 
@@ -40,16 +40,16 @@ def new_export(config: RunConfig, materials: Materials, out: Path) -> Iterator[P
 def with_limit(config: RunConfig, materials: Materials) -> RunConfig:
     """The settings with one limit for all free answers, which a harness has to be told.
 
-    Where none is given: 512 tokens for code; for choices 32, or as many as any tokenizer may want for the longest answer (one for two Latin
+    Where none is given: 512 tokens for code, 1024 for plans; for choices 32, or as many as any tokenizer may want for the longest answer (one for two Latin
     letters, one for a byte of others). Raises ConfigError for numbers, before which a model may reason.
     """
     limit = config.evaluate.max_new_tokens
     if limit is None and materials.task.num_choices == 1:
-        if getattr(materials.task, "open_kind", "") != "code":
+        limit = {"code": CODE_TOKENS, "plan": PLAN_TOKENS}.get(getattr(materials.task, "open_kind", ""))
+        if limit is None:
             raise ConfigError(
                 f"evaluate.max_new_tokens is not set: answers to {materials.task.name!r} may be reasoned out; say how long they may be"
             )
-        limit = CODE_TOKENS
     elif limit is None:
         grid = materials.grid
         answers = {

@@ -18,7 +18,7 @@ import numpy as np
 
 from paft.prompts.similarity import MEANING, Embed, cosine_pairs, near_pairs, reworded_pairs, static_form
 from paft.prompts.template import Fault, Template, template_to
-from paft.tasks.answers import LETTERS, ChoiceText, Labels, Wrapped
+from paft.tasks.answers import LETTERS, ChoiceText, Labels, Plan, Wrapped
 from paft.tasks.types import Task
 
 FAULTS = {
@@ -308,7 +308,8 @@ class _Words:
             re.IGNORECASE,
         )
         negated = asked and (_NEGATED.search(text[: asked.start()]) or _NEGATED.search(asked[0]))
-        if asked and not negated and not wrap.lstrip().startswith("{") and not re.search(r"[\":{]\s*$", text):
+        due = wrap.lstrip().startswith("{") or self.template.inner_answer == Plan()
+        if asked and not negated and not due and not re.search(r"[\":{]\s*$", text):
             return f"asks for {' '.join(asked[0].split())!r}; the target is {wrap or 'the bare answer'}"
         return None
 

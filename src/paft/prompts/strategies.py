@@ -142,6 +142,13 @@ def rules_of(task: Task) -> list[str]:
             'fixed text: {"wrap": "<code>{answer}</code>", "of": "code"}.',
             "The words must ask for exactly that form, and for the whole function.",
         ]
+    elif getattr(task, "open_kind", "") == "plan":
+        rules += [
+            '"answer" says what the model has to write: "plan" (a JSON list of {"id": 0, "name": ..., "args": {...}}, in the order of the calls), '
+            '"steps" (numbered lines "1. Use NAME with {...}", a call each), or one of these inside fixed text: '
+            '{"wrap": "<plan>{answer}</plan>", "of": "plan"}.',
+            "The words must ask for exactly that form, and for the whole plan and nothing else.",
+        ]
     elif task.num_choices == 1:
         rules += [
             '"answer" says what the model has to write: "number" (the bare number), or a number inside fixed text: '

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from paft.prompts.template import Template
-from paft.tasks.answers import ChoiceText, Code, Labels, Number, Wrapped
+from paft.tasks.answers import ChoiceText, Code, Labels, Number, Plan, Wrapped
 
 STRUCTURE = ("placement", "cue", "format", "layout", "system")
 """The features of `structure`."""
@@ -75,6 +75,8 @@ def answer_form(template: Template) -> str:
             inner = "number"
         case Code():
             inner = "code"
+        case Plan(form):
+            inner = f"plan as {form}"
     return f"{template.answer.wrap} of {inner}" if isinstance(template.answer, Wrapped) else inner
 
 

@@ -23,6 +23,7 @@ from paft.tasks.answers import (
     Code,
     Labels,
     Number,
+    Plan,
     Wrapped,
     answer_format_from,
     answer_format_to,
@@ -80,7 +81,7 @@ class Template:
         return SLOT.sub("", f"{self.system or ''}\n{self.text}")
 
     @property
-    def inner_answer(self) -> Labels | ChoiceText | Number | Code:
+    def inner_answer(self) -> Labels | ChoiceText | Number | Code | Plan:
         """The answer format without its wrap."""
         return self.answer.of if isinstance(self.answer, Wrapped) else self.answer
 
@@ -121,9 +122,10 @@ class Template:
             if count > 1:
                 yield Fault("slot_repeated", f"slot {{{name}}} occurs {count} times; expected once")
         kind = getattr(task, "open_kind", "number") if is_open else ""  # a task of one's own need not say
-        told = {Number: "number", Code: "code"}.get(type(self.inner_answer), "")
+        told = {Number: "number", Code: "code", Plan: "plan"}.get(type(self.inner_answer), "")
         if kind != told:
-            wanted = f"answer: {kind}, or a wrap of it" if is_open else "answer: letters, text or labels"
+            named = "plan or steps" if kind == "plan" else kind
+            wanted = f"answer: {named}, or a wrap of it" if is_open else "answer: letters, text or labels"
             what = f"open answers ({kind})" if is_open else f"{task.num_choices} choices"
             yield Fault("contract", f"task {task.name!r} has {what}; expected {wanted}")
         if not is_open:

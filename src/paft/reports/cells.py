@@ -20,13 +20,15 @@ KINDS = {
     UNBOUGHT: ("unbought", "not bought"),
 }
 """Letters of a drawn table: (class in the style sheet, what a reader is told)."""
+PARTLY = "partly right"
+"""The same of a letter between right and wrong where answers are free: what is written is worth a part."""
 
 REASONS = {
     "breaks": "The example is listed: right under some prompts and wrong under others.",
     "lost": "The example is listed: right under no prompt.",
     "unreadable": "An answer names no choice, or several.",
     "differs": "The models do not score alike.",
-    "wrong": "A wrong answer.",
+    "wrong": "An answer that is wrong, or only partly right.",
     "alike": "No two answers are scored differently.",
 }
 
@@ -219,7 +221,8 @@ def _map(
 ) -> Map:
     arm, scorer = table["arm"], table["scorer"]
     kinds = [letter for letter in KINDS if table["counts"][letter] or letter in (RIGHT, WRONG)]
-    counted = ", ".join(f"{thousands(table['counts'][letter])} {KINDS[letter][1]}" for letter in kinds)
+    told = {letter: PARTLY if (letter, scorer) == (TIED, "generation") else KINDS[letter][1] for letter in kinds}
+    counted = ", ".join(f"{thousands(table['counts'][letter])} {told[letter]}" for letter in kinds)
 
     def against(row: Mapping[str, Any], which: str) -> str:
         if row["prompt"] == table[which]:
@@ -240,6 +243,8 @@ def _map(
         return [_listed(examples[i], right, asked, table, prompts, texts) for i, right, asked in table[which]["listed"]]
 
     breaks, lost = table["breaks"]["count"], table["lost"]["count"]
+    between = table["judged"] - table["all_right"] - breaks - lost
+    rest = f", {thousands(between)} {PARTLY if scorer == 'generation' else 'tied'} under some" if between else ""
     return Map(
         scorer=scorer,
         scorer_title=wording.SCORERS.get(scorer, scorer),
@@ -251,8 +256,8 @@ def _map(
         order="Prompts from the lowest accuracy down to the highest, examples from the hardest on the left to the easiest.",
         label=f"{titles[arm]}, {wording.SCORERS.get(scorer, scorer)}: {len(table['rows'])} prompts by {len(table['columns'])} examples. "
         f"Of all cells: {counted}. The counts of every prompt stand in the table below.",
-        legend=[KINDS[letter] for letter in kinds],
-        kinds=[KINDS[letter][1] for letter in kinds] + ["tokens an answer", "ended by itself, %"] * free,
+        legend=[(KINDS[letter][0], told[letter]) for letter in kinds],
+        kinds=list(told.values()) + ["tokens an answer", "ended by itself, %"] * free,
         prompts=[
             PromptRow(
                 *prompts[row["prompt"]],
@@ -267,7 +272,7 @@ def _map(
         breaks=listed("breaks"),
         lost=listed("lost"),
         summary=f"Of {thousands(table['judged'])} examples asked under at least two prompts, {thousands(table['all_right'])} are right under "
-        f"all of them, {thousands(breaks)} right under some and wrong under others, {thousands(lost)} right under none.",
+        f"all of them, {thousands(breaks)} right under some and wrong under others, {thousands(lost)} right under none{rest}.",
     )
 
 
@@ -308,7 +313,8 @@ def _listed(
     for text in texts:
         arm = text["arms"][table["arm"]]
         if text["example"] == example["example"] and arm is not None:
-            verdict = _verdict(*arm["scores"][table["scorer"]])
+            choice, score = arm["scores"][table["scorer"]]
+            verdict = _verdict(choice, score, table["scorer"])
             key, says = f"{text['prompt']}-{text['example']}", f"{prompts[text['prompt']][0]}: {verdict}"
             cells.append((verdicts.count(verdict), key, says))
             verdicts.append(verdict)
@@ -321,9 +327,9 @@ def _listed(
     )
 
 
-def _verdict(choice: int, score: float) -> str:
+def _verdict(choice: int, score: float, scorer: str) -> str:
     if score not in (0, 1):
-        return f"tied, scored {wording.percent(score)}"
+        return f"{PARTLY if scorer == 'generation' else 'tied'}, scored {wording.percent(score)}"
     return "right" if score else "unreadable" if choice < 0 else "wrong"
 
 
@@ -378,7 +384,7 @@ def _answer(arm: Mapping[str, Any] | None, written: Mapping[int, str], scorers: 
     for scorer in scorers:
         choice, score = arm["scores"][scorer]
         read[scorer] = (
-            f"{_verdict(choice, score)}: {written.get(choice, 'another answer') if choice >= 0 else 'no choice, or several'}"
+            f"{_verdict(choice, score, scorer)}: {written.get(choice, 'another answer') if choice >= 0 else 'no choice, or several'}"
         )
     return Answer(
         said, note, read, [wording.MISSING if x is None else f"{x:.3f}".replace("-", "\u2212") for x in arm["logp"]]

@@ -310,7 +310,7 @@ def _cells_with_text(
 ) -> dict[tuple[int, int], Reason]:
     """The cells that carry text, with the first reason: of each listed example that breaks one cell that is right and one that
     is not, of each lost one one cell, prompts in turn, as far as two thirds of all; then of the drawn cells those with an
-    unreadable answer, those that an arm scores unlike the last arm, and wrong ones, an equal part each, prompts in turn.
+    unreadable answer, those that an arm scores unlike the last arm, and those not fully right, an equal part each, prompts in turn.
     """
     found: dict[tuple[int, int], Reason] = {}
     turns = itertools.count()
@@ -327,7 +327,7 @@ def _cells_with_text(
     kinds = {
         "unreadable": np.any([matrix.answers_KN == INVALID for matrix in tables.values()], axis=0),
         "differs": _differs(tables),
-        "wrong": np.any([matrix.values_KN == 0 for matrix in tables.values()], axis=0),
+        "wrong": np.any([matrix.values_KN < 1 for matrix in tables.values()], axis=0),
     }
     for left, (reason, mask_KN) in zip((3, 2, 1), kinds.items(), strict=True):
         queues = [

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from paft.errors import TemplateError
+from paft.tasks.plans import Call, likeness, read_list, read_steps, write_steps
 from paft.tasks.sandbox import passes
 from paft.tasks.types import Example
 
@@ -25,11 +26,17 @@ Status = Literal["valid", "invalid", "ambiguous"]
 class Parsed:
     """What a completion says. `choice` is an index into the example's choices, None unless the status is "valid".
 
-    Of an example with an open answer: 0 is the right one, OTHER any other.
+    Of an example with an open answer: 0 is the right one, OTHER any other. score: what an answer that may be partly right is worth,
+    in [0, 1]; None for one that is right or not.
     """
 
     status: Status
     choice: int | None
+    score: float | None = None
+
+    def worth(self, example: Example) -> float:
+        """Its score, 1 for the right choice and 0 for everything else where it has none."""
+        return float(self.choice == example.answer) if self.score is None else self.score
 
 
 OTHER = 1
@@ -203,6 +210,47 @@ class Code:
         return False
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The answer is a plan, calls of tools in order: a JSON list, or steps, a line each. For examples with an open answer.
+
+    It is worth what T-Eval's own grader gives it (`paft.tasks.plans.likeness`), for which an embedding model must be named.
+    """
+
+    form: Literal["list", "steps"] = "list"
+
+    def surfaces(self, example: Example) -> tuple[str, ...]:
+        """The right plan. Raises TemplateError for an example that is no plan."""
+        gold = self._gold(example)
+        return example.choices if self.form == "list" else (write_steps(gold),)
+
+    def parse(self, completion: str, example: Example) -> Parsed:
+        """How much of the right plan the completion has. It holds one list (`read_list`), or one step at least (`read_steps`): else invalid."""
+        gold = self._gold(example)
+        plan = (
+            read_list(completion)
+            if self.form == "list"
+            else read_steps(completion, example.fields["names"].split("\n"))
+        )
+        if plan is None:
+            return Parsed("invalid", None)
+        score = likeness(plan, gold)
+        return Parsed("valid", 0 if score == 1 else OTHER, score)
+
+    def settled(self, completion: str, example: Example) -> bool:
+        """Never: more calls may follow."""
+        return False
+
+    @staticmethod
+    def _gold(example: Example) -> tuple[Call, ...]:
+        gold = read_list(example.choices[0]) if example.is_open and "names" in example.fields else None
+        if gold is None:
+            raise TemplateError(
+                f"example {example.id!r}: `answer: plan` and `steps` need an open answer that is a JSON list of calls, and names of tools"
+            )
+        return gold
+
+
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
@@ -243,7 +291,7 @@ class Wrapped:
     """
 
     wrap: str
-    of: Labels | ChoiceText | Number | Code = Labels()
+    of: Labels | ChoiceText | Number | Code | Plan = Labels()
 
     def __post_init__(self) -> None:
         before, place, after = self.wrap.partition(PLACE)
@@ -251,9 +299,9 @@ class Wrapped:
             raise TemplateError(
                 f"answer wrap {self.wrap!r}: expected text before one {PLACE}, such as <answer>{PLACE}</answer>"
             )
-        if isinstance(self.of, Code) and not after.strip():
+        if isinstance(self.of, Code | Plan) and not after.strip():
             raise TemplateError(
-                f"answer wrap {self.wrap!r}: code has many lines; expected text after {PLACE} too, which ends it"
+                f"answer wrap {self.wrap!r}: code and plans have many lines; expected text after {PLACE} too, which ends it"
             )
         if self._json and _json_values(self.wrap) is None:
             raise TemplateError(
@@ -285,9 +333,9 @@ class Wrapped:
         if self._json:
             key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
             said = [str(values[key]) for values in _json_objects(completion) if key in values]
-            if isinstance(self.of, Code):
+            if isinstance(self.of, Code | Plan):
                 return self.of.parse(said[0], example) if said else Parsed("invalid", None)
-        elif isinstance(self.of, Code):
+        elif isinstance(self.of, Code | Plan):
             opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
             inside = [completion[a:b] for _, a in opens[:1] for b, _ in closes[-1:] if a <= b]
             return self.of.parse(inside[0].strip("\n"), example) if inside else Parsed("invalid", None)
@@ -343,17 +391,17 @@ def _places(part: str, text: str) -> list[tuple[int, int]]:
     return [match.span(1) for match in re.finditer(f"(?=({loose}))", text, re.IGNORECASE)]
 
 
-AnswerFormat = Labels | ChoiceText | Number | Code | Wrapped
+AnswerFormat = Labels | ChoiceText | Number | Code | Plan | Wrapped
 
 
 def answer_format_from(value: object) -> AnswerFormat:
-    """The format written in a prompt file: "letters", "text", "number", "code", {"labels": [...]}, or {"wrap": text, "of": one of these}."""
+    """The format written in a prompt file: "letters", "text", "number", "code", "plan", "steps", {"labels": [...]}, or {"wrap": text, "of": one of these}."""
     match value:
         case {"wrap": str(wrap), **rest} if rest.keys() <= {"of"}:
             inner = answer_format_from(rest.get("of", "letters"))
             if isinstance(inner, Wrapped):
                 raise TemplateError(
-                    f"answer {value!r}: a wrap inside a wrap; expected letters, text, number, code or labels in `of`"
+                    f"answer {value!r}: a wrap inside a wrap; expected letters, text, number, code, plan, steps or labels in `of`"
                 )
             return Wrapped(wrap, inner)
         case "letters":
@@ -364,10 +412,14 @@ def answer_format_from(value: object) -> AnswerFormat:
             return Number()
         case "code":
             return Code()
+        case "plan":
+            return Plan()
+        case "steps":
+            return Plan("steps")
         case {"labels": [*labels]} if len(value) == 1:  # type: ignore[arg-type]
             return Labels(tuple(labels))
     raise TemplateError(
-        f"answer {value!r}: expected 'letters', 'text', 'number', 'code', {{labels: [one, per, choice]}} or {{wrap: ..., of: letters}}"
+        f"answer {value!r}: expected 'letters', 'text', 'number', 'code', 'plan', 'steps', {{labels: [one, per, choice]}} or {{wrap: ..., of: letters}}"
     )
 
 
@@ -382,6 +434,8 @@ def answer_format_to(answer: AnswerFormat) -> str | Mapping[str, Any]:
             return "number"
         case Code():
             return "code"
+        case Plan(form):
+            return "plan" if form == "list" else "steps"
         case Labels(None):
             return "letters"
         case Labels(labels):

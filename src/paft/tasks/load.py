@@ -74,7 +74,7 @@ class BuiltinTask:
 
     @property
     def open_kind(self) -> str:
-        """What an open answer is: number or code."""
+        """What an open answer is: number, code or plan."""
         return self.row.open_kind
 
     @property

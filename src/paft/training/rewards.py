@@ -19,8 +19,8 @@ class Reward(Protocol):
 
 
 def correct(example: Example, template: Template, completion: str) -> float:
-    """1 when the parser of the template's answer format reads the right answer."""
-    return float(template.answer.parse(completion, example).choice == example.answer)
+    """1 when the parser of the template's answer format reads the right answer; of a plan, how much of it is right."""
+    return template.answer.parse(completion, example).worth(example)
 
 
 def well_formed(example: Example, template: Template, completion: str) -> float:

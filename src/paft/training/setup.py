@@ -377,7 +377,7 @@ def check_on_dev(learner: HFModel, dev: Grid, max_new_tokens: int | None = None)
     num_prompts, num_examples = dev.shape
     for k in range(num_prompts):
         cells = [Cell(0, k, i) for i in range(num_examples)]
-        hits: Sequence[bool]
+        hits: Sequence[float]
         if max_new_tokens is None:
             answers = learner.answer([dev.question(cell) for cell in cells])
             hits = [
@@ -388,7 +388,7 @@ def check_on_dev(learner: HFModel, dev: Grid, max_new_tokens: int | None = None)
             answers = learner.answer([Question(dev.chat(cell), (), max_new_tokens) for cell in cells])
             said = [a.completion.text if a.completion else "" for a in answers]
             parse = dev.templates[k].answer.parse
-            hits = [parse(text, e).choice == e.answer for text, e in zip(said, dev.examples, strict=True)]
+            hits = [parse(text, e).worth(e) for text, e in zip(said, dev.examples, strict=True)]
         right.append(sum(hits) / num_examples)
     mean = sum(right) / num_prompts
     sd = math.sqrt(sum((x - mean) ** 2 for x in right) / (num_prompts - 1)) if num_prompts > 1 else 0.0
