@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from paft.errors import TemplateError
+from paft.tasks import expressions
 from paft.tasks.sandbox import passes
 from paft.tasks.types import Example
 
@@ -164,6 +165,49 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Expression:
+    """The answer is a mathematical expression in LaTeX or plain signs, compared by value: \\sqrt{75} is 5\\sqrt{3}, 30 is 30^\\circ.
+
+    For examples with an open answer. Units, degrees and a name with an equals sign before it are not looked at. Decimals are right to six
+    places. What math-verify cannot read, or not in seconds, is invalid.
+    """
+
+    def surfaces(self, example: Example) -> tuple[str, ...]:
+        """The right expression as it is written. Raises TemplateError for an example with choices."""
+        if not example.is_open:
+            raise TemplateError(
+                f"example {example.id!r}: `answer: expression` needs an open answer, got {list(example.choices)!r}"[
+                    :200
+                ]
+            )
+        return example.choices
+
+    def parse(self, completion: str, example: Example) -> Parsed:
+        """Whether the completion ends up at the right expression.
+
+        A first line that says nothing but an expression decides. Else the last \\boxed{}; else the last expression that is given as the
+        answer ("answer is", "answer:", "####", "equals", "="); else the last one. No expression: invalid.
+        """
+        first = next((line for line in completion.splitlines() if line.strip()), "")
+        return _one(self.alone(first, example) or self._last(completion, example))
+
+    def settled(self, completion: str, example: Example) -> bool:
+        """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
+        line = next((line for line in completion.splitlines(keepends=True) if line.strip()), "")
+        return line.splitlines() != [line] and bool(self.alone(line, example))
+
+    def alone(self, text: str, example: Example) -> set[int]:
+        """0 or OTHER when the text says nothing but an expression."""
+        verdict = expressions.compare(expressions.plain(example.choices[0]), expressions.plain(text))
+        return set() if verdict == "none" else {0 if verdict == "same" else OTHER}
+
+    def _last(self, completion: str, example: Example) -> set[int]:
+        boxed = expressions.boxed(completion)
+        said = expressions.last_said(completion) if boxed is None else boxed
+        return self.alone(said, example) if said is not None else set()
+
+
+@dataclass(frozen=True)
 class Code:
     """The answer is a Python function, judged by the tests of the example (fields `test` and `entry_point`, which no prompt shows).
 
@@ -243,7 +287,7 @@ class Wrapped:
     """
 
     wrap: str
-    of: Labels | ChoiceText | Number | Code = Labels()
+    of: Labels | ChoiceText | Number | Expression | Code = Labels()
 
     def __post_init__(self) -> None:
         before, place, after = self.wrap.partition(PLACE)
@@ -280,7 +324,7 @@ class Wrapped:
         surfaces = self.of.surfaces(example)
 
         def alone(text: str) -> set[int]:
-            return self.of.alone(text, example) if isinstance(self.of, Number) else _alone(text, surfaces)
+            return self.of.alone(text, example) if isinstance(self.of, Number | Expression) else _alone(text, surfaces)
 
         if self._json:
             key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
@@ -343,17 +387,17 @@ def _places(part: str, text: str) -> list[tuple[int, int]]:
     return [match.span(1) for match in re.finditer(f"(?=({loose}))", text, re.IGNORECASE)]
 
 
-AnswerFormat = Labels | ChoiceText | Number | Code | Wrapped
+AnswerFormat = Labels | ChoiceText | Number | Expression | Code | Wrapped
 
 
 def answer_format_from(value: object) -> AnswerFormat:
-    """The format written in a prompt file: "letters", "text", "number", "code", {"labels": [...]}, or {"wrap": text, "of": one of these}."""
+    """The format written in a prompt file: "letters", "text", "number", "expression", "code", {"labels": [...]}, or {"wrap": text, "of": one of these}."""
     match value:
         case {"wrap": str(wrap), **rest} if rest.keys() <= {"of"}:
             inner = answer_format_from(rest.get("of", "letters"))
             if isinstance(inner, Wrapped):
                 raise TemplateError(
-                    f"answer {value!r}: a wrap inside a wrap; expected letters, text, number, code or labels in `of`"
+                    f"answer {value!r}: a wrap inside a wrap; expected letters, text, number, expression, code or labels in `of`"
                 )
             return Wrapped(wrap, inner)
         case "letters":
@@ -362,12 +406,14 @@ def answer_format_from(value: object) -> AnswerFormat:
             return ChoiceText()
         case "number":
             return Number()
+        case "expression":
+            return Expression()
         case "code":
             return Code()
         case {"labels": [*labels]} if len(value) == 1:  # type: ignore[arg-type]
             return Labels(tuple(labels))
     raise TemplateError(
-        f"answer {value!r}: expected 'letters', 'text', 'number', 'code', {{labels: [one, per, choice]}} or {{wrap: ..., of: letters}}"
+        f"answer {value!r}: expected 'letters', 'text', 'number', 'expression', 'code', {{labels: [one, per, choice]}} or {{wrap: ..., of: letters}}"
     )
 
 
@@ -380,6 +426,8 @@ def answer_format_to(answer: AnswerFormat) -> str | Mapping[str, Any]:
             return "text"
         case Number():
             return "number"
+        case Expression():
+            return "expression"
         case Code():
             return "code"
         case Labels(None):

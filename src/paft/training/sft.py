@@ -25,8 +25,9 @@ from paft.grid import Grid
 from paft.lm.hf import HFModel, without_chatter
 from paft.lm.passes import is_out_of_memory
 from paft.lm.ranks import Ranks
+from paft.lm.render import Renderer
 from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
-from paft.training.data import CellDataset, Row, ScheduleSampler, by_length, pad, pairs
+from paft.training.data import CellDataset, Row, ScheduleSampler, by_length, pad, pad_shown, pairs
 from paft.training.objectives import divergence, token_nll
 from paft.training.order import InScheduleOrder
 from paft.training.packing import (
@@ -214,7 +215,7 @@ def _train(
         args=arguments,
         train_dataset=dataset,
         data_collator=_Collator(
-            model.renderer.eos_id,
+            model.renderer,
             width_of(learner) if packing else None,
             sampler.per_example,
             deals=not passes_count,  # a pass under one prompt stays one
@@ -383,7 +384,7 @@ class _Collator:
     """Rows to a batch: packed where that is cheaper, else padded. hidden_size None: always padded. per_example: rows that follow each
     other and stay together, two where an example comes with its twin. deals: whether rows may change to another pass of their update."""
 
-    pad_id: int
+    renderer: Renderer
     hidden_size: float | None
     per_example: int
     deals: bool
@@ -398,7 +399,12 @@ class _Collator:
             and cheaper_packed(fed, line := in_one_line(fed), self.hidden_size)
         ):
             batch = pack(fed, line)
-        batch = batch or pad(fed, self.pad_id)
+        if fed[0].images:
+            from paft.lm.vision import VisionRenderer  # costs text models a second of importing
+
+            assert isinstance(self.renderer, VisionRenderer)
+            batch = pad_shown(fed, self.renderer)
+        batch = batch or pad(fed, self.renderer.eos_id)
         if self.per_example == 2:
             batch["pairs"] = pairs(heard)
         return batch | {
