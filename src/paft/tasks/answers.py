@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 import string
@@ -185,21 +186,24 @@ class Expression:
     def parse(self, completion: str, example: Example) -> Parsed:
         """Whether the completion ends up at the right expression.
 
-        A first line that says nothing but an expression decides. Else the last \\boxed{}; else the last expression that is given as the
+        A first line that says nothing but an expression (no equation) decides. Else the last \\boxed{}; else the last expression that is given as the
         answer ("answer is", "answer:", "####", "equals", "="); else the last one. No expression: invalid.
         """
-        first = next((line for line in completion.splitlines() if line.strip()), "")
-        return _one(self.alone(first, example) or self._last(completion, example))
+        return _one(self._first(completion, example) or self._last(completion, example))
 
     def settled(self, completion: str, example: Example) -> bool:
         """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
         line = next((line for line in completion.splitlines(keepends=True) if line.strip()), "")
-        return line.splitlines() != [line] and bool(self.alone(line, example))
+        return line.splitlines() != [line] and bool(self._first(line, example))
 
     def alone(self, text: str, example: Example) -> set[int]:
         """0 or OTHER when the text says nothing but an expression."""
         verdict = expressions.compare(expressions.plain(example.choices[0]), expressions.plain(text))
         return set() if verdict == "none" else {0 if verdict == "same" else OTHER}
+
+    def _first(self, completion: str, example: Example) -> set[int]:
+        first = next((line for line in completion.splitlines() if line.strip()), "")
+        return set() if "=" in first else self.alone(first, example)  # an equation may be a step on the way
 
     def _last(self, completion: str, example: Example) -> set[int]:
         boxed = expressions.boxed(completion)
@@ -340,8 +344,10 @@ class Wrapped:
             opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
             longest = 2 * max(map(len, surfaces)) + 40
             found = set()
+            ends = [b for b, _ in closes]
             for _, a in opens:
-                inside = [completion[a:b] for b, _ in closes if a <= b <= a + longest]
+                near = ends[bisect.bisect_left(ends, a) : bisect.bisect_right(ends, a + longest)]
+                inside = [completion[a:b] for b in near]
                 hits = [hit for text in reversed(inside) if (hit := alone(" ".join(text.split())))]
                 found |= hits[0] if hits else set()
             return _one(found)

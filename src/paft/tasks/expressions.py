@@ -46,6 +46,9 @@ _SIGNS = {
     r"\tfrac": r"\frac",
     r"\times": r"\cdot",
     r"\degree": r"^\circ",
+    r"\deg": r"^\circ",
+    r"\div": "/",
+    "{,}": ",",
     r"\left": "",
     r"\right": "",
     r"\displaystyle": "",
@@ -64,13 +67,16 @@ _UNITS = re.compile(
     rf"\s*(?:\\(?:text|mathrm|textrm|mbox)\s*\{{\s*(?:{_UNIT}|squared?)*\s*\}}|(?<![A-Za-z\\]){_UNIT})(?:\s*(?:\^\s*\{{?[23]\}}?|squared))?\s*$",
     re.IGNORECASE,
 )
-_DEGREES = re.compile(r"\s*\^\s*(?:\\circ(?![a-z])|\{\s*\\circ\s*\})\s*$")
-_NAMED = re.compile(r"^.*(?:=|\\approx|\u2248)", re.DOTALL)
+_DEGREES = re.compile(r"\s*(?:\^\s*(?:\\circ(?![a-z])|o|\{\s*(?:\\circ|o)\s*\})|\\?%)\s*$")
+_MIXED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)")
+_ANGLE = re.compile(r"\\(sin|cos|tan)\s*[({]?\s*(\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?\s*[)}]?")
+_LISTED = re.compile(r"\b(?:or|and)\b|[,;]")
 _ROUNDED = re.compile(r"\\approx(?![a-z])|\u2248")
 _MARKS = re.compile(r"^(?:\\\(|\\\[|[\s$*`\"'\u201c\u2018])+|(?:\\\)|\\\]|[\s$*`\"'\u201d\u2019,;!]|\.(?!\d))+$")
 _COMMAND = r"\\(?:frac|sqrt|pi|cdot|circ|sin|cos|tan|%)(?![a-z])|\\%"
 _TOKEN = re.compile(rf"{_COMMAND}|\d+(?:,\d{{3}})+(?!\d)|\d+|[.+\-/^(){{}}\[\]:%\s]|(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 _TOWER = re.compile(r"\^\s*\{?[^{}]*\^(?!\s*\{?\s*\\circ)|\^\s*\{?\s*-?\d{3}|\d{40}")
+_LOOSE = re.compile(r"^(?:[/^:,)]|\.(?!\d))|[-+/^:,(]$")
 _DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
 
 Verdict = Literal["same", "other", "none"]
@@ -83,17 +89,24 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<![A-Za-z\\])(sqrt|pi|sin|cos|tan)(?![A-Za-z])", r"\\\1 ", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"\\sqrt\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}", text)
-    text = _NAMED.sub("", _ROUNDED.split(text)[0])
+    text = next((part for part in _ROUNDED.split(text) if part.strip()), "")
+    name, _, value = text.rpartition("=")
+    text = text if _LISTED.search(name) else value
+    text = _ANGLE.sub(r"\\\1(\2\\cdot\\frac{\\pi}{180})", text)  # math-verify takes radians whatever stands there
     before = None
     while before != text:
         before, text = text, _MARKS.sub("", _DEGREES.sub("", _UNITS.sub("", text)))
+    if mixed := _MIXED.fullmatch(text):
+        text = rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
     return " ".join(text.split())
 
 
 def is_expression(text: str) -> bool:
     """Whether a text in the form of `plain` says nothing but an expression: numbers, signs, roots, fractions, single letters; with a
     number or pi in it, and none of which a comparison could take for ever."""
-    if not 0 < len(text) <= LONGEST or not (re.search(r"\d", text) or r"\pi" in text) or _TOWER.search(text):
+    if not 0 < len(text) <= LONGEST or not (re.search(r"\d", text) or r"\pi" in text):
+        return False
+    if _TOWER.search(text) or _LOOSE.search(text):
         return False
     depth = deepest = 0
     for sign in text:
@@ -108,6 +121,12 @@ READ = 20_000
 """Characters at the end of an answer in which an expression is looked for."""
 _BOX = "\\boxed{"
 _FENCES = re.compile(r"\\[()\[\]]|(?<![\w)}\]])\*\*|\*\*(?![\w({\\])|[`_\"']")
+_BESIDE = re.compile(
+    rf"(?<=[\d)}}])[\s$,]*\(?\s*(?:or\s+)?(?:about|approximately|approx\.?|roughly|\\approx|\u2248)\s*\$?-?[\d.,]*\d\)?"
+    rf"|(?<=[\d)}}\s])(?<![A-Za-z\\]){_UNIT}(?:\s*\^\s*\{{?[23]\}}?)?",
+    re.IGNORECASE,
+)
+"""What stands beside an expression and is none of its own: the same rounded, a unit."""
 _RUN = re.compile(rf"(?:{_COMMAND}|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|[\d.,+\-/^(){{}}\[\]:% ])+")
 _GIVEN = re.compile(
     r"#{3,}|\b(?:answer|result|total|sum|solution)\b(?:\s+(?:is|was|equals|of|to|the|problem|question))*\s*[:=]?|\bequals\b|=",
@@ -116,21 +135,25 @@ _GIVEN = re.compile(
 
 
 def boxed(text: str) -> str | None:
-    """What the last box holds whose brackets match; None without a box."""
+    """What the last box holds whose brackets match; None without one."""
     text = text[-READ:]
-    if (start := text.rfind(_BOX)) < 0:
-        return None
-    depth = 0
-    for at in range(start + len(_BOX) - 1, len(text)):
-        depth += (text[at] == "{") - (text[at] == "}")
-        if depth == 0:
-            return text[start + len(_BOX) : at]
+    closed: dict[int, int] = {}
+    opened: list[int] = []
+    for at, sign in enumerate(text):
+        if sign == "{":
+            opened.append(at)
+        elif sign == "}" and opened:
+            closed[opened.pop()] = at
+    for start in reversed([match.end() for match in re.finditer(re.escape(_BOX), text)]):
+        if start - 1 in closed:
+            return text[start : closed[start - 1]]
     return None
 
 
 def last_said(text: str) -> str | None:
     """The last expression in prose that is given as an answer, or without one the last; None where there is none."""
-    text = _FENCES.sub("$", text[-READ:])
+    text = _FENCES.sub("$", re.sub(r"[^\S\n]+", " ", text[-READ:]))
+    text = _BESIDE.sub("$", text)
     text = re.sub(
         r"\^\s*\{?\s*\\circ\s*\}?|\\(?:text|mathrm)\s*\{[^{}]*\}", "$", _SIGN.sub(lambda match: _SIGNS[match[0]], text)
     )
@@ -150,8 +173,10 @@ def _right_after(runs: list[tuple[int, str]], place: int, text: str) -> str | No
 
 def _trimmed(run: str) -> str | None:
     """The expression in a run of signs, without words of one letter around it; None where there is none."""
+    if len(run) > 2 * LONGEST:
+        return None
     run = re.sub(r"^(?:\s*[A-Za-z]\s+)+|(?:\s+[A-Za-z]\s*)+$", "", f"{run} ")
-    for each in (run, run.strip(" .,:()[]")):
+    for each in (run.strip(" ,:"), run.strip(" .,:()[]")):
         if is_expression(found := plain(each)):
             return found
     return None
