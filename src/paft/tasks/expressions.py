@@ -98,7 +98,17 @@ def plain(text: str) -> str:
         before, text = text, _MARKS.sub("", _DEGREES.sub("", _UNITS.sub("", text)))
     if mixed := _MIXED.fullmatch(text):
         text = rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
-    return " ".join(text.split())
+    return " ".join(_closed(text).split())
+
+
+def _closed(text: str) -> str:
+    """A text without brackets at its ends that match nothing."""
+    for opens, closes in ("()", "[]", "{}"):
+        while text.endswith(closes) and text.count(closes) > text.count(opens):
+            text = text[:-1].rstrip()
+        while text.startswith(opens) and text.count(opens) > text.count(closes):
+            text = text[1:].lstrip()
+    return text
 
 
 def is_expression(text: str) -> bool:

@@ -215,10 +215,11 @@ def _train(
         args=arguments,
         train_dataset=dataset,
         data_collator=_Collator(
-            model.renderer,
+            model.renderer.eos_id,
             width_of(learner) if packing else None,
             sampler.per_example,
             deals=not passes_count,  # a pass under one prompt stays one
+            renderer=model.renderer,
         ),
     )
     set_up_logs(trainer, out)
@@ -384,10 +385,12 @@ class _Collator:
     """Rows to a batch: packed where that is cheaper, else padded. hidden_size None: always padded. per_example: rows that follow each
     other and stay together, two where an example comes with its twin. deals: whether rows may change to another pass of their update."""
 
-    renderer: Renderer
+    pad_id: int
     hidden_size: float | None
     per_example: int
     deals: bool
+    renderer: Renderer | None = None
+    """What makes tensors of images, for rows that show some."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         fed = _fed(rows)
@@ -404,7 +407,7 @@ class _Collator:
 
             assert isinstance(self.renderer, VisionRenderer)
             batch = pad_shown(fed, self.renderer)
-        batch = batch or pad(fed, self.renderer.eos_id)
+        batch = batch or pad(fed, self.pad_id)
         if self.per_example == 2:
             batch["pairs"] = pairs(heard)
         return batch | {
