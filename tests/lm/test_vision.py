@@ -138,6 +138,32 @@ def test_the_fingerprint_follows_how_images_are_read(model) -> None:
     assert model.fingerprint == before
 
 
+def test_half_precision_is_given_images_in_half_precision(images) -> None:
+    for kind in KINDS:
+        model = tiny.vision_model(kind)
+        half = replace(model, model=model.model.to(torch.bfloat16))
+        assert half.renderer.fed([[1]], [(images[0],)], "left")["pixel_values"].dtype == torch.bfloat16
+        assert all(torch.isfinite(torch.tensor(answer.logp_C)).all() for answer in half.answer(asked(images)))
+
+
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_answer(images, monkeypatch) -> None:
+    model, told = tiny.vision_model(), []
+    wanted = model.answer(asked(images))
+    tight = replace(model, say=told.append)
+    fed = tight.renderer.fed
+
+    def small(texts, shown, side):
+        if len(texts) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return fed(texts, shown, side)
+
+    monkeypatch.setattr(tight.renderer, "fed", small)
+    for answer, other in zip(tight.answer(asked(images)), wanted, strict=True):
+        assert answer.logp_C == pytest.approx(other.logp_C, abs=CLOSE)
+        assert answer.completion == other.completion
+    assert any("going on with half" in line for line in told)
+
+
 def test_a_saved_model_is_loaded_and_answers_alike(tmp_path, images) -> None:
     saved = tiny.saved_vision_model(tmp_path / "model")
     loaded, ready = load_model(str(saved), images=True), tiny.vision_model()

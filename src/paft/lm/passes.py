@@ -486,9 +486,8 @@ class Engine:
         while queue:
             batch = self._alongside(queue)[: min(self._together, self.cost.decode)]
             started = time.perf_counter()
-            fed = self._fed(batch)
-            ids_BT = fed["input_ids"]
             try:
+                fed = self._fed(batch)
                 whole = self.model.generate(
                     **fed,
                     max_new_tokens=batch[0].limit,
@@ -503,14 +502,14 @@ class Engine:
                 if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
-                    raise _too_large(ids_BT.shape[1]) from None
+                    raise _too_large(len(batch[0].ids)) from None
                 error.__traceback__ = None
                 self._together = len(batch) // 2
                 self.say(f"out of memory on {len(batch)} questions at once; going on with half")
                 self._free_memory()
                 continue
-            new = whole[:, ids_BT.shape[1] :]
-            self.tokens_read += ids_BT.numel() + new.numel()
+            new = whole[:, fed["input_ids"].shape[1] :]
+            self.tokens_read += whole.numel()
             seconds = (time.perf_counter() - started) / len(batch)
             for work, row in zip(batch, new.tolist(), strict=True):
                 self._spent(work.free, seconds)

@@ -388,7 +388,7 @@ TASKS: dict[str, TaskRow] = {
         1,
         HubRows("hiyouga/geometry3k", "default", _TRAIN_VAL_TEST, _geometry3k),
         "MIT",
-        note="images, for models that read them: pip install paft[vision], evaluate.scorers=[generation]",
+        note="for models that read images (pip install paft[vision]); evaluate.scorers=[generation] evaluate.max_new_tokens=512",
         open_kind="expression",
         images="images",
         prompts="geometry3k",
