@@ -67,6 +67,7 @@ def test_recorded_outputs_and_where_the_original_grader_differs() -> None:
         ("3", "three", "invalid"),
         ("x", "x", "right"),
         ("x", "the answer is x", "invalid"),
+        ("cm", "", "invalid"),
     ],
 )
 def test_hand_written_pairs(gold: str, said: str, wanted: str) -> None:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from paft.errors import TemplateError
-from paft.tasks import expressions
+from paft.tasks.expressions import boxed, compare, last_said, plain
 from paft.tasks.sandbox import passes
 from paft.tasks.types import Example
 
@@ -198,7 +198,7 @@ class Expression:
 
     def alone(self, text: str, example: Example) -> set[int]:
         """0 or OTHER when the text says nothing but an expression."""
-        verdict = expressions.compare(expressions.plain(example.choices[0]), expressions.plain(text))
+        verdict = compare(plain(example.choices[0]), plain(text))
         return set() if verdict == "none" else {0 if verdict == "same" else OTHER}
 
     def _first(self, completion: str, example: Example) -> set[int]:
@@ -206,8 +206,8 @@ class Expression:
         return set() if "=" in first else self.alone(first, example)  # an equation may be a step on the way
 
     def _last(self, completion: str, example: Example) -> set[int]:
-        boxed = expressions.boxed(completion)
-        said = expressions.last_said(completion) if boxed is None else boxed
+        inside = boxed(completion)
+        said = last_said(completion) if inside is None else inside
         return self.alone(said, example) if said is not None else set()
 
 

@@ -102,11 +102,11 @@ def plain(text: str) -> str:
 
 
 def _closed(text: str) -> str:
-    """A text without brackets at its ends that match nothing."""
+    """A text without brackets at its ends that match nothing; a brace that is open at its start was cut."""
     for opens, closes in ("()", "[]", "{}"):
         while text.endswith(closes) and text.count(closes) > text.count(opens):
             text = text[:-1].rstrip()
-        while text.startswith(opens) and text.count(opens) > text.count(closes):
+        while opens != "{" and text.startswith(opens) and text.count(opens) > text.count(closes):
             text = text[1:].lstrip()
     return text
 
@@ -197,7 +197,7 @@ def compare(gold: str, said: str) -> Verdict:
 
     Raises ConfigError where math-verify is not installed.
     """
-    if "".join(gold.split()) == "".join(said.split()):
+    if said and "".join(gold.split()) == "".join(said.split()):
         return "same"
     if not is_expression(said):
         return "none"
@@ -239,7 +239,7 @@ class _Judge:
             try:
                 self._child.stdin.write(json.dumps({"gold": gold, "said": said}) + "\n")
                 self._child.stdin.flush()
-                answer = self._heard.get(timeout=8 * SECONDS)
+                answer = self._heard.get(timeout=20 * SECONDS)
             except (OSError, queue.Empty):
                 answer = ""
             if answer in ("same", "other", "none"):
