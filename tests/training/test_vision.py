@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from paft.cli import app, main
-from paft.config import PaftSchedule, SFTConfig, dump_yaml, load_run_config
+from paft.config import ConsistencyConfig, ObjectiveConfig, PaftSchedule, SFTConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, RenderError
 from paft.grid import Cell, Grid
 from paft.integrations.export import check_rows
@@ -122,6 +122,13 @@ def test_a_training_goes_on_from_its_checkpoint(tmp_path):
     _, rest = train(tmp_path / "cut")
     assert [row["examples"] for row in rest] == [row["examples"] for row in whole]
     assert [row["loss"] for row in rest] == pytest.approx([row["loss"] for row in whole], abs=1e-4)
+
+
+def test_two_prompts_of_an_example_are_compared_over_its_picture(tmp_path):
+    config = CONFIG.model_copy(update={"epochs": 1, "objective": ObjectiveConfig(consistency=ConsistencyConfig())})
+    _, rows = train(tmp_path, config)
+    assert len(rows) == 3
+    assert all(row["divergence"] > 0 for row in rows)
 
 
 def test_all_weights_are_saved_with_the_processor(tmp_path):
