@@ -39,7 +39,7 @@ def learners(
     identity = ""
     with watch.stage("load model"):
         if any(config.arms[name].loaded for name in names):
-            model = _load(config, config.model, watch.say)
+            model = _load(config, config.model, watch.say, m.shows_images)
             identity = model.fingerprint
     for name in names:
         arm, settings = config.arms[name], config.training_of(name)
@@ -54,7 +54,7 @@ def learners(
             yield name, load_recorded(Path(arm.recorded), [m.grid, *m.others.values()])
             continue
         assert model is not None
-        learner = _load(config, arm.model, watch.say) if arm.model is not None else model
+        learner = _load(config, arm.model, watch.say, m.shows_images) if arm.model is not None else model
         if settings is not None:
             learner = _train_arm(name, settings, config, m, model, identity, folder.arm(name), watch, ranks)
         if arm.adapter is not None:
@@ -65,17 +65,17 @@ def learners(
             model = learner.without_adapter()
         elif settings is not None:
             del learner, model
-            model = _load(config, config.model, watch.say)
+            model = _load(config, config.model, watch.say, m.shows_images)
 
 
-def untrained(config: RunConfig, say: Callable[[str], None] = lambda _: None) -> HFModel:
+def untrained(config: RunConfig, say: Callable[[str], None] = lambda _: None, images: bool = False) -> HFModel:
     """The model that a run starts from. Raises ConfigError where its settings name none."""
     if config.model is None:
         raise ConfigError("model is missing: the settings of the run name none that is loaded here")
-    return _load(config, config.model, say)
+    return _load(config, config.model, say, images)
 
 
-def _load(config: RunConfig, name: str | None, say: Callable[[str], None]) -> HFModel:
+def _load(config: RunConfig, name: str | None, say: Callable[[str], None], images: bool = False) -> HFModel:
     from paft.lm.hf import load_model  # torch starts here, not with `paft --help`
 
     assert name is not None, "the settings name a model for every arm that is not served"
@@ -86,6 +86,7 @@ def _load(config: RunConfig, name: str | None, say: Callable[[str], None]) -> HF
         style=config.style,
         quantization=config.quantization,
         attention=config.attention,
+        images=images,
         say=say,
     )
 
@@ -126,6 +127,8 @@ def _train_arm(
         settings = settings.model_copy(update={"schedule": FixedSchedule(prompt=found)})
     what = settings.decisive()
     parts = [what, config.seed, identity, [t.id for t in grid.templates], [e.id for e in m.train]]
+    if m.shows_images:
+        parts.append([[image.digest for image in e.images] for e in m.train])
     start = out.beside(before) if (before := config.arms[name].start) is not None else None
     if start is not None:
         parts.append(start.fingerprint)
@@ -148,13 +151,19 @@ def _train_arm(
                 )
             if settings.lora is not None:
                 # what several processes have trained may be sharded over them
-                return tuned if ranks.size == 1 else _load(config, config.model, watch.say).with_adapter(out.adapter)
+                return (
+                    tuned
+                    if ranks.size == 1
+                    else _load(config, config.model, watch.say, m.shows_images).with_adapter(out.adapter)
+                )
         else:
             watch.say(f"{name}: trained already, taking {out.adapter if settings.lora is not None else out.model}")
             if settings.lora is not None:
                 return model.with_adapter(out.adapter)
         # all weights were trained: taken from disk now and after a resume, so that both are the same model to the store
-        return load_model(str(out.model), dtype=config.dtype, style=config.style, attention=config.attention)
+        return load_model(
+            str(out.model), dtype=config.dtype, style=config.style, attention=config.attention, images=m.shows_images
+        )
 
 
 def _find_prompt(

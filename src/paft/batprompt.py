@@ -79,7 +79,7 @@ def batprompt(
         row = TASKS.get(run.task)
         with CellStore(place.cells) as store:
             search = _Search(config, m.task, row.title if row else m.task.name, m.prompts, replies, store, say)
-            search.lm, search.judging = untrained(run, say), run.evaluate
+            search.lm, search.judging = untrained(run, say, m.shows_images), run.evaluate
             found = asyncio.run(search.run(start, m.dev[: config.examples]))
         prompts = m.prompts
         if found.prompt != start:

@@ -13,6 +13,7 @@ from paft.evaluation.evaluate import reference_row
 from paft.grid import Grid
 from paft.prompts import PromptSet, PromptSplit
 from paft.tasks import Example, Split, Task, load_task
+from paft.tasks.expressions import require_math_verify
 from paft.tasks.plans import judge_plans
 from paft.tasks.sandbox import allow_code
 from paft.tasks.types import content_id
@@ -42,6 +43,11 @@ class Materials:
     others: Mapping[PromptSplit, Grid]
     """Prompts of other splits on the same examples."""
 
+    @property
+    def shows_images(self) -> bool:
+        """Whether any example has an image: its model must read them."""
+        return any(example.images for part in (self.test, self.train, self.dev) for example in part)
+
 
 def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True) -> Materials:
     """Load and check everything that can be wrong before a model is touched. judges: answers are to be judged, here and now."""
@@ -56,6 +62,7 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
         return splits[split].examples
 
     test = take(examples(config.evaluate.split), config.evaluate.examples, TEST_SUBSET)
+    _check_images(config, test)
     grid = _scored(config, prompts, test, examples(config.evaluate.split))
     others = _beside(config, prompts, grid)
     train: tuple[Example, ...] = ()
@@ -121,6 +128,8 @@ def _check_scorers(config: RunConfig, task: Task, judges: bool, say: Any) -> Non
         allow_code()
     if judges and getattr(task, "open_kind", "") == "plan":
         _judge_plans(config, say)
+    if judges and getattr(task, "open_kind", "") == "expression":
+        require_math_verify()
 
 
 def _judge_plans(config: RunConfig, say: Any) -> None:
@@ -133,6 +142,20 @@ def _judge_plans(config: RunConfig, say: Any) -> None:
             f"evaluate.embeddings: {error}; plans are judged by a sentence embedding model (docs/tasks.md)"
         ) from None
     judge_plans(embed, embed.identity)
+
+
+def _check_images(config: RunConfig, examples: Sequence[Example]) -> None:
+    """Refuses what would leave the images of the examples out."""
+    if not any(example.images for example in examples):
+        return
+    for name, arm in config.arms.items():
+        settings = config.training_of(name)
+        if arm.server is not None:
+            raise ConfigError(
+                f"arms.{name}.server: the task shows images, which are not sent to servers; give a model that is loaded here"
+            )
+        if isinstance(settings, GRPOConfig):
+            raise ConfigError(f"arms.{name}: train.method grpo with images is not provided for; use train.method: sft")
 
 
 def _scored(config: RunConfig, prompts: PromptSet, test: Sequence[Example], split: Sequence[Example]) -> Grid:
@@ -173,8 +196,8 @@ def _held_out(examples: Sequence[Example], share: float) -> tuple[tuple[Example,
 
 def _unscored(train: tuple[Example, ...], scored: Sequence[Example], say: Any) -> tuple[Example, ...]:
     """The train examples without those whose text is scored or held out, whatever their split says."""
-    known = {content_id(e.fields, e.choices) for e in scored}
-    clean = tuple(e for e in train if content_id(e.fields, e.choices) not in known)
+    known = {content_id(e.fields, e.choices, e.images) for e in scored}
+    clean = tuple(e for e in train if content_id(e.fields, e.choices, e.images) not in known)
     if len(clean) < len(train):
         say(
             f"{len(train) - len(clean)} train examples also occur among the scored or held-out ones; left out of training"

@@ -39,6 +39,7 @@ def whole(
         "task": {
             "name": m.task.name,
             "open": m.task.num_choices == 1,
+            "images": m.shows_images,
             "origins": list(m.origins),
             "rows_not_readable": len(m.rejected),
             "train_examples": len(m.train),

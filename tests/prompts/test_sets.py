@@ -26,6 +26,7 @@ TASKS_OF = {
     "race": ["race-middle", "race-high"],
     "gsm8k": ["gsm8k"],
     "humaneval": ["humaneval"],
+    "geometry3k": ["geometry3k"],
     "xstorycloze": [
         f"xstorycloze-{code}" for code in ("en", "ru", "zh", "es", "ar", "hi", "id", "te", "sw", "eu", "my")
     ],
@@ -87,7 +88,7 @@ def test_a_shipped_set_fits_its_tasks_and_is_large_enough(name: str) -> None:
     assert load_task(TASKS_OF[name][0]).prompts == name
     for task in TASKS_OF[name]:
         found.check(load_task(task))
-    large = name not in ("sst2", "gsm8k", "humaneval", "xstorycloze", "teval-review", "teval-plan")
+    large = name not in ("sst2", "gsm8k", "humaneval", "geometry3k", "xstorycloze", "teval-review", "teval-plan")
     assert len(found.train) >= (400 if large else 60)
     assert len(found.dev) >= (50 if large else 20)
     assert len(found.test) >= 50

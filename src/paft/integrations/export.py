@@ -62,6 +62,8 @@ def export_dataset(
 
 def check_rows(grid: Grid, config: SFTConfig | GRPOConfig, short: bool = False) -> Exported:
     """How many rows a training has. Raises ConfigError for a training that rows cannot tell."""
+    if any(example.images for example in grid.examples):
+        raise ConfigError("the task shows images, which rows of text would leave out; train with paft")
     if isinstance(config.schedule, FixedSchedule) and config.schedule.search is not None:
         raise ConfigError(
             "schedule.search: the prompt is found by scoring, which an export does not do; name the one that a run found "

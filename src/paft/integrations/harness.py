@@ -28,7 +28,11 @@ Recorded = dict[str, list[dict[str, Any]]]
 
 @contextlib.contextmanager
 def new_export(config: RunConfig, materials: Materials, out: Path) -> Iterator[Path]:
-    """A folder to write an export into, which becomes `out` whole or not at all, with what is asked kept in it."""
+    """A folder to write an export into, which becomes `out` whole or not at all, with what is asked kept in it. Raises ConfigError for a task that shows images."""
+    if materials.shows_images:
+        raise ConfigError(
+            f"task {materials.task.name!r} shows images, which an export would leave out; score it with paft eval"
+        )
     task = str(Path(config.task).resolve()) if Path(config.task).suffix else config.task
     kept = config.model_copy(update={"task": task, "prompts": str(out / PROMPTS)})
     with new_folder(out) as folder:

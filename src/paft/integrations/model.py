@@ -41,14 +41,14 @@ def export_model(run: Path, arm: str, out: Path, *, merge: bool = False, say: Sa
     whole = merge or settings.lora is None
     with new_folder(out) as scratch:
         if merge:
-            _merged(config, folder, scratch, say)
+            _merged(config, folder, scratch, say, images=results["task"].get("images", False))
         else:
             shutil.copytree(folder.model if whole else folder.adapter, scratch, dirs_exist_ok=True)
         write_text(scratch / "README.md", model_card(results, arm, merged=whole))
     return out
 
 
-def _merged(config: RunConfig, folder: ArmDir, out: Path, say: Say) -> None:
+def _merged(config: RunConfig, folder: ArmDir, out: Path, say: Say, *, images: bool) -> None:
     from paft.lm.hf import load_model, without_chatter
 
     assert config.model is not None
@@ -58,11 +58,12 @@ def _merged(config: RunConfig, folder: ArmDir, out: Path, say: Say) -> None:
         dtype=config.dtype,
         style=config.style,
         adapter=folder.adapter,
+        images=images,
         say=say,
     )
     with without_chatter():
         learner.model.merge_and_unload().save_pretrained(out)
-        learner.tokenizer.save_pretrained(out)
+        learner.saved_with.save_pretrained(out)
 
 
 def model_card(results: Mapping[str, Any], arm: str, *, merged: bool) -> str:

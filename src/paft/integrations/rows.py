@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 
+from paft.errors import ConfigError
 from paft.training.data import CellDataset, Row
 from paft.training.objectives import IGNORED
 
 
 def token_row(row: Row) -> dict[str, list[int]]:
-    """input_ids, and labels that carry a loss on the answer and its end mark only."""
+    """input_ids, and labels that carry a loss on the answer and its end mark only. Raises ConfigError for a row that shows images."""
+    if row.images:
+        raise ConfigError("the rows show images, which these collators would leave out; train with paft")
     start = len(row.ids) if row.silent else row.start
     return {"input_ids": row.ids, "labels": [IGNORED] * start + row.ids[start:]}
 

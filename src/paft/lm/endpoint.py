@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import httpx2
 
 from paft.errors import ConfigError, EndpointError
+from paft.lm.render import shown_in
 from paft.lm.types import Chat
 
 TRIES = 8
@@ -207,7 +208,11 @@ def _read(response: httpx2.Response, read: Callable[[Any], Read]) -> Read:
 
 
 def messages(chat: Chat) -> list[dict[str, str]]:
-    """The turns as chat/completions takes them."""
+    """The turns as chat/completions takes them. Raises ConfigError for an image, which is not sent."""
+    if shown_in(chat):
+        raise ConfigError(
+            "the question shows an image, and images are not sent to servers; give a model that is loaded here"
+        )
     return [{"role": message.role, "content": message.text} for message in chat]
 
 

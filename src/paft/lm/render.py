@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from paft.errors import ConfigError, RenderError
 from paft.lm.types import Chat, Question
+from paft.tasks.images import Image
 
 Style = Literal["chat", "raw"]
 
@@ -37,17 +38,19 @@ class Rendered:
     """A question in token ids: the prompt, and the prompt with each choice as one text.
 
     starts_C: where each choice starts: the end of the longest common prefix with the prompt alone. Where the seam falls
-    inside a token, that token belongs to the choice.
+    inside a token, that token belongs to the choice. images: what the ids have places for, in order.
     """
 
     prompt: list[int]
     pairs_C: tuple[list[int], ...]
     starts_C: tuple[int, ...]
+    images: tuple[Image, ...] = ()
 
     @property
     def keys(self) -> tuple[str, str]:
-        """Hashes of the ids of the prompt and of each choice after it, and of those of the prompt alone."""
-        return _hash([self.prompt, *self.pairs_C]), _hash([self.prompt])
+        """Hashes of the ids of the prompt and of each choice after it, and of those of the prompt alone, with the images."""
+        shown = [image.digest for image in self.images]
+        return _hash([self.prompt, *self.pairs_C], shown), _hash([self.prompt], shown)
 
     def check_length(self, free: int, limit: int) -> None:
         """Raises RenderError when the model, which reads `limit` tokens, cannot read a pair, or the prompt with `free` more."""
@@ -62,12 +65,19 @@ class Rendered:
             raise RenderError("a prompt that renders to no text at all cannot be answered; give the template some text")
 
 
-def _hash(ids: list[list[int]]) -> str:
-    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:24]
+def _hash(ids: list[list[int]], shown: list[str]) -> str:
+    return hashlib.sha256(json.dumps([ids, shown] if shown else ids).encode()).hexdigest()[:24]
+
+
+def shown_in(chat: Chat) -> tuple[Image, ...]:
+    """The images of all turns, in order."""
+    return tuple(image for message in chat for image in message.images)
 
 
 class Renderer:
     """Turns chats into token ids for one tokenizer."""
+
+    reads_images = False
 
     def __init__(self, tokenizer: Any, style: Literal["auto", "chat", "raw"] = "auto"):
         has_template = bool(getattr(tokenizer, "chat_template", None))
@@ -88,7 +98,13 @@ class Renderer:
         return str(self.tokenizer.convert_ids_to_tokens(self.eos_id))
 
     def prompt_text(self, chat: Chat) -> str:
-        """The text up to where the answer starts. Raises RenderError when a turn holds a control token of the model."""
+        """The text up to where the answer starts. Raises RenderError when a turn holds a control token of the model, or an image that
+        it cannot read."""
+        if shown_in(chat) and not self.reads_images:
+            raise RenderError(
+                "the question shows an image and this model reads text only; give one that reads images, such as "
+                "Qwen/Qwen2.5-VL-7B-Instruct"
+            )
         for message in chat:
             for token in self._control:
                 if token in message.text:
@@ -98,15 +114,19 @@ class Renderer:
                     )
         if self.style == "raw":
             return "\n\n".join(message.text for message in chat).rstrip(" ")
-        turns = [{"role": message.role, "content": message.text} for message in chat]
         try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = self._in_turns(chat)
         except Exception as error:  # jinja errors raised by the template itself, such as "System role not supported"
             raise RenderError(
                 f"the model's chat template refuses this prompt ({error}); use style: raw or drop `system`"
             ) from None
         assert isinstance(text, str)
         return text
+
+    def _in_turns(self, chat: Chat) -> Any:
+        """The chat in the model's own template."""
+        turns = [{"role": message.role, "content": message.text} for message in chat]
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def answer_text(self, prompt: str, answer: str) -> str:
         """Prompt and answer as one text. Raw text gets one space between them unless the prompt ends in white space."""

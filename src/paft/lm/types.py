@@ -6,16 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+from paft.tasks.images import Image
+
 Role = Literal["system", "user"]
 Stop = Literal["eos", "limit", "settled"]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn before the answer."""
+    """One turn before the answer. images: what it shows, before its text."""
 
     role: Role
     text: str
+    images: tuple[Image, ...] = ()
 
 
 Chat = tuple[Message, ...]

@@ -122,6 +122,10 @@ def rules_of(task: Task) -> list[str]:
     letters = LETTERS[: task.num_choices]
     fields = ", ".join(f"{{{name}}}" for name in task.fields)
     rules = [f"Each template shows each of these slots exactly once: {fields}."]
+    if getattr(task, "shows_images", False):
+        rules.append(
+            "The model sees the picture of a question before these words; it has no slot, and the words may speak of it."
+        )
     if task.optional_fields:
         rules.append(f"It may also show, at most once: {', '.join(f'{{{name}}}' for name in task.optional_fields)}.")
     if task.num_choices == 1:
@@ -150,9 +154,11 @@ def rules_of(task: Task) -> list[str]:
             "The words must ask for exactly that form, and for the whole plan and nothing else.",
         ]
     elif task.num_choices == 1:
+        kind = getattr(task, "open_kind", "number")
+        what = "a number, root or fraction in LaTeX or plain signs" if kind == "expression" else "the bare number"
         rules += [
-            '"answer" says what the model has to write: "number" (the bare number), or a number inside fixed text: '
-            '{"wrap": "<answer>{answer}</answer>", "of": "number"}.',
+            f'"answer" says what the model has to write: "{kind}" ({what}), or that inside fixed text: '
+            f'{{"wrap": "<answer>{{answer}}</answer>", "of": "{kind}"}}.',
             "The words must ask for exactly that form; they may let the model reason before it, never after it.",
         ]
     else:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from paft.prompts.template import Template
-from paft.tasks.answers import ChoiceText, Code, Labels, Number, Plan, Wrapped
+from paft.tasks.answers import ChoiceText, Code, Expression, Labels, Number, Plan, Wrapped
 
 STRUCTURE = ("placement", "cue", "format", "layout", "system")
 """The features of `structure`."""
@@ -73,6 +73,8 @@ def answer_form(template: Template) -> str:
             inner = "text"
         case Number():
             inner = "number"
+        case Expression():
+            inner = "expression"
         case Code():
             inner = "code"
         case Plan(form):

@@ -21,6 +21,7 @@ from paft.tasks.answers import (
     AnswerFormat,
     ChoiceText,
     Code,
+    Expression,
     Labels,
     Number,
     Plan,
@@ -81,7 +82,7 @@ class Template:
         return SLOT.sub("", f"{self.system or ''}\n{self.text}")
 
     @property
-    def inner_answer(self) -> Labels | ChoiceText | Number | Code | Plan:
+    def inner_answer(self) -> Labels | ChoiceText | Number | Expression | Code | Plan:
         """The answer format without its wrap."""
         return self.answer.of if isinstance(self.answer, Wrapped) else self.answer
 
@@ -122,7 +123,7 @@ class Template:
             if count > 1:
                 yield Fault("slot_repeated", f"slot {{{name}}} occurs {count} times; expected once")
         kind = getattr(task, "open_kind", "number") if is_open else ""  # a task of one's own need not say
-        told = {Number: "number", Code: "code", Plan: "plan"}.get(type(self.inner_answer), "")
+        told = {Number: "number", Expression: "expression", Code: "code", Plan: "plan"}.get(type(self.inner_answer), "")
         if kind != told:
             named = "plan or steps" if kind == "plan" else kind
             wanted = f"answer: {named}, or a wrap of it" if is_open else "answer: letters, text or labels"
@@ -190,7 +191,7 @@ class Template:
                 ) from None
 
         turns = [Message("system", SLOT.sub(fill, self.system))] if self.system else []
-        return (*turns, Message("user", SLOT.sub(fill, self.text)))
+        return (*turns, Message("user", SLOT.sub(fill, self.text), example.images))
 
     def target(self, example: Example) -> str:
         """The right answer as this template wants it written."""

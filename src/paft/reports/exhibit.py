@@ -432,6 +432,8 @@ def _said(answered: Answered) -> list[Any] | None:
 def _example(grid: Grid, i: int) -> dict[str, Any]:
     example = grid.examples[i]
     fields = {name: _start(text, "field")[0] for name, text in itertools.islice(example.fields.items(), FIELDS)}
+    if example.images:
+        fields["image"] = ", ".join(image.digest[:12] for image in example.images)
     return {
         "example": i,
         "id": _start(example.id, "choice")[0],

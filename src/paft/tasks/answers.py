@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 import string
@@ -13,6 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from paft.errors import TemplateError
+from paft.tasks.expressions import boxed, compare, last_said, plain
 from paft.tasks.plans import Call, likeness, read_list, read_steps, write_steps
 from paft.tasks.sandbox import passes
 from paft.tasks.types import Example
@@ -171,6 +173,52 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Expression:
+    """The answer is a mathematical expression in LaTeX or plain signs, compared by value: \\sqrt{75} is 5\\sqrt{3}, 30 is 30^\\circ.
+
+    For examples with an open answer. Units, degrees and a name with an equals sign before it are not looked at. Decimals are right to six
+    places. What math-verify cannot read, or not in seconds, is invalid.
+    """
+
+    def surfaces(self, example: Example) -> tuple[str, ...]:
+        """The right expression as it is written. Raises TemplateError for an example with choices."""
+        if not example.is_open:
+            raise TemplateError(
+                f"example {example.id!r}: `answer: expression` needs an open answer, got {list(example.choices)!r}"[
+                    :200
+                ]
+            )
+        return example.choices
+
+    def parse(self, completion: str, example: Example) -> Parsed:
+        """Whether the completion ends up at the right expression.
+
+        A first line that says nothing but an expression (no equation) decides. Else the last \\boxed{}; else the last expression that is given as the
+        answer ("answer is", "answer:", "####", "equals", "="); else the last one. No expression: invalid.
+        """
+        return _one(self._first(completion, example) or self._last(completion, example))
+
+    def settled(self, completion: str, example: Example) -> bool:
+        """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
+        line = next((line for line in completion.splitlines(keepends=True) if line.strip()), "")
+        return line.splitlines() != [line] and bool(self._first(line, example))
+
+    def alone(self, text: str, example: Example) -> set[int]:
+        """0 or OTHER when the text says nothing but an expression."""
+        verdict = compare(plain(example.choices[0]), plain(text))
+        return set() if verdict == "none" else {0 if verdict == "same" else OTHER}
+
+    def _first(self, completion: str, example: Example) -> set[int]:
+        first = next((line for line in completion.splitlines() if line.strip()), "")
+        return set() if "=" in first else self.alone(first, example)  # an equation may be a step on the way
+
+    def _last(self, completion: str, example: Example) -> set[int]:
+        inside = boxed(completion)
+        said = last_said(completion) if inside is None else inside
+        return self.alone(said, example) if said is not None else set()
+
+
+@dataclass(frozen=True)
 class Code:
     """The answer is a Python function, judged by the tests of the example (fields `test` and `entry_point`, which no prompt shows).
 
@@ -291,7 +339,7 @@ class Wrapped:
     """
 
     wrap: str
-    of: Labels | ChoiceText | Number | Code | Plan = Labels()
+    of: Labels | ChoiceText | Number | Expression | Code | Plan = Labels()
 
     def __post_init__(self) -> None:
         before, place, after = self.wrap.partition(PLACE)
@@ -328,7 +376,7 @@ class Wrapped:
         surfaces = self.of.surfaces(example)
 
         def alone(text: str) -> set[int]:
-            return self.of.alone(text, example) if isinstance(self.of, Number) else _alone(text, surfaces)
+            return self.of.alone(text, example) if isinstance(self.of, Number | Expression) else _alone(text, surfaces)
 
         if self._json:
             key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
@@ -344,8 +392,10 @@ class Wrapped:
             opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
             longest = 2 * max(map(len, surfaces)) + 40
             found = set()
+            ends = [b for b, _ in closes]
             for _, a in opens:
-                inside = [completion[a:b] for b, _ in closes if a <= b <= a + longest]
+                near = ends[bisect.bisect_left(ends, a) : bisect.bisect_right(ends, a + longest)]
+                inside = [completion[a:b] for b in near]
                 hits = [hit for text in reversed(inside) if (hit := alone(" ".join(text.split())))]
                 found |= hits[0] if hits else set()
             return _one(found)
@@ -391,17 +441,19 @@ def _places(part: str, text: str) -> list[tuple[int, int]]:
     return [match.span(1) for match in re.finditer(f"(?=({loose}))", text, re.IGNORECASE)]
 
 
-AnswerFormat = Labels | ChoiceText | Number | Code | Plan | Wrapped
+AnswerFormat = Labels | ChoiceText | Number | Expression | Code | Plan | Wrapped
 
 
 def answer_format_from(value: object) -> AnswerFormat:
-    """The format written in a prompt file: "letters", "text", "number", "code", "plan", "steps", {"labels": [...]}, or {"wrap": text, "of": one of these}."""
+    """The format written in a prompt file: "letters", "text", "number", "expression", "code", "plan", "steps", {"labels": [...]}, or
+    {"wrap": text, "of": one of these}."""
     match value:
         case {"wrap": str(wrap), **rest} if rest.keys() <= {"of"}:
             inner = answer_format_from(rest.get("of", "letters"))
             if isinstance(inner, Wrapped):
                 raise TemplateError(
-                    f"answer {value!r}: a wrap inside a wrap; expected letters, text, number, code, plan, steps or labels in `of`"
+                    f"answer {value!r}: a wrap inside a wrap; expected letters, text, number, expression, code, plan, steps or labels in "
+                    "`of`"
                 )
             return Wrapped(wrap, inner)
         case "letters":
@@ -410,6 +462,8 @@ def answer_format_from(value: object) -> AnswerFormat:
             return ChoiceText()
         case "number":
             return Number()
+        case "expression":
+            return Expression()
         case "code":
             return Code()
         case "plan":
@@ -419,7 +473,8 @@ def answer_format_from(value: object) -> AnswerFormat:
         case {"labels": [*labels]} if len(value) == 1:  # type: ignore[arg-type]
             return Labels(tuple(labels))
     raise TemplateError(
-        f"answer {value!r}: expected 'letters', 'text', 'number', 'code', 'plan', 'steps', {{labels: [one, per, choice]}} or {{wrap: ..., of: letters}}"
+        f"answer {value!r}: expected 'letters', 'text', 'number', 'expression', 'code', 'plan', 'steps', {{labels: [one, per, choice]}} or "
+        "{wrap: ..., of: letters}"
     )
 
 
@@ -432,6 +487,8 @@ def answer_format_to(answer: AnswerFormat) -> str | Mapping[str, Any]:
             return "text"
         case Number():
             return "number"
+        case Expression():
+            return "expression"
         case Code():
             return "code"
         case Plan(form):

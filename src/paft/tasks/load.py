@@ -22,8 +22,10 @@ from pydantic import Field
 from paft import assets
 from paft.assets import Say, Source
 from paft.config import Strict, load_mapping, validate
-from paft.errors import AssetError, DataError, few, nearest
+from paft.errors import AssetError, ConfigError, DataError, few, nearest
 from paft.tasks.answers import LETTERS, number_in
+from paft.tasks.expressions import is_expression, plain
+from paft.tasks.images import Image, images_in
 from paft.tasks.table import TASKS, HubRows, Parts, TaskRow, WheelRows
 from paft.tasks.types import Example, Rejected, Split, Task, content_id, require_unique_ids, unique_ids
 
@@ -74,8 +76,13 @@ class BuiltinTask:
 
     @property
     def open_kind(self) -> str:
-        """What an open answer is: number, code or plan."""
+        """What an open answer is: number, expression, code or plan."""
         return self.row.open_kind
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether examples have images."""
+        return self.row.images is not None
 
     @property
     def prompts(self) -> str | None:
@@ -117,7 +124,14 @@ class BuiltinTask:
         if self.source in ("auto", "hub"):
             try:
                 return _read(
-                    hub_rows(hub, name), hub.convert, f"hub:{hub.repo}", self.name, name, is_open, self.row.group_by
+                    hub_rows(hub, name),
+                    hub.convert,
+                    f"hub:{hub.repo}",
+                    self.name,
+                    name,
+                    is_open,
+                    self.row.group_by,
+                    self.row.images,
                 )
             except AssetError as error:
                 if self.source == "hub":
@@ -195,19 +209,28 @@ def _read(
     split: str,
     is_open: bool = False,
     group_by: str | None = None,
+    images: str | None = None,
 ) -> Split:
     parts: list[Parts] = []
+    shown: list[tuple[Image, ...]] = []
     rejected = []
     for number, row in enumerate(rows):
         try:
             fields, choices, answer = convert(row)
             Example("probe", fields, choices, answer, is_open)
+            shown.append(images_in(row[images], None, f"column {images!r}") if images else ())
             parts.append((fields, choices, answer))
+        except ConfigError:
+            raise
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             rejected.append(Rejected(f"{split}[{number}]", f"{type(error).__name__}: {error}"[:200]))
-    ids = unique_ids([content_id(fields, choices) for fields, choices, _ in parts])
+    ids = unique_ids(
+        [content_id(fields, choices, seen) for (fields, choices, _), seen in zip(parts, shown, strict=True)]
+    )
     groups = [content_id({group_by: part[0][group_by]}, ()) if group_by else "" for part in parts]
-    examples = tuple(Example(i, *part, is_open, group) for i, part, group in zip(ids, parts, groups, strict=True))
+    examples = tuple(
+        Example(i, *part, is_open, group, seen) for i, part, group, seen in zip(ids, parts, groups, shown, strict=True)
+    )
     if not examples:
         why = f"; first reason: {rejected[0].reason}" if rejected else ""
         raise DataError(f"task {task}, split {split}: no readable row in {origin}{why}")
@@ -219,14 +242,15 @@ class TaskFile(Strict):
 
     on_bad_row concerns rows that can be read but make no example; a file that cannot be read as its kind is an error.
     prompts: a file beside the description, or the name of a shipped set. group_by: a column whose equal values mark examples that
-    stand on the same thing, such as a passage; intervals count them as one draw.
+    stand on the same thing, such as a passage; intervals count them as one draw. image: a column of images that every prompt shows
+    before its words: a path beside the data file or a list of them; in Parquet also bytes.
     """
 
     name: str
     fields: list[str] = Field(min_length=1)
     optional_fields: list[str] = []
-    kind: Literal["choice", "number"] = "choice"
-    """number: the answer column holds a number, and nothing is offered to choose from."""
+    kind: Literal["choice", "number", "expression"] = "choice"
+    """number, expression: the answer column holds one, and nothing is offered to choose from."""
     choices: list[str] | None = None
     choices_from: list[str] | str | None = None
     answer: str
@@ -235,6 +259,7 @@ class TaskFile(Strict):
     on_bad_row: Literal["error", "skip"] = "error"
     prompts: str | None = None
     group_by: str | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True)
@@ -245,9 +270,11 @@ class FileTask:
     spec: TaskFile
 
     def __post_init__(self) -> None:
-        if self.spec.kind == "number":
+        if self.spec.kind != "choice":
             if self.spec.choices is not None or self.spec.choices_from is not None:
-                raise DataError(f"{self.path}: kind number has no choices; leave out 'choices' and 'choices_from'")
+                raise DataError(
+                    f"{self.path}: kind {self.spec.kind} has no choices; leave out 'choices' and 'choices_from'"
+                )
         elif (self.spec.choices is None) == (self.spec.choices_from is None):
             raise DataError(f"{self.path}: give exactly one of 'choices' (fixed labels) and 'choices_from' (columns)")
         names = [*self.spec.fields, *self.spec.optional_fields]
@@ -283,13 +310,23 @@ class FileTask:
     @cached_property
     def num_choices(self) -> int:
         """Usual number of choices: that of the first example when rows bring their own; 1 when answers are open."""
-        if self.spec.kind == "number":
+        if self.spec.kind != "choice":
             return 1
         if self.spec.choices is not None:
             return len(self.spec.choices)
         if isinstance(self.spec.choices_from, list):
             return len(self.spec.choices_from)
         return len(self.split(next(iter(self.spec.files))).examples[0].choices)
+
+    @property
+    def open_kind(self) -> str:
+        """What an open answer is: number or expression."""
+        return "expression" if self.spec.kind == "expression" else "number"
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether examples have images."""
+        return self.spec.image is not None
 
     @property
     def prompts(self) -> str | None:
@@ -308,7 +345,7 @@ class FileTask:
         rejected: list[Rejected] = []
         for number, row in enumerate(read_table(file), start=1):
             try:
-                examples.append(self._example(row, number))
+                examples.append(self._example(row, number, file.parent))
             except DataError as error:
                 rejected.append(Rejected(f"{file.name} row {number}", str(error)))
         if rejected and self.spec.on_bad_row == "error":
@@ -317,12 +354,12 @@ class FileTask:
         if not examples:
             raise DataError(f"{file}: split {name!r} is empty; expected at least one readable row")
         if self.spec.id is None:
-            renamed = unique_ids([content_id(example.fields, example.choices) for example in examples])
+            renamed = unique_ids([content_id(example.fields, example.choices, example.images) for example in examples])
             examples = [replace(e, id=i) for i, e in zip(renamed, examples, strict=True)]
         require_unique_ids(examples, str(file))
         return Split(tuple(examples), tuple(rejected), str(file))
 
-    def _example(self, row: Mapping[str, Any], number: int) -> Example:
+    def _example(self, row: Mapping[str, Any], number: int, folder: Path) -> Example:
         def column(name: str) -> Any:
             if name not in row:
                 raise DataError(f"column {name!r} is missing{nearest(name, row)}; columns: {few(row, 12)}")
@@ -335,11 +372,15 @@ class FileTask:
         name_of_row = _text(column(self.spec.id), self.spec.id) if self.spec.id else f"row {number}"
         group = _text(column(self.spec.group_by), self.spec.group_by) if self.spec.group_by else ""
         group = content_id({"group": group}, ()) if len(group) > 64 else group
-        if self.spec.kind == "number":
+        shown = self.spec.image
+        images = images_in(column(shown), folder, f"column {shown!r}") if shown else ()
+        if self.spec.kind != "choice":
             gold = _text(column(self.spec.answer), self.spec.answer).strip()
-            if number_in(gold) is None:
-                raise DataError(f"column {self.spec.answer!r} holds {gold[:40]!r}; expected a number")
-            return Example(name_of_row, fields, (gold,), 0, is_open=True, group=group)
+            if number_in(gold) is None if self.spec.kind == "number" else not is_expression(plain(gold)):
+                raise DataError(
+                    f"column {self.spec.answer!r} holds {gold[:40]!r}; expected {'a number' if self.spec.kind == 'number' else 'an expression'}"
+                )
+            return Example(name_of_row, fields, (gold,), 0, is_open=True, group=group, images=images)
         match self.spec.choices_from:
             case None:
                 choices = tuple(self.spec.choices or ())
@@ -351,7 +392,7 @@ class FileTask:
             case names:
                 choices = tuple(_text(column(name), name) for name in names)
         answer = _answer_index(column(self.spec.answer), choices)
-        return Example(name_of_row, fields, choices, answer, group=group)
+        return Example(name_of_row, fields, choices, answer, group=group, images=images)
 
 
 _FIELD = re.compile(r"[A-Za-z_]\w*", re.ASCII)

@@ -66,7 +66,9 @@ class TaskRow:
     cut: Cut | None = None
     note: str = ""
     open_kind: str = "number"
-    """What an open answer is: number, code or plan."""
+    """What an open answer is: number, expression, code or plan."""
+    images: str | None = None
+    """The column with the pictures of an example."""
 
 
 def _clean(text: str) -> str:
@@ -158,6 +160,10 @@ def _sst2(row: Row) -> Parts:
 
 def _gsm8k(row: Row) -> Parts:
     return {"question": row["question"].strip()}, (row["answer"].rpartition("####")[2].strip().replace(",", ""),), 0
+
+
+def _geometry3k(row: Row) -> Parts:
+    return {"problem": row["problem"].replace("<image>", "").strip()}, (row["answer"].strip(),), 0
 
 
 def _xstorycloze(row: Row) -> Parts:
@@ -407,6 +413,17 @@ TASKS: dict[str, TaskRow] = {
         note="answers are run, confined: evaluate.run_code=true evaluate.scorers=[generation]",
         open_kind="code",
         prompts="humaneval",
+    ),
+    "geometry3k": TaskRow(
+        "Geometry3K: a length, angle or area from a drawing",
+        ("problem",),
+        1,
+        HubRows("hiyouga/geometry3k", "default", _TRAIN_VAL_TEST, _geometry3k),
+        "MIT",
+        note="for models that read images (pip install paft[vision]); evaluate.scorers=[generation] evaluate.max_new_tokens=512",
+        open_kind="expression",
+        images="images",
+        prompts="geometry3k",
     ),
     **{
         f"xstorycloze-{code}": TaskRow(

@@ -10,13 +10,14 @@ from types import MappingProxyType
 from typing import Protocol
 
 from paft.errors import DataError, few
+from paft.tasks.images import Image
 
 
 @dataclass(frozen=True)
 class Example:
     """One item of a task: named text fields, its choices, and the index of the right one.
 
-    is_open: nothing is offered to choose from; the only choice is the right answer.
+    images: what every prompt shows before its words. is_open: nothing is offered to choose from; the only choice is the right answer.
     group: what it stands on together with others, such as the passage of several questions; "" for one that stands alone.
     """
 
@@ -26,6 +27,7 @@ class Example:
     answer: int
     is_open: bool = False
     group: str = ""
+    images: tuple[Image, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
@@ -40,7 +42,7 @@ class Example:
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # a mapping proxy does not pickle; dataloader workers need it to
-        return (Example, (self.id, dict(self.fields), self.choices, self.answer, self.is_open, self.group))
+        return (Example, (self.id, dict(self.fields), self.choices, self.answer, self.is_open, self.group, self.images))
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,10 @@ class Task(Protocol):
         """The examples of a split: "train", "validation" or "test". Raises DataError for an unknown one."""
 
 
-def content_id(fields: Mapping[str, str], choices: Sequence[str]) -> str:
+def content_id(fields: Mapping[str, str], choices: Sequence[str], images: Sequence[Image] = ()) -> str:
     """Id of an example made from what is asked, so that every source of the same row gives the same id."""
-    text = json.dumps([sorted(fields.items()), list(choices)], ensure_ascii=False)
+    shown = [[image.digest for image in images]] if images else []
+    text = json.dumps([sorted(fields.items()), list(choices), *shown], ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 

@@ -7,25 +7,31 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from paft.errors import RenderError
 from paft.grid import Cell, Grid
-from paft.lm.render import Renderer
+from paft.lm.render import Renderer, shown_in
+from paft.tasks.images import Image
 from paft.training.objectives import IGNORED
 from paft.training.schedule import Schedule, Twins, updates_per_epoch
+
+if TYPE_CHECKING:
+    from paft.lm.vision import VisionRenderer
 
 
 @dataclass(frozen=True)
 class Row:
-    """A cell in token ids: prompt, answer and end mark; loss from `start` on. A silent row carries no loss."""
+    """A cell in token ids: prompt, answer and end mark; loss from `start` on. A silent row carries no loss. images: those that the ids
+    have places for."""
 
     index: int
     ids: list[int]
     start: int
     silent: bool = False
+    images: tuple[Image, ...] = ()
 
 
 class CellDataset(torch.utils.data.Dataset[Row]):
@@ -43,14 +49,15 @@ class CellDataset(torch.utils.data.Dataset[Row]):
         if index < 0:
             return replace(self[~index], silent=True)
         cell = self.grid.cell(index)
-        ids, start = self.renderer.training_ids(self.grid.chat(cell), self.grid.target(cell))
+        chat = self.grid.chat(cell)
+        ids, start = self.renderer.training_ids(chat, self.grid.target(cell))
         if len(ids) > self.max_length:
             raise RenderError(
                 f"prompt {self.grid.templates[cell.prompt].id} with example {self.grid.examples[cell.example].id!r} has "
                 f"{len(ids)} tokens; train.max_length is {self.max_length}; raise it or leave the example out "
                 "(paft never cuts an answer or a field)"
             )
-        return Row(index, ids, start)
+        return Row(index, ids, start, images=shown_in(chat))
 
     def check_lengths(self) -> int:
         """Tokens of the longest cell, answer included, as `longest_cell` finds it.
@@ -150,6 +157,17 @@ def pad(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
             [[IGNORED] * pad + targets_of(row) for pad, row in zip(pads, rows, strict=True)],
             [[number] * width for number in range(len(rows))],
         ),
+    }
+
+
+def pad_shown(rows: Sequence[Row], renderer: VisionRenderer) -> dict[str, Any]:
+    """As `pad`, of rows that show images, which are under `shown` as the model takes them; it makes positions itself."""
+    batch = pad(rows, renderer.eos_id)
+    fed = renderer.fed([row.ids for row in rows], [row.images for row in rows], "left")
+    return {name: value for name, value in batch.items() if name not in ("position_ids", *fed)} | {
+        "input_ids": fed.pop("input_ids"),
+        "attention_mask": fed.pop("attention_mask"),
+        "shown": fed,
     }
 
 

@@ -63,13 +63,15 @@ def cheaper_packed(rows: Sequence[Row], line: Line, hidden_size: float) -> bool:
 
 
 def answer_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(logits_MV, targets_M, rows_M) of a batch of `pad` or `pack` at the M places that predict an answer token."""
+    """(logits_MV, targets_M, rows_M) of a batch of `pad`, `pad_shown` or `pack` at the M places that predict an answer token."""
     aimed_BT = inputs["shift_labels"] != IGNORED
     places_L = aimed_BT.any(0).nonzero().squeeze(1)
     mask, inner = inputs["attention_mask"], innermost(model)
     if mask.dim() == 4:
         mask = kernel_mask(mask, inner)
-    fed = {"input_ids": inputs["input_ids"], "attention_mask": mask, "position_ids": inputs["position_ids"]}
+    fed = {"input_ids": inputs["input_ids"], "attention_mask": mask, **inputs.get("shown", {})}
+    if "position_ids" in inputs:
+        fed["position_ids"] = inputs["position_ids"]
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
         logits_BLV = model(**fed, use_cache=False, logits_to_keep=places_L).logits
     else:

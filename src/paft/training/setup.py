@@ -268,7 +268,7 @@ def save_tuned(
 ) -> None:
     """Save the adapter, or the model where all weights were trained; state_dict: its weights, where they are not in it."""
     if config.lora is None:
-        out.save_model(tuned, model.tokenizer, state_dict=state_dict)
+        out.save_model(tuned, model.saved_with, state_dict=state_dict)
         return
     tuned.peft_config["default"].base_model_name_or_path = model.name  # not the cache directory of this machine
     touched = str(config.lora.get("target_modules")) + str(config.lora.get("trainable_token_indices"))

@@ -25,8 +25,9 @@ from paft.grid import Grid
 from paft.lm.hf import HFModel, without_chatter
 from paft.lm.passes import is_out_of_memory
 from paft.lm.ranks import Ranks
+from paft.lm.render import Renderer
 from paft.store import ArmDir, append_jsonl, read_jsonl, write_text
-from paft.training.data import CellDataset, Row, ScheduleSampler, by_length, pad, pairs
+from paft.training.data import CellDataset, Row, ScheduleSampler, by_length, pad, pad_shown, pairs
 from paft.training.objectives import divergence, token_nll
 from paft.training.order import InScheduleOrder
 from paft.training.packing import (
@@ -218,6 +219,7 @@ def _train(
             width_of(learner) if packing else None,
             sampler.per_example,
             deals=not passes_count,  # a pass under one prompt stays one
+            renderer=model.renderer,
         ),
     )
     set_up_logs(trainer, out)
@@ -387,6 +389,8 @@ class _Collator:
     hidden_size: float | None
     per_example: int
     deals: bool
+    renderer: Renderer | None = None
+    """What makes tensors of images, for rows that show some."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         fed = _fed(rows)
@@ -398,6 +402,11 @@ class _Collator:
             and cheaper_packed(fed, line := in_one_line(fed), self.hidden_size)
         ):
             batch = pack(fed, line)
+        if fed[0].images:
+            from paft.lm.vision import VisionRenderer  # costs text models a second of importing
+
+            assert isinstance(self.renderer, VisionRenderer)
+            batch = pad_shown(fed, self.renderer)
         batch = batch or pad(fed, self.pad_id)
         if self.per_example == 2:
             batch["pairs"] = pairs(heard)
