@@ -144,7 +144,6 @@ def test_how_many_prompts():
 
 
 @given(binary)
-@settings(deadline=None)
 def test_identities_of_right_and_wrong(table):
     k = len(table)
     accuracy_K = table.mean(1)
@@ -172,7 +171,6 @@ def test_identities_of_right_and_wrong(table):
 
 
 @given(answered, st.integers(0, 7))
-@settings(deadline=None)
 def test_identities_of_answers(answers, reference):
     k, n = answers.shape
     reference %= k
@@ -196,7 +194,6 @@ def test_identities_of_answers(answers, reference):
 
 
 @given(graded)
-@settings(deadline=None)
 def test_scores_between_right_and_wrong_against_all_subsets(table):
     k, _ = table.shape
     for size in range(1, min(k, 4) + 1):
@@ -207,7 +204,6 @@ def test_scores_between_right_and_wrong_against_all_subsets(table):
 
 
 @given(incomplete)
-@settings(deadline=None)
 def test_incomplete_tables_are_the_columns_without_their_gaps(table):
     for name, measure, least in (
         ("pss", metrics.pss, 2),
@@ -221,7 +217,6 @@ def test_incomplete_tables_are_the_columns_without_their_gaps(table):
 
 
 @given(partly_answered)
-@settings(deadline=None)
 def test_incomplete_answers_are_the_columns_without_their_gaps(answers):
     for name, measure in (
         ("consistency", metrics.consistency_rate),
@@ -238,7 +233,7 @@ def metrics_of(measure, values, least: int) -> float:
 
 
 @given(graded, st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_order_does_not_matter(table, random):
     rows, columns = list(range(len(table))), list(range(table.shape[1]))
     random.shuffle(rows)

@@ -343,7 +343,7 @@ def test_exact_bounds_of_the_share_right_under_all_prompts():
 
 
 @given(tables)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_leaving_out_one_by_one_is_what_the_formulas_say(table):
     """Variance of each jackknifed estimate from the tables without a row or a column; intervals not cut."""
     k, n = table.shape
@@ -373,7 +373,7 @@ def test_leaving_out_one_by_one_is_what_the_formulas_say(table):
 
 
 @given(tables)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_pairs_of_a_complete_table_are_its_decomposition(table):
     d, pairs = decompose(table), pair_components(table)
     assert (pairs.s2_prompt, pairs.s2_residual) == pytest.approx((d.s2_prompt, d.s2_residual), abs=1e-12)
@@ -381,7 +381,7 @@ def test_pairs_of_a_complete_table_are_its_decomposition(table):
 
 
 @given(arrays(float, st.tuples(st.integers(2, 8), st.integers(2, 8)), elements=st.sampled_from([0.0, 1.0])))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_cochran_is_the_classical_formula(table):
     k, _ = table.shape
     prompts_K, items_N = table.sum(1), table.sum(0)
@@ -395,7 +395,7 @@ def test_cochran_is_the_classical_formula(table):
 
 
 @given(tables)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_readings_of_the_worst_are_ordered(table):
     if table.shape[1] < 4:
         return
@@ -406,7 +406,7 @@ def test_readings_of_the_worst_are_ordered(table):
 
 
 @given(tables, st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_order_of_prompts_and_examples_does_not_matter(table, random):
     answers = np.where(table == 1, 0, np.where(table == 0.5, 1, INVALID))
     rows, columns = list(range(len(table))), list(range(table.shape[1]))
@@ -422,7 +422,7 @@ def test_order_of_prompts_and_examples_does_not_matter(table, random):
 
 
 @given(tables)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_estimates_are_ordered_and_inside_their_intervals(table):
     d = decompose(table)
     total = (table.shape[0] - 1) * d.ms_prompt + (table.shape[1] - 1) * d.ms_item
@@ -447,7 +447,6 @@ def test_estimates_are_ordered_and_inside_their_intervals(table):
 
 
 @given(arrays(float, st.tuples(st.integers(2, 8), st.integers(2, 8)), elements=st.sampled_from([0.0, 1.0])))
-@settings(deadline=None)
 def test_pairwise_disagreement_is_twice_prompt_variance_and_residual(table):
     d = decompose(table)
     disagreement = 1 - consistency(matrix(1 - table.astype(int))).value
@@ -455,7 +454,7 @@ def test_pairwise_disagreement_is_twice_prompt_variance_and_residual(table):
 
 
 @given(tables)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_best_mirrors_worst(table):
     worst, best = worst_prompt(1 - table), best_prompt(table)
     assert (best.low, best.value, best.high) == pytest.approx((1 - worst.high, 1 - worst.value, 1 - worst.low))
@@ -470,7 +469,7 @@ def test_a_share_of_n_reaches_itself(examples, right):
 
 
 @given(tables)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_comparison_is_antisymmetric_and_of_a_table_with_itself_is_zero(table):
     other = np.roll(table, 1, axis=0) * 0.5
     one, two = compare(table, other), compare(other, table)
@@ -831,7 +830,7 @@ def test_tables_with_cells_missing_tell_the_same_spread():
 
 
 @given(tables)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_constants_fitted_to_a_complete_table_are_its_decomposition(table):
     d, fitted = decompose(table), two_way_components(table, least_freedom=1)
     assert (fitted.s2_prompt, fitted.s2_residual) == pytest.approx((d.s2_prompt, d.s2_residual), abs=1e-9)

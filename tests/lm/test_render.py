@@ -17,7 +17,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(lam
 
 
 @pytest.mark.parametrize("chat", [True, False])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(field=TEXT, right=TEXT.filter(str.strip), wrong=TEXT.filter(str.strip))
 def test_training_text_equals_evaluation_text_for_the_same_cell(chat, field, right, wrong):
     if right == wrong:

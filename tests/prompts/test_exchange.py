@@ -280,7 +280,7 @@ def test_hostile_templates_stay_text() -> None:
     assert_the_same_everywhere(prompt_set(*HOSTILE, carriage), "piqa", example_of("piqa"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text("{}%#-+|=\r\n\"'\\ é𝄞\u2028", max_size=6), min_size=6, max_size=6))
 def test_any_signs_around_a_slot_stay_text(signs: list[str]) -> None:
     a, b, c, d, e, f = signs

@@ -64,7 +64,7 @@ def item(name: str, hostile: str = "plain") -> Example:
             "code": (tested, f"{head}    return 2 * x\n"),
             "plan": ({**fields, "names": "Shop.find\nList.sort"}, plan),
             "number": (fields, "42"),
-                "expression": (fields, "42"),
+            "expression": (fields, "42"),
         }[task.open_kind]
         return Example("e", shown, (right,), 0, is_open=True)
     choices = task.choices or tuple(

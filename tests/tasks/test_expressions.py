@@ -163,7 +163,7 @@ def test_an_example_with_choices_is_refused() -> None:
         ANSWER.surfaces(Example("e", {}, ("1", "2"), 0))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from("0123456789+-*/^(){}[]\\ xπ√°.,=$%\n") | st.characters(), max_size=60))
 def test_any_text_has_a_plain_form_that_is_its_own(text: str) -> None:
     found = plain(text)

@@ -86,7 +86,7 @@ def consumed(sampler: ScheduleSampler, micro: int, ranks: int, skipped: int, wor
     return [index for turn in zip(*parts, strict=True) for batch in turn for index in batch]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_cells_are_those_of_the_definition(data: st.DataObject) -> None:
     number = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
