@@ -170,7 +170,7 @@ def test_an_interrupt_is_one_line_that_says_how_to_go_on(config, tmp_path):
     while not (out / "single" / "steps.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    _, told = child.communicate(timeout=60)
+    _, told = child.communicate(timeout=300)
     assert child.returncode == 130, told
     assert told.strip().splitlines()[-1] == "paft: interrupted; run the same command again to go on from here"
     assert "train single: done" not in told

@@ -311,7 +311,7 @@ def test_two_killed_processes_go_on_with_the_same_cells_as_two_or_as_one(tmp_pat
     two.root.mkdir()
     command = [str(two.root), json.dumps(change)]
     running = start(2, command, GRPO, ACCELERATE_USE_CPU="true")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and running[0].poll() is None and len(read_jsonl(two.steps)) < 5:
         time.sleep(0.01)
     for each in running:

@@ -239,7 +239,7 @@ def test_kill_and_resume_gives_the_training_of_an_uninterrupted_run(tmp_path):
     folder = tmp_path / "killed"
     log = folder / "arm" / "steps.jsonl"
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while time.monotonic() < until and child.poll() is None and len(read_jsonl(log)) < 8:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)

@@ -425,7 +425,7 @@ def test_kill_and_resume_gives_the_cells_and_losses_of_an_uninterrupted_run(tmp_
     folder = tmp_path / "killed"
     log = folder / "arm" / "steps.jsonl"
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while time.monotonic() < until and child.poll() is None and len(read_jsonl(log)) < kill_after:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
@@ -632,7 +632,7 @@ def test_training_stops_after_checks_without_a_new_best_also_after_a_kill(tmp_pa
     child = subprocess.Popen(
         [sys.executable, "-c", CHOOSER, str(tmp_path / "killed")], env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    log, until = tmp_path / "killed" / "arm" / "steps.jsonl", time.monotonic() + 120
+    log, until = tmp_path / "killed" / "arm" / "steps.jsonl", time.monotonic() + 300
     while time.monotonic() < until and child.poll() is None and len(read_jsonl(log)) < best + 1:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
