@@ -106,7 +106,7 @@ def paft_side(options: argparse.Namespace, environment: dict[str, str]) -> dict[
     wanted = {"kind": "adaptive", "half_width": {"table_mean": options.half_width}}
     config = settings(options, None, wanted)
     (folder / "run.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "paft.cli", "run", str(folder / "run.yaml"), "--out", str(folder / "out")]
+    command = [sys.executable, "-m", "paft", "run", str(folder / "run.yaml"), "--out", str(folder / "out")]
     taken = run(command, environment, folder / "paft.log")
     arm = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))["arms"]["base"]
     names = ("table_mean", "mean", "prompt_sd", "table_sd", "table_p10", "table_median", "table_worst")

@@ -109,7 +109,7 @@ def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
     paths = [settings(folder, task, updates, options) for updates in options.updates]
     for path in paths:
         rows = str(path.with_suffix(".jsonl"))
-        start([sys.executable, "-m", "paft.cli", "export", "dataset", str(path), "--arm", "tuned", "--as", "text", "-o", rows], path, options)  # fmt: skip
+        start([sys.executable, "-m", "paft", "export", "dataset", str(path), "--arm", "tuned", "--as", "text", "-o", rows], path, options)  # fmt: skip
     theirs, ours = [], []
     same = [f"--{name}={getattr(options, name)}" for name in ("model", "groups", "answers", "tokens", "kl")]
     for _ in range(options.repeats):
@@ -134,7 +134,7 @@ def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def paft(path: Path) -> list[str]:
     shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-    return [sys.executable, "-m", "paft.cli", "train", str(path), "--out", str(path.with_suffix(""))]
+    return [sys.executable, "-m", "paft", "train", str(path), "--out", str(path.with_suffix(""))]
 
 
 def start(command: list[str], path: Path, options: argparse.Namespace) -> Side:

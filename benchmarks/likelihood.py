@@ -168,7 +168,7 @@ def measure(workload: str, options: argparse.Namespace) -> dict[str, object]:
         for path in (folder / "peer", folder / "paft"):
             shutil.rmtree(path, ignore_errors=True)
         theirs.append(run(peer_command(folder, options), environment, folder / "peer.log"))
-        ours.append(run([sys.executable, "-m", "paft.cli", "run", str(folder / "run.yaml"), "--out", str(folder / "paft")],
+        ours.append(run([sys.executable, "-m", "paft", "run", str(folder / "run.yaml"), "--out", str(folder / "paft")],
                         environment, folder / "paft.log"))  # fmt: skip
     their_tokens, our_tokens, head = tokens(requests, int(options.batch_size))
     read = json.loads((folder / "paft" / "results.json").read_text(encoding="utf-8"))["arms"]["base"]["tokens_read"]

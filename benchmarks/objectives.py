@@ -95,7 +95,7 @@ def main() -> None:
         )
         runs.append(options.out / f"{options.task}-{seed}")
         load_run_config(config)
-        command = [sys.executable, "-m", "paft.cli", "run", str(config), "--out", str(runs[-1])]
+        command = [sys.executable, "-m", "paft", "run", str(config), "--out", str(runs[-1])]
         subprocess.run(command, check=True, env=os.environ)
     arms = load_results(runs[0])["arms"]
     print("rows read and tokens per training:")

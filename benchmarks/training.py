@@ -245,7 +245,7 @@ def out_of(path: Path) -> Path:
 
 def paft(path: Path) -> list[str]:
     shutil.rmtree(out_of(path), ignore_errors=True)
-    return [sys.executable, "-m", "paft.cli", "train", str(path), "--out", str(out_of(path))]
+    return [sys.executable, "-m", "paft", "train", str(path), "--out", str(out_of(path))]
 
 
 def start(command: Callable[[Path], list[str]], path: Path, options: argparse.Namespace) -> Side:

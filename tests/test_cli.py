@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from importlib import metadata
 from pathlib import Path
 from unittest import mock
 
@@ -23,7 +24,7 @@ from tests import tiny
 def call(*arguments: str, **more) -> subprocess.CompletedProcess[str]:
     """The command line on these words: in this process, which spares the start, or in one of its own where `more` is asked for."""
     if more:
-        command = [sys.executable, "-m", "paft.cli", *arguments]
+        command = [sys.executable, "-m", "paft", *arguments]
         return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **more)
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", ["paft", *arguments]):
@@ -125,6 +126,16 @@ def test_wrong_files_are_one_line(tmp_path):
     assert "cannot be read" in refused(call("report", str(tmp_path)))
 
 
+def test_the_bare_command_shows_its_help_and_the_version_can_be_asked_for():
+    for bare in ([], ["prompts"]):
+        done = call(*bare)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert {"Commands:", "Options:"} <= {line.strip() for line in done.stderr.splitlines()}
+    assert call("--version").stdout == f"paft {metadata.version('paft')}\n"
+    as_module = subprocess.run([sys.executable, "-m", "paft", "--version"], capture_output=True, text=True, check=True)
+    assert as_module.stdout == call("--version").stdout
+
+
 def test_wrong_words_on_the_command_line_are_one_line():
     assert "--help" in refused(call("demp"))
     assert "--help" in refused(call("run"))
@@ -151,7 +162,7 @@ def test_no_network_and_nothing_cached_is_one_line(config, tmp_path):
 def test_two_processes_never_write_one_run(config, tmp_path):
     out = tmp_path / "out"
     first = subprocess.Popen(
-        [sys.executable, "-m", "paft.cli", "run", str(config), "--out", str(out)],
+        [sys.executable, "-m", "paft", "run", str(config), "--out", str(out)],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
@@ -164,7 +175,7 @@ def test_two_processes_never_write_one_run(config, tmp_path):
 
 def test_an_interrupt_is_one_line_that_says_how_to_go_on(config, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "paft.cli", "run", str(config), "train.epochs=400", "--out", str(out)]
+    command = [sys.executable, "-m", "paft", "run", str(config), "train.epochs=400", "--out", str(out)]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     until = time.monotonic() + 300
     while not (out / "single" / "steps.jsonl").exists() and time.monotonic() < until:

@@ -267,7 +267,7 @@ def test_arms_over_training_seeds(world, tmp_path):
     assert base.over.seed_sd.value == 0  # not trained
     assert last.over.mean.value == pytest.approx(rows[2].over.mean.value - rows[1].over.mean.value)
     page = tmp_path / "both.html"
-    command = [sys.executable, "-m", "paft.cli", "report", str(out), str(tmp_path / "b"), "-o", str(page)]
+    command = [sys.executable, "-m", "paft", "report", str(out), str(tmp_path / "b"), "-o", str(page)]
     assert subprocess.run(command, timeout=120).returncode == 0
     assert f"{tmp_path / 'b'}:paft" in page.read_text(encoding="utf-8")
     assert "Between runs, free answers" in page.with_suffix(".md").read_text(encoding="utf-8")
@@ -351,7 +351,7 @@ def test_the_scored_split_may_not_select(tmp_path):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_kill_at_a_random_instant_changes_nothing(world, tmp_path, seed):
     config, _, results = world
-    command = [sys.executable, "-m", "paft.cli", "run", str(config), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "paft", "run", str(config), "--out", str(tmp_path)]
     child = subprocess.Popen(
         command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

@@ -17,6 +17,8 @@ from paft.errors import ConfigError
 from paft.finished import load_results, load_tables
 from paft.watch import LineWatcher
 from tests import tiny
+from tests.chat_server import ChatServer
+from tests.test_batprompt import answer
 
 
 @contextlib.contextmanager
@@ -139,6 +141,46 @@ def test_an_arm_that_is_added_has_its_row_and_its_difference(world, tmp_path):
     text = reproduce.reproduce(planned, tmp_path, quiet, lambda _: None)
     assert "| BATprompt | " in text
     assert "BATprompt " in text.split("PAFT, K=4, T=3 minus ")[1]
+
+
+def test_batprompt_is_one_command_with_a_writer(world, tmp_path):
+    """Its search runs first, on the run's own held-out examples; all arms then train on the set that it leaves."""
+    folder, overrides = world
+    given = ["--task", str(folder / "data" / "task.yaml"), "--seed", "0", "--out", str(tmp_path / "out"), *overrides]
+    search = tmp_path / "search.yaml"
+    with ChatServer(reply=answer) as server:
+        told = {"writer": {"name": "w", "model": "served", "base_url": server.url}, "examples": 4, "rounds": 1}
+        search.write_text(json.dumps(told), encoding="utf-8")
+        planned = CliRunner().invoke(app, ["reproduce", "table1", *given, "--batprompt", str(search), "--plan"])
+        assert "w is asked 1 x 5 times at most" in planned.output
+        assert not server.asked
+        found = CliRunner().invoke(app, ["reproduce", "table1", *given, "--batprompt", str(search)])
+        assert found.exit_code == 0, found.output
+        asked = len(server.asked)
+        assert 0 < asked <= 5
+        again = CliRunner().invoke(app, ["reproduce", "table1", *given, "--batprompt", str(search)])
+        assert (again.exit_code, len(server.asked)) == (0, asked)
+    assert "| BATprompt | " in (tmp_path / "out" / "table1-smoke.md").read_text(encoding="utf-8")
+    (kept,) = (tmp_path / "out" / "methods-batprompt").rglob("search/search.json")
+    prompt = json.loads(kept.read_text(encoding="utf-8"))["prompt"]
+    rows = (kept.parent.parent / "batprompt" / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {each for row in rows for each in json.loads(row)["prompts"]} == {prompt}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "more", "said"),
+    [
+        ("kt", {}, "it is for table1, inference, training-time, min-con"),
+        ("table1", {"run": "x.yaml"}, "leave `run` out"),
+        ("table1", {"round": 2}, "round"),
+    ],
+)
+def test_a_search_that_does_not_belong_is_refused(tmp_path, experiment, more, said):
+    search = tmp_path / "search.yaml"
+    search.write_text(json.dumps({"writer": {"name": "w", "model": "served"}, **more}), encoding="utf-8")
+    found = CliRunner().invoke(app, ["reproduce", experiment, "--batprompt", str(search)])
+    assert isinstance(found.exception, ConfigError)
+    assert said in str(found.exception)
 
 
 def test_other_models_have_columns_of_their_own(world, tmp_path, monkeypatch):

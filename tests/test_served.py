@@ -57,7 +57,7 @@ def test_a_served_and_a_local_model_in_one_run_get_the_same_table(tmp_path):
 def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path):
     with ModelServer(delay=0.05) as server:
         config = served(tmp_path, server)
-        command = [sys.executable, "-m", "paft.cli", "run", str(config), "--out", str(tmp_path / "out")]
+        command = [sys.executable, "-m", "paft", "run", str(config), "--out", str(tmp_path / "out")]
         child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
         until = time.monotonic() + 300
         while len(server.asked) < 40 and time.monotonic() < until:

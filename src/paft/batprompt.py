@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from paft.arms import untrained
-from paft.config import BatpromptConfig, CellBudgetConfig, EvalConfig, dump_yaml, load_run_config
+from paft.config import BatpromptConfig, CellBudgetConfig, EvalConfig, RunConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, PromptSetError, few
 from paft.evaluation import evaluate
 from paft.grid import Grid
@@ -51,20 +51,28 @@ def batprompt(
     config: BatpromptConfig,
     out: Path,
     *,
+    run: RunConfig | None = None,
     writer: Writer | None = None,
     say: Say = lambda _: None,
     tick: Tick = lambda done, total, note: None,
 ) -> Robust:
     """Search, and write the prompt set with what was found among its train prompts: `prompts.yaml`, `search.json`, `replies.jsonl`.
 
-    writer: asked in place of the one in the settings. Raises EndpointError when a server fails (replies are kept, the next call goes
+    run, writer: in place of those in the settings. Raises EndpointError when a server fails (replies are kept, the next call goes
     on), PromptSetError when the directory holds another search.
     """
-    run = load_run_config(Path(config.run))
+    if run is None:
+        if config.run is None:
+            raise ConfigError(
+                "run: not given; name the settings file of a run that trains, as in run: examples/piqa-small.yaml"
+            )
+        run = load_run_config(Path(config.run))
     m = prepare(run, say)
     start = _start(m.prompts, config.start)
     if not m.dev:
-        raise ConfigError(f"{config.run}: no arm is trained, so no examples are held out; name the run that trains")
+        raise ConfigError(
+            f"{config.run or run.name}: no arm is trained, so no examples are held out; name the run that trains"
+        )
     place = BuildDir(out)
     with place.locked():
         kept = config.model_dump(mode="json", exclude={"rounds": True, "writer": set(FREE)})

@@ -770,8 +770,8 @@ class SolverConfig(WriterConfig):
 class BatpromptConfig(Strict):
     """One train prompt to be made robust (`paft.batprompt`): of which run, by whom, at what cost."""
 
-    run: str
-    """Settings file of a run: its task, prompt set, model, and the examples that it holds out of training."""
+    run: str | None = None
+    """Settings file of a run: its task, prompt set, model, and the examples that it holds out of training. `paft reproduce` has runs of its own."""
     writer: WriterConfig
     start: int | str = 0
     """The train prompt to begin with: position or id."""

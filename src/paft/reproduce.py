@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from paft.config import RunConfig, load_run_config
+from paft.batprompt import batprompt
+from paft.config import BatpromptConfig, RunConfig, load_run_config
 from paft.errors import ConfigError, PaftError, few, nearest
 from paft.evaluation.remedies import batch_calibrated, ensemble
 from paft.evaluation.stats import compare
@@ -48,6 +49,8 @@ class Plan:
     """Multiplications and additions, about: for every weight of the model 6 a trained token and 2 a scored one."""
     hours: float
     """At the speed of a machine that the scale is meant for."""
+    search: BatpromptConfig | None = None
+    """How each run finds the prompt of its BATprompt arm, before anything is trained."""
 
     @property
     def tasks(self) -> list[str]:
@@ -87,8 +90,12 @@ def plan(
     overrides: Sequence[str] = (),
     tasks: Sequence[str] = (),
     seeds: Sequence[int] = (),
+    search: BatpromptConfig | None = None,
 ) -> Plan:
-    """What an experiment runs. overrides: settings of every run (model=..., train.epochs=1). Raises ConfigError for names that there are not."""
+    """What an experiment runs. overrides: settings of every run (model=..., train.epochs=1). search: what finds the prompt of an arm more.
+
+    Raises ConfigError for names that there are not.
+    """
     told = _told()
     for given, known, what in ((experiment, told["experiments"], "experiment"), (scale, told["scales"], "--scale")):
         if given not in known:
@@ -96,6 +103,16 @@ def plan(
     asked, size = told["experiments"][experiment], told["scales"][scale]
     runs: dict[tuple[str, int], tuple[RunConfig, Path]] = {}
     flops = 0.0
+    kept = asked["runs"]
+    if search is not None:
+        if kept != "methods":
+            rows = [name for name, each in told["experiments"].items() if each["runs"] == "methods"]
+            raise ConfigError(f"--batprompt: {experiment} compares no methods; it is for {', '.join(rows)}")
+        kept = f"{kept}-batprompt"  # other prompts, other runs
+        asked = {
+            **asked,
+            "arms": {**dict(list(asked["arms"].items())[:-1]), **_BATPROMPT, **dict(list(asked["arms"].items())[-1:])},
+        }
     arms = {name: _with_budget(arm, size["search"]) for name, arm in asked["arms"].items()}
     models = size["models"] if asked["runs"] == "models" else {size["settings"]["model"]: size["weights"]}
     for (model, weights), task, seed in itertools.product(
@@ -109,7 +126,7 @@ def plan(
         config = config.model_copy(
             update={"arms": {**{n: a for n, a in config.arms.items() if n != last}, last: config.arms[last]}}
         )
-        column, place = task, [asked["runs"], scale]
+        column, place = task, [kept, scale]
         if asked["runs"] == "models":
             short = str(config.model).rstrip("/").rpartition("/")[2]
             column, place = f"{task}, {short}", [*place, short]
@@ -120,7 +137,11 @@ def plan(
         flops += float(weights) * _cost(config, told["rows"].get(task), told["tokens"].get(task, 200))
     titles = {name: arm.title or name for name, arm in config.arms.items()}
     hours = flops / float(size["speed"]) / 3600
-    return Plan(experiment, scale, asked["about"], titles, runs, size.get("needs_gib", 0.0), flops, hours)
+    return Plan(experiment, scale, asked["about"], titles, runs, size.get("needs_gib", 0.0), flops, hours, search)
+
+
+_BATPROMPT = {"batprompt": {"title": "BATprompt", "train": {"schedule": {"kind": "fixed", "prompt": 0}}}}
+"""Its prompt is known when a run begins."""
 
 
 def _check(config: RunConfig, experiment: str, model: str, task: str, seed: int, arms: Mapping[str, Any]) -> None:
@@ -180,6 +201,13 @@ def describe(planned: Plan) -> str:
         + (f", {train.epochs} epochs, updates of {train.batch_size}" if train else ""),
         f"  {config.evaluate.prompts or 'all'} unseen prompts x {config.evaluate.examples or 'all'} examples, "
         f"{' and '.join(config.evaluate.scorers)}",
+        *(
+            [
+                f"  BATprompt: {planned.search.writer.name} is asked {planned.search.rounds} x {planned.search.examples + 1} times at most, for every task and seed"
+            ]
+            if planned.search
+            else []
+        ),
         f"  about {planned.flops:.0e} operations, {planned.hours:,.1f} hours of a machine of that scale",
     ]
     return "\n".join(lines)
@@ -205,6 +233,10 @@ def reproduce(planned: Plan, out: Path, watch: Callable[[str], Any], say: Callab
     for (task, seed), (config, folder) in planned.runs.items():
         say(f"{planned.experiment}: {task}, seed {seed}, in {folder}")
         with watch(f"{task} seed {seed}") as watcher:
+            if planned.search is not None:
+                with watcher.stage("batprompt") as tick:
+                    found = batprompt(planned.search, folder / "search", run=config, say=watcher.say, tick=tick)
+                config = _trained_on(config, found.prompt.id, folder / "search" / "prompts.yaml")
             run(config, folder, watcher)
     figures = {task: _figures(planned, task) for task in planned.tasks}
     text = _markdown(planned, figures)
@@ -215,6 +247,14 @@ def reproduce(planned: Plan, out: Path, watch: Callable[[str], Any], say: Callab
         {"experiment": planned.experiment, "scale": planned.scale, "figures": figures, **_provenance(planned)},
     )
     return text
+
+
+def _trained_on(config: RunConfig, prompt: str, prompts: Path) -> RunConfig:
+    arm = config.arms["batprompt"]
+    train = {**(arm.train or {}), "schedule": {"kind": "fixed", "prompt": prompt}}
+    return config.model_copy(
+        update={"prompts": str(prompts), "arms": {**config.arms, "batprompt": arm.model_copy(update={"train": train})}}
+    )
 
 
 def _figures(planned: Plan, task: str) -> dict[str, Any]:

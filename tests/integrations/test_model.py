@@ -127,7 +127,7 @@ def command(run: Path, out: Path, endpoint: str) -> subprocess.CompletedProcess[
     asked = [
         sys.executable,
         "-m",
-        "paft.cli",
+        "paft",
         "export",
         "model",
         f"{run}:paft",

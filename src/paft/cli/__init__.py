@@ -11,6 +11,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -36,6 +38,13 @@ for top_level in (runs_app, scoring_app, machine_app):
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(export_app, name="export")
 app.add_typer(import_app, name="import")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        typer.echo(f"paft {metadata.version('paft')}")
+        raise typer.Exit
 
 
 def main() -> None:
@@ -71,6 +80,9 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # typer brings a click of its own
+            print(error, file=sys.stderr)
+            sys.exit(2)
         usage = _usage(error)
         if usage is not None:
             _fail(usage)

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from paft.cli.common import Json, Out, Overrides, follows, go, packaged, say, watcher
-from paft.config import load_mapping, load_run_config
+from paft.config import BatpromptConfig, load_mapping, load_run_config, validate
+from paft.errors import ConfigError
 
 runs_app = typer.Typer()
 
@@ -63,6 +64,12 @@ def reproduce_(
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of all runs and tables.")] = Path(
         "runs/reproduce"
     ),
+    batprompt: Annotated[
+        Path | None,
+        typer.Option(
+            help="Settings of a search by a writer, without `run`: adds the baseline BATprompt (docs/reproduce.md)."
+        ),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be run and what it takes, and stop.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Try a scale that this machine is too small for.")] = False,
 ) -> None:
@@ -72,7 +79,12 @@ def reproduce_(
     """
     from paft import reproduce as module
 
-    planned = module.plan(experiment, scale, out, overrides or [], task or [], seed or [])
+    search = validate(BatpromptConfig, load_mapping(batprompt), str(batprompt)) if batprompt else None
+    if search is not None and search.run is not None:
+        raise ConfigError(
+            f"{batprompt}: names the run {search.run}, and an experiment has runs of its own; leave `run` out"
+        )
+    planned = module.plan(experiment, scale, out, overrides or [], task or [], seed or [], search)
     reason = None if plan or anyway else module.too_small(planned)
     if plan or reason:
         typer.echo(module.describe(planned))

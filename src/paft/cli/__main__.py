@@ -1,5 +1,0 @@
-"""python -m paft.cli, for launchers that start a module."""
-
-from paft.cli import main
-
-main()
