@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from paft.tasks import load_task
 from paft.tasks.answers import answer_format_from
 from paft.tasks.table import TASKS
 from paft.tasks.types import Example
@@ -214,3 +216,39 @@ def test_all_public_rows_can_be_read():
     assert {len(choices) for _, choices, _ in parts} == {5}
     assert all(fields["goal"] and fields["tool"] for fields, _, _ in parts)
     assert ["ABCDE"[answer] for _, _, answer in parts] == [each["ground_truth"]["answer"] for each in rows.values()]
+
+
+def test_the_other_parts_become_tasks_as_the_documents_show(tmp_path, monkeypatch):
+    """Their rows are made here as their grader reads them: `ground_truth` with thought, name and args, an object or its JSON."""
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    section = page[page.index("## Reason, retrieve, understand") :]
+    code, described = section.split("```python\n")[1].split("```")[0], section.split("```yaml\n")[1].split("```")[0]
+    gold = {"thought": "First I look.", "name": "Shop.find", "args": {"thing": "a lamp"}}
+    turns = [{"role": "system", "content": "Call Shop.find or List.sort."}, {"role": "user", "content": "A lamp?"}]
+    (tmp_path / "T-Eval" / "data").mkdir(parents=True)
+    for part in ("reason", "retrieve", "understand"):
+        rows = {
+            "a": {"origin_prompt": turns, "ground_truth": gold},
+            "b": {"origin_prompt": turns, "ground_truth": json.dumps(gold)},
+        }
+        (tmp_path / "T-Eval" / "data" / f"{part}_str_v2.json").write_text(json.dumps(rows), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "tasks.md", "exec"), {})
+    spec = yaml.safe_load(described)
+    retrieve = {key: value for key, value in spec.items() if key not in ("kind", "score")} | {"choices_from": "names"}
+    for name, changes in (
+        ("reason", spec),
+        ("understand", {**spec, "answer": "args"}),
+        ("retrieve", {**retrieve, "answer": "name"}),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**changes, "files": {"test": f"{name}.jsonl"}}))
+    found = {
+        part: load_task(tmp_path / f"{part}.yaml").split("test").examples
+        for part in ("reason", "understand", "retrieve")
+    }
+    assert [(e.choices[0], e.score) for e in found["reason"]] == [("First I look.", "similarity")] * 2
+    assert found["understand"][0].choices == ("{'thing': 'a lamp'}",)
+    assert (found["retrieve"][0].choices, found["retrieve"][0].answer) == (
+        ("FinishAction", "List.sort", "Shop.find"),
+        2,
+    )

@@ -66,7 +66,7 @@ def worth(answer: Any, completion: str, example: Example) -> Any:
     ("text", "plain"),
     [
         ("The  Old\nTown!", "old town"), ("U.S.A.", "usa"), ("a cat, an owl & the dog", "cat owl dog"), ("theatre", "theatre"),
-        ("co-operate", "cooperate"), ("A", "a"), ("The", "the"), ("$", "$"), (" ... ", "..."), ("", ""), ("Cafe\u0301", "caf\u00e9"),
+        ("co-operate", "cooperate"), ("A", "a"), ("\"The\".", "the"), ("A the", "a the"), ("$", "$"), (" ... ", "..."), ("", ""), ("Cafe\u0301", "caf\u00e9"),
         ("«Paris»", "«paris»"), ("\ud800 the", "\ud800"), ("{0.__class__}", "0class"),
     ],
 )  # fmt: skip

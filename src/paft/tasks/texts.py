@@ -23,13 +23,14 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalized(text: str) -> str:
     """A text without case, ASCII punctuation, English articles and doubled white space: SQuAD's rule (arXiv 1606.05250, section 6.1).
 
-    A text of which that leaves nothing ("The", "$") keeps all but case and white space.
+    A text of which that leaves nothing keeps its articles ("The"), and if it has none its punctuation ("$").
 
     >>> normalized("The  U.S. Navy!"), normalized("A"), normalized("$")
     ('us navy', 'a', '$')
     """
     lower = unicodedata.normalize("NFC", text).lower()
-    return " ".join(_ARTICLE.sub(" ", lower.translate(_NO_PUNCTUATION)).split()) or " ".join(lower.split())
+    words = lower.translate(_NO_PUNCTUATION)
+    return next((found for each in (_ARTICLE.sub(" ", words), words, lower) if (found := " ".join(each.split()))), "")
 
 
 def token_f1(said: str, accepted: str) -> float:
