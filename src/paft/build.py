@@ -223,7 +223,10 @@ class _Build:
         if not self.about:
             raise ConfigError(f"build of {config.task!r}: say in `about`, in a sentence or two, what the task is")
         unjudged = {"code": "code, which a build does not run", "plan": "plans, which a build does not judge"}
-        if config.solver is not None and (answers := unjudged.get(getattr(self.task, "open_kind", ""))):
+        answers = unjudged.get(getattr(self.task, "open_kind", ""))
+        if self.examples[0].score == "similarity":
+            answers = "scored by similarity, which a build does not judge"
+        if config.solver is not None and answers:
             raise ConfigError(f"solver: answers to {self.task.name!r} are {answers}; leave it out")
         self.shown = self._shown()
         self.settings = {each.name: each for each in config.everybody}

@@ -140,8 +140,8 @@ def aligned(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> np.ndarray:
 def _check_judge(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> None:
     if other.judge != matrix.judge:
         raise DataError(
-            f"{where}: answers scored by embedding model {other.judge or 'none'}, the others by {matrix.judge or 'none'}; score both with "
-            "one evaluate.embeddings"
+            f"{where}: answers scored by embedding model or rule {other.judge or 'none'}, the others by {matrix.judge or 'none'}; score both "
+            "with one evaluate.embeddings, and texts by one `score`"
         )
 
 

@@ -13,8 +13,8 @@ from paft.evaluation.evaluate import reference_row
 from paft.grid import Grid
 from paft.prompts import PromptSet, PromptSplit
 from paft.tasks import Example, Split, Task, load_task
+from paft.tasks.embeddings import judge_by
 from paft.tasks.expressions import require_math_verify
-from paft.tasks.plans import judge_plans
 from paft.tasks.sandbox import allow_code
 from paft.tasks.types import content_id
 from paft.training.rewards import find_reward, require_trl
@@ -63,6 +63,8 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
 
     test = take(examples(config.evaluate.split), config.evaluate.examples, TEST_SUBSET)
     _check_images(config, test)
+    if judges and any(example.score == "similarity" for example in test):
+        _name_judge(config, say, "texts scored by similarity")
     grid = _scored(config, prompts, test, examples(config.evaluate.split))
     others = _beside(config, prompts, grid)
     train: tuple[Example, ...] = ()
@@ -127,21 +129,21 @@ def _check_scorers(config: RunConfig, task: Task, judges: bool, say: Any) -> Non
             )
         allow_code()
     if judges and getattr(task, "open_kind", "") == "plan":
-        _judge_plans(config, say)
+        _name_judge(config, say, "plans")
     if judges and getattr(task, "open_kind", "") == "expression":
         require_math_verify()
 
 
-def _judge_plans(config: RunConfig, say: Any) -> None:
+def _name_judge(config: RunConfig, say: Any, answers: str) -> None:
     from paft.lm.embed import Embedder
 
     try:
         embed = Embedder(config.evaluate.embeddings, source=config.source, say=say, published=True)
     except AssetError as error:
         raise AssetError(
-            f"evaluate.embeddings: {error}; plans are judged by a sentence embedding model (docs/tasks.md)"
+            f"evaluate.embeddings: {error}; {answers} are judged by a sentence embedding model (docs/tasks.md)"
         ) from None
-    judge_plans(embed, embed.identity)
+    judge_by(embed, embed.identity)
 
 
 def _check_images(config: RunConfig, examples: Sequence[Example]) -> None:

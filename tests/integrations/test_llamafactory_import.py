@@ -93,6 +93,23 @@ def test_the_prompt_around_a_text_is_what_all_rows_share(tmp_path):
     assert example.fields["text"] == f"{number} apples and {number}"
 
 
+def test_answers_of_every_kind_are_free_texts(tmp_path):
+    rows = [
+        {"instruction": "Describe.", "input": f"thing {i}", "output": f"It is thing {i}.\nIt is {i} cm."}
+        for i in range(30)
+    ]
+    done = import_llamafactory(write(tmp_path, rows), tmp_path / "out")
+    task = load_task(tmp_path / "out" / "task.yaml")
+    (example, *_) = task.split("train").examples
+    number = example.fields["text"].split()[-1]
+    assert (done.kind, example.score, example.choices) == (
+        "text",
+        "f1",
+        (f"It is thing {number}.\nIt is {number} cm.",),
+    )
+    assert load_run_config(tmp_path / "out" / "run.yaml").evaluate.scorers == ["generation"]
+
+
 def test_a_run_follows_once_there_are_prompts(tmp_path):
     file = write(tmp_path, with_input(), model_name_or_path=str(tiny.saved_model(tmp_path / "model")), bf16=False)
     import_llamafactory(file, tmp_path / "out")
@@ -129,7 +146,7 @@ def test_a_run_follows_once_there_are_prompts(tmp_path):
         (with_input(), {"formatting": "sharegpt"}, {}, "only alpaca rows"),
         (with_input(), {"columns": {"prompt": "instruction", "response": "answer"}}, {}, "column 'answer' is missing"),
         (with_input(10), {}, {}, "20 or more"),
-        ([{"instruction": "Say", "input": str(i), "output": f"text {i}"} for i in range(40)], {}, {}, "answers that can be judged"),
+        ([{"instruction": "Say", "input": str(i), "output": "yes"} for i in range(40)], {}, {}, "every row has the answer 'yes'"),
         (with_input(), {}, {"finetuning_type": "freeze"}, "expected lora or full"),
         ([], {}, {}, "holds no rows"),
         ([{**row, "output": None} for row in with_input()], {}, {}, "row 1: output is empty"),

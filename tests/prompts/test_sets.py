@@ -14,8 +14,8 @@ from paft.prompts import SPLITS, PromptSet, Template, shipped_sets
 from paft.prompts.sets import _from_mapping
 from paft.prompts.similarity import NEAR_DUPLICATE, grams, similarity_matrix, text_form
 from paft.tasks import ChoiceText, Example, Labels, load_task
-from paft.tasks.answers import Code, Plan, Wrapped
-from paft.tasks.plans import judge_plans
+from paft.tasks.answers import Code, Plan, ToolCall, Wrapped
+from paft.tasks.embeddings import judge_by
 from paft.tasks.sandbox import allow_code
 from tests.tiny import embed_by_text
 
@@ -32,6 +32,7 @@ TASKS_OF = {
     ],
     "teval-review": ["teval-review", "teval-review-cut"],
     "teval-plan": ["teval-plan", "teval-plan-cut"],
+    "teval-instruct": ["teval-instruct", "teval-instruct-cut"],
     "sst2": ["sst2", "sst2-demo"],
     "sst2-words": ["sst2-demo", "sst2"],
 }
@@ -62,6 +63,7 @@ def item(name: str, hostile: str = "plain") -> Example:
         )
         shown, right = {
             "code": (tested, f"{head}    return 2 * x\n"),
+            "call": (fields, '{"name": "Shop.find", "args": {"thing": "a lamp", "most": 3}}'),
             "plan": ({**fields, "names": "Shop.find\nList.sort"}, plan),
             "number": (fields, "42"),
             "expression": (fields, "42"),
@@ -89,7 +91,7 @@ def test_a_shipped_set_fits_its_tasks_and_is_large_enough(name: str) -> None:
     assert load_task(TASKS_OF[name][0]).prompts == name
     for task in TASKS_OF[name]:
         found.check(load_task(task))
-    large = name not in ("sst2", "gsm8k", "humaneval", "geometry3k", "xstorycloze", "teval-review", "teval-plan")
+    large = name not in ("sst2", "gsm8k", "humaneval", "geometry3k", "xstorycloze") and not name.startswith("teval-")
     assert len(found.train) >= (400 if large else 60)
     assert len(found.dev) >= (50 if large else 20)
     assert len(found.test) >= 50
@@ -119,7 +121,7 @@ def test_a_shipped_template_shows_hostile_fields_and_reads_its_own_answers(name:
             allow_code()
         except ResourceError as error:
             pytest.skip(str(error))
-    judge_plans(embed_by_text, "by text")
+    judge_by(embed_by_text, "by text")
     for hostile in HOSTILE:
         example = item(name, hostile)
         text = "\n".join(message.text for message in template.render(example))
@@ -132,7 +134,7 @@ def test_a_shipped_template_shows_hostile_fields_and_reads_its_own_answers(name:
     for choice, surface in enumerate(template.answer.surfaces(example)):
         written = Template(template.text, template.answer).target(replace(example, answer=choice))
         assert written == surface
-        if isinstance(template.inner_answer, Code | Plan):
+        if isinstance(template.inner_answer, Code | Plan | ToolCall):
             assert template.answer.parse(surface, example).choice == 0
             continue
         for said in (

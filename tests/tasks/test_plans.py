@@ -27,7 +27,8 @@ from paft.prompts.template import Template
 from paft.store import RunDir
 from paft.tasks import load_task
 from paft.tasks.answers import OTHER, Parsed, Plan, Wrapped, answer_format_from, answer_format_to
-from paft.tasks.plans import Call, judge_plans, judged_by, likeness, read_list, read_steps, write_steps
+from paft.tasks.embeddings import judge_by, judged_by
+from paft.tasks.plans import Call, likeness, read_list, read_steps, write_steps
 from paft.tasks.table import TASKS
 from paft.tasks.types import Example
 from paft.training.rewards import correct, well_formed
@@ -51,9 +52,9 @@ def example(*calls: Call) -> Example:
 @pytest.fixture(autouse=True)
 def judge():
     """Texts are alike when they are the same, and not at all when they are not."""
-    judge_plans(tiny.embed_by_text, "by text")
+    judge_by(tiny.embed_by_text, "by text")
     yield
-    judge_plans(None)
+    judge_by(None)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_call_is_matched_above_four_fifths(cosine, worth):
     """0.75 for the same name and a quarter of the cosine of the arguments: 0.2 is not above 0.8. One of two counts anyway."""
     angle = np.arccos(cosine)
     known = {"x": (1, 0, 0), "y": (np.cos(angle), np.sin(angle), 0), "A": (0, 0, 1), "B": (1, 0, 0)}
-    judge_plans(lambda texts: np.array([known[text] for text in texts]), "by angle")
+    judge_by(lambda texts: np.array([known[text] for text in texts]), "by angle")
     assert likeness((Call("B", "x"), Call("A", "x")), (Call("B", "x"), Call("A", "y"))) == worth
 
 
@@ -100,7 +101,7 @@ def test_the_matching_is_the_best_of_all(rows, columns, seed):
     """Against every matching there is, and every part of it that rises."""
     generator = np.random.default_rng(seed)
     angles = dict(zip("abcdefghABCDEFGH", generator.uniform(0, 0.9, 16), strict=True))
-    judge_plans(lambda texts: np.array([(np.cos(angles[t]), np.sin(angles[t])) for t in texts]), "by angle")
+    judge_by(lambda texts: np.array([(np.cos(angles[t]), np.sin(angles[t])) for t in texts]), "by angle")
     plan = tuple(Call("abcd"[i], "efgh"[i]) for i in range(rows))
     gold = tuple(Call("ABCD"[i], "EFGH"[i]) for i in range(columns))
     weight = [
@@ -216,7 +217,7 @@ def test_partly_right_is_another_answer_with_a_score():
 
 
 def test_no_plan_is_judged_by_nobody():
-    judge_plans(None)
+    judge_by(None)
     assert judged_by() == ""
     with pytest.raises(ConfigError, match=r"evaluate\.embeddings"):
         Plan().parse(LIST, example())
@@ -225,7 +226,7 @@ def test_no_plan_is_judged_by_nobody():
 def test_another_judge_judges_anew():
     other = (FIND, Call("List.order", "{}"))
     assert likeness(other, GOLD) == pytest.approx(2 / 5)
-    judge_plans(lambda texts: np.ones((len(texts), 1)), "all alike")
+    judge_by(lambda texts: np.ones((len(texts), 1)), "all alike")
     assert (likeness(other, GOLD), judged_by()) == (pytest.approx(4 / 5), "all alike")
 
 
@@ -283,12 +284,12 @@ def test_scores_by_different_embedding_models_are_not_compared(tmp_path):
         return str(folder.root)
 
     first, again = written("first"), written("again")
-    judge_plans(lambda texts: np.ones((len(texts), 1)), "all alike")
+    judge_by(lambda texts: np.ones((len(texts), 1)), "all alike")
     other = written("other")
     table = load_tables(Path(first))["a"]["generation"]
     assert (table.judge, table.values_KN[0, 1]) == ("by text", pytest.approx(0.8))
     compare_runs([first, again])
-    with pytest.raises(DataError, match="embedding model all alike, the others by by text; score both with one"):
+    with pytest.raises(DataError, match="embedding model or rule all alike, the others by by text; score both"):
         compare_runs([first, other])
 
 

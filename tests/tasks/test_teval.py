@@ -1,4 +1,4 @@
-"""T-Eval's review and plan parts: rows in the layout of its repository, and its own way to judge, written anew."""
+"""T-Eval's review, plan and instruct parts: rows in the layout of its repository, and its own way to judge, written anew."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from paft.tasks import load_task
 from paft.tasks.answers import answer_format_from
 from paft.tasks.table import TASKS
 from paft.tasks.types import Example
@@ -101,6 +103,64 @@ def test_plans_are_read_from_the_file_of_the_repository(tmp_path):
     assert (len(whole["rows"]), len(train["rows"]), len(test["rows"])) == (501, 260, 180)
 
 
+API = "{'name': 'Stay.find', 'description': 'Finds: [rooms].\\n', 'required_parameters': [{'name': 'place', 'type': 'STRING'}]}"
+
+
+def instruct_row(n: int, response_format: str = "json", **changes: Any) -> dict[str, Any]:
+    layout = {
+        "json": '{"goal": "why", "name": "api", "args": "its args"}',
+        "string": "goal: why\n\nname: api\n\nargs: its args",
+    }
+    system = f"You have access to the following API:\n{API}\nPlease generate the response in the following format:\n{layout[response_format]}\n"
+    chat = [
+        {"role": "system", "content": system},
+        {
+            "role": "user",
+            "content": f" Call the function Stay.find with the parameter as follows: 'place' is 'Berlin {n}'. ",
+        },
+    ]
+    call = {"action": "Stay.find", "args": {"place": f"Berlin {n}", "most": n}}
+    meta = {"response_format": response_format}
+    return {"template": {}, "meta_data": meta, "ground_truth": call, "origin_prompt": chat, **changes}
+
+
+def test_instructions_are_read_from_the_file_of_the_repository_and_asked_once(tmp_path):
+    home = tmp_path / "datasets--lovesnowbest--T-Eval"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("c0ffee" * 6 + "c0ff")
+    file = home / "snapshots" / ("c0ffee" * 6 + "c0ff") / "data" / "instruct_v2.json"
+    file.parent.mkdir(parents=True)
+    chat = instruct_row(2)["origin_prompt"]
+    wrong = {
+        "v": instruct_row(2, origin_prompt=[{"role": "system", "content": "You have these APIs: a, b."}, chat[1]]),
+        "w": instruct_row(3, origin_prompt=chat[:1]),
+        "x": instruct_row(4, ground_truth={"action": "Stay.find", "args": "{}"}),
+        "y": instruct_row(5, ground_truth={"name": "Stay.find", "args": {}}),
+        "z": instruct_row(1, ground_truth={"action": "Stay.find", "args": {}}),
+    }
+    both = {f"{n} {kind}": instruct_row(n, kind) for kind in ("string", "json") for n in range(10, 680)}
+    file.write_text(json.dumps({"a": instruct_row(1), **wrong, **both}), encoding="utf-8")
+    whole, train, dev, test = load(
+        tmp_path, "teval-instruct test hub", "teval-instruct-cut train hub", "teval-instruct-cut validation hub", "teval-instruct-cut test hub"
+    )  # fmt: skip
+    _, fields, choices, answer = whole["rows"][0]
+    assert fields == {
+        "request": "Call the function Stay.find with the parameter as follows: 'place' is 'Berlin 1'.",
+        "tools": API,
+    }
+    assert (choices, answer) == (['{"name": "Stay.find", "args": {"place": "Berlin 1", "most": 1}}'], 0)
+    assert [reason for _, reason in whole["rejected"]] == [
+        "ValueError: not a system text with an API and a format, and a request",
+        "ValueError: not enough values to unpack (expected 2, got 1)",
+        "ValueError: no request, or no call with action and args",
+        "KeyError: 'action'",
+        "ValueError: asked before, with another right answer",
+    ]
+    assert [len(part["rows"]) for part in (whole, train, dev, test)] == [671, 400, 60, 200]
+    asked = [row[1]["request"] for part in (train, dev, test) for row in part["rows"]]
+    assert len(set(asked)) == len(asked)
+
+
 def original(completion: str) -> str | None:
     """What stands after the first colon, or the whole; its first character, if it is one of five."""
     said = completion[completion.find(":") + 1 :].strip()
@@ -156,3 +216,39 @@ def test_all_public_rows_can_be_read():
     assert {len(choices) for _, choices, _ in parts} == {5}
     assert all(fields["goal"] and fields["tool"] for fields, _, _ in parts)
     assert ["ABCDE"[answer] for _, _, answer in parts] == [each["ground_truth"]["answer"] for each in rows.values()]
+
+
+def test_the_other_parts_become_tasks_as_the_documents_show(tmp_path, monkeypatch):
+    """Their rows are made here as their grader reads them: `ground_truth` with thought, name and args, an object or its JSON."""
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    section = page[page.index("## Reason, retrieve, understand") :]
+    code, described = section.split("```python\n")[1].split("```")[0], section.split("```yaml\n")[1].split("```")[0]
+    gold = {"thought": "First I look.", "name": "Shop.find", "args": {"thing": "a lamp"}}
+    turns = [{"role": "system", "content": "Call Shop.find or List.sort."}, {"role": "user", "content": "A lamp?"}]
+    (tmp_path / "T-Eval" / "data").mkdir(parents=True)
+    for part in ("reason", "retrieve", "understand"):
+        rows = {
+            "a": {"origin_prompt": turns, "ground_truth": gold},
+            "b": {"origin_prompt": turns, "ground_truth": json.dumps(gold)},
+        }
+        (tmp_path / "T-Eval" / "data" / f"{part}_str_v2.json").write_text(json.dumps(rows), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "tasks.md", "exec"), {})
+    spec = yaml.safe_load(described)
+    retrieve = {key: value for key, value in spec.items() if key not in ("kind", "score")} | {"choices_from": "names"}
+    for name, changes in (
+        ("reason", spec),
+        ("understand", {**spec, "answer": "args"}),
+        ("retrieve", {**retrieve, "answer": "name"}),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**changes, "files": {"test": f"{name}.jsonl"}}))
+    found = {
+        part: load_task(tmp_path / f"{part}.yaml").split("test").examples
+        for part in ("reason", "understand", "retrieve")
+    }
+    assert [(e.choices[0], e.score) for e in found["reason"]] == [("First I look.", "similarity")] * 2
+    assert found["understand"][0].choices == ("{'thing': 'a lamp'}",)
+    assert (found["retrieve"][0].choices, found["retrieve"][0].answer) == (
+        ("FinishAction", "List.sort", "Shop.find"),
+        2,
+    )

@@ -24,8 +24,7 @@ from paft.grid import Cell, Grid
 from paft.lm.ranks import Ranks
 from paft.lm.types import LM, Answered, Question
 from paft.store import CellKey, CellStore
-from paft.tasks.answers import AnswerFormat, Code, Plan
-from paft.tasks.plans import judged_by
+from paft.tasks.answers import AnswerFormat, Code, Plan, scored_by, varies, written
 from paft.tasks.sandbox import allow_code
 from paft.tasks.types import Example
 
@@ -283,12 +282,15 @@ def reference_row(wanted: int | str | None, grid: Grid) -> int | None:
 
 def answer_limits(lm: LM, grid: Grid) -> list[int]:
     """Token limit of a free answer under each prompt: the longest answer that it allows to any example of the population, in
-    tokens of this model, and 4 more. The same for all models with one tokenizer, and for any part of the population."""
+    tokens of this model, and 4 more; twice the longest of texts and calls. The same for all models with one tokenizer, and for any part
+    of the population."""
     population = grid.population or grid.examples
     inner = {template.answer: template.inner_answer for template in grid.templates}
     longest = {kind: _longest(kind, population) for kind in set(inner.values()) if not isinstance(kind, Code | Plan)}
     found = {
-        answer: max((lm.count_tokens(answer.surfaces(example)[c]) for example, c in longest[kind]), default=0) + 4
+        answer: (2 if varies(kind, population[0]) else 1)
+        * max((lm.count_tokens(answer.surfaces(example)[c]) for example, c in longest[kind]), default=0)
+        + 4
         if kind in longest
         else CODE_TOKENS
         if isinstance(kind, Code)
@@ -305,8 +307,8 @@ def _longest(answer: AnswerFormat, population: Sequence[Example]) -> list[tuple[
     found: dict[str, tuple[Example, int]] = {}
     for example in population:
         with contextlib.suppress(TemplateError):
-            for c, surface in enumerate(answer.surfaces(example)):
-                found.setdefault(surface, (example, c))
+            for surface, each, c in written(answer, example):
+                found.setdefault(surface, (each, c))
     return [found[surface] for surface in heapq.nlargest(20, found, key=lambda surface: (len(surface), surface))]
 
 
@@ -341,8 +343,12 @@ def score_matrix(
                 tokens_KN[k, i], ended_KN[k, i] = completion.tokens, completion.stop == "eos"
     ids = tuple(template.id for template in grid.templates), tuple(example.id for example in grid.examples)
     groups_N = groups_of(ids[1], [example.group for example in grid.examples])
-    plans = scorer == "generation" and any(isinstance(template.inner_answer, Plan) for template in grid.templates)
-    judge = judged_by() if plans else ""
+    judges = {
+        scored_by(template.answer, e)
+        for template in grid.templates
+        for e in {e.score: e for e in grid.examples}.values()
+    }
+    judge = max(judges) if scorer == "generation" else ""
     return ScoreMatrix(*ids, values_KN, answers_KN, tokens_KN, ended_KN, groups_N, judge)
 
 
@@ -362,7 +368,7 @@ def cell_table(arm: str, evaluation: Evaluation) -> dict[str, list[Any]]:
 
     fingerprint: of the model. logp, logp_tokens, logp_bytes: of each choice; seam: see `Answered`. seconds: time that the answer
     took when it was computed. sampled: false for cells that were bought for what others of their prompt showed; figures over a
-    table leave them out. judge: the embedding model that scored the free answer, where one did.
+    table leave them out. judge: what scored the free answer, where it may be partly right: an embedding model, shared words.
     """
     grid = evaluation.grid
     plain = (

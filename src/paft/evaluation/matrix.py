@@ -29,7 +29,7 @@ class ScoreMatrix:
     unparsable answer (its value is 0), UNSCORED where it was not asked. tokens_KN: tokens generated (0 for restricted
     choice).
     ended_KN: whether the model ended its answer by itself. groups_N: what each example belongs to, where several stand on one thing
-    (a passage); None where each stands alone. judge: the embedding model that scored answers by likeness; empty where none did.
+    (a passage); None where each stands alone. judge: the embedding model, or other rule, that scored answers by likeness; empty where none did.
     """
 
     prompt_ids: tuple[str, ...]

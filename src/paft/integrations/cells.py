@@ -18,6 +18,7 @@ from paft.errors import DataError, PaftError
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
 from paft.materials import prepare
+from paft.tasks.answers import written
 
 LINES = "cells.jsonl"
 SAID = ("completion", "generation", "output", "response", "prediction")
@@ -31,7 +32,7 @@ def export_cells(config: RunConfig, out: Path, say: Any = lambda _: None) -> int
     """Write a folder with `cells.jsonl`; returns its lines.
 
     A line has `id` (PROMPT/EXAMPLE), `prompt`, `example`, `input` (turns, or with style=raw one text), `choices` as the prompt wants them
-    written, `target` (the right one) and `max_tokens`.
+    written, `target` (the right one), of free texts `accepted` (all that are right), and `max_tokens`.
     """
     materials = prepare(config, say, judges=False)
     config = with_limit(config, materials)
@@ -53,7 +54,7 @@ def _lines(grid: Grid, config: RunConfig) -> Iterator[dict[str, Any]]:
                 "choices": [] if example.is_open else list(template.answer.surfaces(example)),
                 "target": grid.target(cell),
                 "max_tokens": config.evaluate.max_new_tokens,
-            }
+            } | ({"accepted": [text for text, *_ in written(template.answer, example)]} if example.accepted else {})
 
 
 def import_lines(config: RunConfig, place: Path, key: str | None = None, tokenizer: str | None = None) -> Recorded:

@@ -19,6 +19,7 @@ from paft.errors import ConfigError, DataError, few
 from paft.evaluation.evaluate import CODE_TOKENS, PLAN_TOKENS
 from paft.materials import Materials
 from paft.store import disk_errors, new_folder, write_text
+from paft.tasks.answers import varies, written
 
 SETTINGS, PROMPTS = "paft.yaml", "prompts.yaml"
 
@@ -45,21 +46,22 @@ def with_limit(config: RunConfig, materials: Materials) -> RunConfig:
     """The settings with one limit for all free answers, which a harness has to be told.
 
     Where none is given: 512 tokens for code, 1024 for plans; for choices 32, or as many as any tokenizer may want for the longest answer (one for two Latin
-    letters, one for a byte of others). Raises ConfigError for numbers, before which a model may reason.
+    letters, one for a byte of others), and twice that for texts and calls. Raises ConfigError for numbers, before which a model may reason.
     """
-    limit = config.evaluate.max_new_tokens
-    if limit is None and materials.task.num_choices == 1:
+    limit, grid = config.evaluate.max_new_tokens, materials.grid
+    times = 2 if varies(grid.templates[0].answer, grid.examples[0]) else 1
+    if limit is None and materials.task.num_choices == 1 and times == 1:
         limit = {"code": CODE_TOKENS, "plan": PLAN_TOKENS}.get(getattr(materials.task, "open_kind", ""))
         if limit is None:
             raise ConfigError(
                 f"evaluate.max_new_tokens is not set: answers to {materials.task.name!r} may be reasoned out; say how long they may be"
             )
     elif limit is None:
-        grid = materials.grid
         answers = {
-            text for each in grid.templates for example in grid.examples for text in each.answer.surfaces(example)
+            text for each in grid.templates for example in grid.examples for text, *_ in written(each.answer, example)
         }
-        limit = max(32, *(sum(0.5 if c.isascii() else len(c.encode()) for c in text).__ceil__() for text in answers))
+        longest = max(sum(0.5 if c.isascii() else len(c.encode()) for c in text).__ceil__() for text in answers)
+        limit = max(32, times * longest)
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_new_tokens": limit})})
 
 

@@ -38,7 +38,8 @@ class Imported:
 def import_llamafactory(settings: Path, out: Path) -> Imported:
     """Write task.yaml with its rows (80 / 10 / 10 %), run.yaml with the training, and build.yaml for the prompts it still lacks.
 
-    Raises ConfigError and DataError for a stage, formatting or dataset that no task can be made of, and for answers that cannot be judged.
+    Up to MOST_CHOICES different answers are choices, numbers are numbers, others free texts, scored by F1 of their words. Raises ConfigError
+    and DataError for a stage, formatting or dataset that no task can be made of.
     """
     told = load_mapping(settings)
     if told.get("stage", "sft") != "sft":
@@ -65,13 +66,16 @@ def import_llamafactory(settings: Path, out: Path) -> Imported:
     task = {
         "name": plain,
         "fields": ["text"],
-        **({"kind": "number"} if kind == "number" else {"choices": list(choices)}),
+        **({"choices": list(choices)} if kind == "choice" else {"kind": kind}),
+        **({"score": "f1"} if kind == "text" else {}),
         "answer": "answer",
         "id": "id",
         "files": {split: f"{split}.jsonl" for split in parts},
         "prompts": "prompts/prompts.yaml",
     }
     run, left_out = _run(told, plain, out)
+    if kind != "choice":
+        run["evaluate"]["scorers"] = ["generation"]
     build = {
         "task": str(out / "task.yaml"),
         "about": prompts[0],
@@ -139,10 +143,9 @@ def _kind(answers: Sequence[str], file: Path) -> tuple[str, tuple[str, ...]]:
         return "choice", tuple(distinct)
     if all(number_in(answer) is not None for answer in distinct):
         return "number", ()
-    raise DataError(
-        f"{file}: {len(distinct)} different answers such as {distinct[0][:40]!r}; paft tunes on answers that can be judged: up to "
-        f"{MOST_CHOICES} labels, or numbers"
-    )
+    if len(distinct) == 1:
+        raise DataError(f"{file}: every row has the answer {distinct[0][:40]!r}; expected two different ones at least")
+    return "text", ()
 
 
 def _apart(shown: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:

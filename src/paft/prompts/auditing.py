@@ -18,7 +18,7 @@ import numpy as np
 
 from paft.prompts.similarity import MEANING, Embed, cosine_pairs, near_pairs, reworded_pairs, static_form
 from paft.prompts.template import Fault, Template, template_to
-from paft.tasks.answers import LETTERS, ChoiceText, Labels, Plan, Wrapped
+from paft.tasks.answers import LETTERS, ChoiceText, Labels, Plan, ToolCall, Wrapped
 from paft.tasks.types import Task
 
 FAULTS = {
@@ -308,7 +308,7 @@ class _Words:
             re.IGNORECASE,
         )
         negated = asked and (_NEGATED.search(text[: asked.start()]) or _NEGATED.search(asked[0]))
-        due = wrap.lstrip().startswith("{") or self.template.inner_answer == Plan()
+        due = wrap.lstrip().startswith("{") or self.template.inner_answer in (Plan(), ToolCall())
         if asked and not negated and not due and not re.search(r"[\":{]\s*$", text):
             return f"asks for {' '.join(asked[0].split())!r}; the target is {wrap or 'the bare answer'}"
         return None
@@ -364,7 +364,9 @@ class _Words:
         return None
 
     def reasoning(self) -> str | None:
-        """A wish for an explanation, a confidence or several answers that is not negated."""
+        """A wish for an explanation, a confidence or several answers that is not negated. Texts scored by similarity may be explanations."""
+        if getattr(self.task, "score", "exact") == "similarity":
+            return None
         for match in _MORE.finditer(self.text):
             before = re.split(r"[.!?\n;]", self.text[max(0, match.start() - 80) : match.start()])[-1]
             after = self.text[match.end() : match.end() + 40]

@@ -153,6 +153,19 @@ def rules_of(task: Task) -> list[str]:
             '{"wrap": "<plan>{answer}</plan>", "of": "plan"}.',
             "The words must ask for exactly that form, and for the whole plan and nothing else.",
         ]
+    elif getattr(task, "open_kind", "") == "call":
+        rules += [
+            '"answer" says what the model has to write: "call" (a JSON object {"name": ..., "args": {...}}), "python-call" (one call such as '
+            "tool.name(key='value', n=3)), or one of these inside fixed text: "
+            '{"wrap": "<call>{answer}</call>", "of": "call"}.',
+            "The words must ask for exactly that form, with the keys name and args where it is JSON, and for one call and nothing else.",
+        ]
+    elif getattr(task, "open_kind", "") == "text" and task.num_choices == 1:
+        rules += [
+            '"answer" says what the model has to write: "text" (the bare answer), or that inside fixed text: '
+            '{"wrap": "<answer>{answer}</answer>", "of": "text"}.',
+            "The words must ask for exactly that form, and for the bare answer: nothing before it, nothing after it.",
+        ]
     elif task.num_choices == 1:
         kind = getattr(task, "open_kind", "number")
         what = "a number, root or fraction in LaTeX or plain signs" if kind == "expression" else "the bare number"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from paft.prompts.template import Template
-from paft.tasks.answers import ChoiceText, Code, Expression, Labels, Number, Plan, Wrapped
+from paft.tasks.answers import ChoiceText, Code, Expression, Labels, Number, Plan, ToolCall, Wrapped
 
 STRUCTURE = ("placement", "cue", "format", "layout", "system")
 """The features of `structure`."""
@@ -79,6 +79,8 @@ def answer_form(template: Template) -> str:
             inner = "code"
         case Plan(form):
             inner = f"plan as {form}"
+        case ToolCall(form):
+            inner = f"call as {form}"
     return f"{template.answer.wrap} of {inner}" if isinstance(template.answer, Wrapped) else inner
 
 

@@ -25,6 +25,7 @@ from paft.tasks.answers import (
     Labels,
     Number,
     Plan,
+    ToolCall,
     Wrapped,
     answer_format_from,
     answer_format_to,
@@ -82,7 +83,7 @@ class Template:
         return SLOT.sub("", f"{self.system or ''}\n{self.text}")
 
     @property
-    def inner_answer(self) -> Labels | ChoiceText | Number | Expression | Code | Plan:
+    def inner_answer(self) -> Labels | ChoiceText | Number | Expression | Code | Plan | ToolCall:
         """The answer format without its wrap."""
         return self.answer.of if isinstance(self.answer, Wrapped) else self.answer
 
@@ -123,9 +124,10 @@ class Template:
             if count > 1:
                 yield Fault("slot_repeated", f"slot {{{name}}} occurs {count} times; expected once")
         kind = getattr(task, "open_kind", "number") if is_open else ""  # a task of one's own need not say
-        told = {Number: "number", Expression: "expression", Code: "code", Plan: "plan"}.get(type(self.inner_answer), "")
+        kinds = {Number: "number", Expression: "expression", Code: "code", Plan: "plan", ToolCall: "call"}
+        told = kinds.get(type(self.inner_answer), "text" if is_open and self.inner_answer == ChoiceText() else "")
         if kind != told:
-            named = "plan or steps" if kind == "plan" else kind
+            named = {"plan": "plan or steps", "call": "call or python-call"}.get(kind, kind)
             wanted = f"answer: {named}, or a wrap of it" if is_open else "answer: letters, text or labels"
             what = f"open answers ({kind})" if is_open else f"{task.num_choices} choices"
             yield Fault("contract", f"task {task.name!r} has {what}; expected {wanted}")

@@ -362,15 +362,17 @@ def _text(
             (role, clean(head), f"{thousands(left_out)} characters left out" if left_out else "", clean(tail))
             for role, head, left_out, tail in text["messages"]
         ],
-        wording.first_words(text["target"]),
+        " / ".join(wording.first_words(each) for each in (text["target"], *text.get("accepted", ()))),
         own[text["gold"]],
         [f"{written[c]} ({own[c]})" if own[c] else written[c] for c in written],
         f"{thousands(more)} more choices are not shown" if more else "",
-        [_answer(text["arms"][arm], written, scorers) for arm in arms],
+        [_answer(text["arms"][arm], written, scorers, text["choices_of"] == 1) for arm in arms],
     )
 
 
-def _answer(arm: Mapping[str, Any] | None, written: Mapping[int, str], scorers: Sequence[str]) -> Answer | None:
+def _answer(
+    arm: Mapping[str, Any] | None, written: Mapping[int, str], scorers: Sequence[str], is_open: bool
+) -> Answer | None:
     if arm is None:
         return None
     said, note = None, ""
@@ -381,10 +383,11 @@ def _answer(arm: Mapping[str, Any] | None, written: Mapping[int, str], scorers: 
             "ended by the model" if stop == "eos" else "cut off at the limit"
         )
     read = {}
+    unread = "no answer, or several" if is_open else "no choice, or several"
     for scorer in scorers:
         choice, score = arm["scores"][scorer]
         read[scorer] = (
-            f"{_verdict(choice, score, scorer)}: {written.get(choice, 'another answer') if choice >= 0 else 'no choice, or several'}"
+            f"{_verdict(choice, score, scorer)}: {written.get(choice, 'another answer') if choice >= 0 else unread}"
         )
     return Answer(
         said, note, read, [wording.MISSING if x is None else f"{x:.3f}".replace("-", "\u2212") for x in arm["logp"]]

@@ -384,7 +384,7 @@ def _bounded(texts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _text(grid: Grid, evaluations: Mapping[str, Evaluation], k: int, i: int) -> dict[str, Any]:
-    """messages: (role, beginning, characters left out, end). target: the right answer as the prompt wants it. choices: (index,
+    """messages: (role, beginning, characters left out, end). target: the right answer as the prompt wants it. accepted: other free texts that are right. choices: (index,
     as the prompt writes it, the choice's own text), the right one and those given always among them. arms: what each answered, None
     where the cell was not bought: logp of the kept choices in nats, said: (text, characters left out, tokens, stop) of the free answer,
     scores: (choice, score) by scorer."""
@@ -398,6 +398,7 @@ def _text(grid: Grid, evaluations: Mapping[str, Evaluation], k: int, i: int) -> 
         "messages": [[turn.role, *_ends(turn.text)] for turn in grid.chat(Cell(0, k, i))],
         "target": _start(grid.target(Cell(0, k, i)), "choice")[0],
         "gold": example.answer,
+        "accepted": [_start(text, "choice")[0] for text in example.accepted[: CHOICES - 1]],
         "choices": [[c, _start(surfaces[c], "choice")[0], _start(example.choices[c], "choice")[0]] for c in kept],
         "choices_of": len(surfaces),
         "arms": {arm: _given(done.answers_KN[k][i], kept, done.scores, k, i) for arm, done in evaluations.items()},

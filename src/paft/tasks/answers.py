@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
 
 from paft.errors import TemplateError
+from paft.tasks.calls import FunctionCall, agreement, read_json, read_python, write_python
+from paft.tasks.embeddings import judged_by
 from paft.tasks.expressions import boxed, compare, last_said, plain
 from paft.tasks.plans import Call, likeness, read_list, read_steps, write_steps
 from paft.tasks.sandbox import passes
+from paft.tasks.texts import after_thought, first_line, is_one_line, json_objects, normalized, readings, text_worth
 from paft.tasks.types import Example
 
 LETTERS = tuple(string.ascii_uppercase)
@@ -101,24 +105,65 @@ class Labels:
 
 @dataclass(frozen=True)
 class ChoiceText:
-    """The answer is the text of the chosen option itself."""
+    """The answer is the text of the chosen option itself; for examples with an open answer, a free text."""
 
     def surfaces(self, example: Example) -> tuple[str, ...]:
         """The text that stands for each choice, length C: the choices themselves."""
         return example.choices
 
     def parse(self, completion: str, example: Example) -> Parsed:
-        """The choice that the completion repeats.
+        """The choice that the completion repeats; of a free text, what it is worth.
 
         A first line that says nothing but a choice decides. Else a choice counts wherever it stands as whole words, not
         inside a longer choice and not after "not". Case, spacing and punctuation are ignored as far as the choices
         stay different without them. No choice: invalid. Different ones: ambiguous.
+
+        A free text is the first line that says anything, without a lead such as "The answer is"; or all that is said, where an accepted
+        text has several lines or texts are scored by similarity (`paft.tasks.texts`). Nothing said: invalid.
         """
+        if example.is_open:
+            accepted = _accepted(example)
+            return _worth_of(readings(completion, accepted, example.score), accepted, example)
         return _one(_alone(completion, example.choices) or _texts_in(completion, example.choices))
 
     def settled(self, completion: str, example: Example) -> bool:
         """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
+        if example.is_open:
+            return is_one_line(_accepted(example), example.score) and first_line(completion)[1]
         return _first_line_decides(completion, example.choices)
+
+
+def _accepted(example: Example) -> tuple[str, ...]:
+    return (*example.choices, *example.accepted)
+
+
+def _worth_of(said: Sequence[str], accepted: Sequence[str], example: Example) -> Parsed:
+    """The best of some readings of one free text, which are none where nothing is said."""
+    if not said:
+        return Parsed("invalid", None)
+    score = max(text_worth(each, accepted, example.score) for each in said)
+    return Parsed("valid", 0 if score == 1 else OTHER, None if example.score == "exact" else score)
+
+
+def scored_by(answer: AnswerFormat, example: Example) -> str:
+    """What scores that are not one right answer or none rest on, where they do: an embedding model by its identity, or shared words."""
+    inner = answer.of if isinstance(answer, Wrapped) else answer
+    if isinstance(inner, Plan) or (isinstance(inner, ChoiceText) and example.score == "similarity"):
+        return judged_by()
+    return "words (F1)" if isinstance(inner, ChoiceText) and example.score == "f1" else ""
+
+
+def varies(answer: AnswerFormat, example: Example) -> bool:
+    """Whether an answer may be right, or nearly, and longer than the one that is known: a free text, a call."""
+    inner = answer.of if isinstance(answer, Wrapped) else answer
+    return isinstance(inner, ToolCall) or (isinstance(inner, ChoiceText) and example.is_open)
+
+
+def written(answer: AnswerFormat, example: Example) -> Iterator[tuple[str, Example, int]]:
+    """Every answer that the format allows to an example, with an example whose choice it is and the place of the choice."""
+    each = (example, *(replace(example, choices=(text,), accepted=()) for text in example.accepted))
+    for one in each:
+        yield from ((surface, one, c) for c, surface in enumerate(answer.surfaces(one)))
 
 
 @dataclass(frozen=True)
@@ -299,6 +344,51 @@ class Plan:
         return gold
 
 
+@dataclass(frozen=True)
+class ToolCall:
+    """The answer is one call of a tool: a JSON object {"name", "args"}, or `tool.name(key='value')`. For examples with an open answer.
+
+    It is worth what T-Eval's own grader of instructions gives it (`paft.tasks.calls.agreement`).
+    """
+
+    form: Literal["json", "python"] = "json"
+
+    def surfaces(self, example: Example) -> tuple[str, ...]:
+        """The right call. Raises TemplateError for an example that is none, or that this form cannot write."""
+        gold = _gold_call(example)
+        if self.form == "json":
+            return example.choices
+        try:
+            return (write_python(gold),)
+        except ValueError as error:
+            raise TemplateError(
+                f"example {example.id!r}: the right call cannot be written as `answer: python-call` ({error}); use `answer: call`"
+            ) from None
+
+    def parse(self, completion: str, example: Example) -> Parsed:
+        """How much of the right call the completion has; what stands around a call is not read. No call: invalid. Different ones: ambiguous."""
+        gold = _gold_call(example)
+        read = read_json if self.form == "json" else read_python
+        found = read(after_thought(completion))
+        if len(found) != 1:
+            return Parsed("ambiguous" if found else "invalid", None)
+        score = agreement(found[0], gold)
+        return Parsed("valid", 0 if score == 1 else OTHER, score)
+
+    def settled(self, completion: str, example: Example) -> bool:
+        """Never: another call may follow."""
+        return False
+
+
+def _gold_call(example: Example) -> FunctionCall:
+    gold = read_json(example.choices[0]) if example.is_open else []
+    if len(gold) != 1:
+        raise TemplateError(
+            f"example {example.id!r}: `answer: call` and `python-call` need an open answer that is one call, an object {{name, args}}"
+        )
+    return gold[0]
+
+
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
@@ -339,7 +429,7 @@ class Wrapped:
     """
 
     wrap: str
-    of: Labels | ChoiceText | Number | Expression | Code | Plan = Labels()
+    of: Labels | ChoiceText | Number | Expression | Code | Plan | ToolCall = Labels()
 
     def __post_init__(self) -> None:
         before, place, after = self.wrap.partition(PLACE)
@@ -371,8 +461,13 @@ class Wrapped:
         """The choice inside the wrap; what is said around it is not read. No wrap: invalid. Different ones: ambiguous.
 
         White space around and inside the fixed text may vary; JSON is read as JSON, whatever its other keys. The
-        content must be the answer alone.
+        content must be the answer alone. A free text ends where the text after it stands first; without text after it, as it does without
+        a wrap.
         """
+        if isinstance(self.of, ChoiceText) and example.is_open:
+            return self._free_text(after_thought(completion), example)
+        if isinstance(self.of, ToolCall):
+            completion = after_thought(completion)
         surfaces = self.of.surfaces(example)
 
         def alone(text: str) -> set[int]:
@@ -380,10 +475,10 @@ class Wrapped:
 
         if self._json:
             key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
-            said = [str(values[key]) for values in _json_objects(completion) if key in values]
-            if isinstance(self.of, Code | Plan):
+            said = [str(values[key]) for values in json_objects(completion) if key in values]
+            if isinstance(self.of, Code | Plan | ToolCall):
                 return self.of.parse(said[0], example) if said else Parsed("invalid", None)
-        elif isinstance(self.of, Code | Plan):
+        elif isinstance(self.of, Code | Plan | ToolCall):
             opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
             inside = [completion[a:b] for _, a in opens[:1] for b, _ in closes[-1:] if a <= b]
             return self.of.parse(inside[0].strip("\n"), example) if inside else Parsed("invalid", None)
@@ -401,6 +496,47 @@ class Wrapped:
             return _one(found)
         return _one(set().union(*(alone(" ".join(text.split())) for text in said)))
 
+    def _free_text(self, completion: str, example: Example) -> Parsed:
+        """What the text inside the wrap is worth. Wraps around texts that differ once normalized: ambiguous."""
+        accepted = _accepted(example)
+        if self._json:
+            key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
+            objects = (values for values in json_objects(completion) if values.get(key) is not None)
+            inside: Iterable[str] = (str(values[key]) for values in objects)
+        elif self.wrap.partition(PLACE)[2].strip():
+            inside = self._between(completion, accepted)
+        else:
+            opens = re.compile(_loose(self.wrap.partition(PLACE)[0]), re.IGNORECASE).finditer(completion)
+            most = _MOST if is_one_line(accepted, example.score) else 1  # lines reach to the end
+            parts = (completion[found.end() :] for found in itertools.islice(opens, most))
+            inside = (said[0] for part in parts if (said := readings(part, accepted, example.score)))
+        found: dict[str, str] = {}
+        for text in itertools.islice(inside, _MOST):
+            if text.strip():
+                found.setdefault(normalized(text), text.strip())
+            if len(found) > 1:
+                return Parsed("ambiguous", None)
+        return _worth_of(list(found.values()), accepted, example)
+
+    def _between(self, completion: str, accepted: Sequence[str]) -> Iterator[str]:
+        """What stands between the fixed texts: an accepted text to its end, even if it holds what closes the wrap, else up to what closes it."""
+        opens, closes = (re.compile(_loose(part), re.IGNORECASE) for part in self.wrap.split(PLACE))
+        at = 0
+        while opening := opens.search(completion, at):
+            begin = _SPACE.match(completion, opening.end()).end()  # type: ignore[union-attr]  # matches nothing at least
+            for text in accepted:
+                if completion.startswith(text, begin):
+                    space = _SPACE.match(completion, begin + len(text))
+                    if space and (closed := closes.match(completion, space.end())):
+                        yield text
+                        at = closed.end()
+                        break
+            else:
+                if (closing := closes.search(completion, opening.end())) is None:
+                    return
+                yield completion[opening.end() : closing.start()]
+                at = closing.end()
+
     def settled(self, completion: str, example: Example) -> bool:
         """Never: a second wrap may follow, with another answer."""
         return False
@@ -414,20 +550,9 @@ def _json_values(text: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) and (PLACE not in text or PLACE in values.values()) else None
 
 
-def _json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Objects that stand in a text, outermost only."""
-    at = text.find("{")
-    while at >= 0:
-        try:
-            value, end = _DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            end = at + 1
-        else:
-            yield value
-        at = text.find("{", end)
-
-
-_DECODER = json.JSONDecoder(strict=False)
+_SPACE = re.compile(r"\s*")
+_MOST = 1000
+"""Times that a wrap around a free text is looked into."""
 
 
 def _places(part: str, text: str) -> list[tuple[int, int]]:
@@ -437,23 +562,26 @@ def _places(part: str, text: str) -> list[tuple[int, int]]:
     """
     if not part.strip():
         return [match.span() for match in re.finditer(r"$", text, re.MULTILINE)]
-    loose = r"\s*".join(re.escape(word) for word in re.findall(r"\w+|[^\w\s]", part))
-    return [match.span(1) for match in re.finditer(f"(?=({loose}))", text, re.IGNORECASE)]
+    return [match.span(1) for match in re.finditer(f"(?=({_loose(part)}))", text, re.IGNORECASE)]
 
 
-AnswerFormat = Labels | ChoiceText | Number | Expression | Code | Plan | Wrapped
+def _loose(part: str) -> str:
+    return r"\s*".join(re.escape(word) for word in re.findall(r"\w+|[^\w\s]", part))
+
+
+AnswerFormat = Labels | ChoiceText | Number | Expression | Code | Plan | ToolCall | Wrapped
 
 
 def answer_format_from(value: object) -> AnswerFormat:
-    """The format written in a prompt file: "letters", "text", "number", "expression", "code", "plan", "steps", {"labels": [...]}, or
-    {"wrap": text, "of": one of these}."""
+    """The format written in a prompt file: "letters", "text", "number", "expression", "code", "plan", "steps", "call", "python-call",
+    {"labels": [...]}, or {"wrap": text, "of": one of these}."""
     match value:
         case {"wrap": str(wrap), **rest} if rest.keys() <= {"of"}:
             inner = answer_format_from(rest.get("of", "letters"))
             if isinstance(inner, Wrapped):
                 raise TemplateError(
-                    f"answer {value!r}: a wrap inside a wrap; expected letters, text, number, expression, code, plan, steps or labels in "
-                    "`of`"
+                    f"answer {value!r}: a wrap inside a wrap; expected letters, text, number, expression, code, plan, steps, call, "
+                    "python-call or labels in `of`"
                 )
             return Wrapped(wrap, inner)
         case "letters":
@@ -470,11 +598,15 @@ def answer_format_from(value: object) -> AnswerFormat:
             return Plan()
         case "steps":
             return Plan("steps")
+        case "call":
+            return ToolCall()
+        case "python-call":
+            return ToolCall("python")
         case {"labels": [*labels]} if len(value) == 1:  # type: ignore[arg-type]
             return Labels(tuple(labels))
     raise TemplateError(
-        f"answer {value!r}: expected 'letters', 'text', 'number', 'expression', 'code', 'plan', 'steps', {{labels: [one, per, choice]}} or "
-        "{wrap: ..., of: letters}"
+        f"answer {value!r}: expected 'letters', 'text', 'number', 'expression', 'code', 'plan', 'steps', 'call', 'python-call', "
+        "{labels: [one, per, choice]} or {wrap: ..., of: letters}"
     )
 
 
@@ -493,6 +625,8 @@ def answer_format_to(answer: AnswerFormat) -> str | Mapping[str, Any]:
             return "code"
         case Plan(form):
             return "plan" if form == "list" else "steps"
+        case ToolCall(form):
+            return "call" if form == "json" else "python-call"
         case Labels(None):
             return "letters"
         case Labels(labels):

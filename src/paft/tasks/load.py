@@ -24,10 +24,11 @@ from paft.assets import Say, Source
 from paft.config import Strict, load_mapping, validate
 from paft.errors import AssetError, ConfigError, DataError, few, nearest
 from paft.tasks.answers import LETTERS, number_in
+from paft.tasks.calls import FunctionCall, write_json
 from paft.tasks.expressions import is_expression, plain
 from paft.tasks.images import Image, images_in
 from paft.tasks.table import TASKS, HubRows, Parts, TaskRow, WheelRows
-from paft.tasks.types import Example, Rejected, Split, Task, content_id, require_unique_ids, unique_ids
+from paft.tasks.types import Example, Rejected, Split, Task, TextScore, content_id, require_unique_ids, unique_ids
 
 
 def load_task(name: str | Path, source: Source = "auto", say: Say = lambda _: None) -> Task:
@@ -76,7 +77,7 @@ class BuiltinTask:
 
     @property
     def open_kind(self) -> str:
-        """What an open answer is: number, expression, code or plan."""
+        """What an open answer is: number, expression, code, plan or call."""
         return self.row.open_kind
 
     @property
@@ -132,6 +133,7 @@ class BuiltinTask:
                     is_open,
                     self.row.group_by,
                     self.row.images,
+                    self.row.once,
                 )
             except AssetError as error:
                 if self.source == "hub":
@@ -210,14 +212,21 @@ def _read(
     is_open: bool = False,
     group_by: str | None = None,
     images: str | None = None,
+    once: bool = False,
 ) -> Split:
     parts: list[Parts] = []
     shown: list[tuple[Image, ...]] = []
     rejected = []
+    asked: dict[str, Parts] = {}
     for number, row in enumerate(rows):
         try:
             fields, choices, answer = convert(row)
             Example("probe", fields, choices, answer, is_open)
+            before = asked.setdefault(content_id(fields, ()), (fields, choices, answer)) if once else None
+            if before is not None and before[1] != choices:
+                raise ValueError("asked before, with another right answer")
+            if before is not None and before[0] is not fields:
+                continue
             shown.append(images_in(row[images], None, f"column {images!r}") if images else ())
             parts.append((fields, choices, answer))
         except ConfigError:
@@ -243,14 +252,16 @@ class TaskFile(Strict):
     on_bad_row concerns rows that can be read but make no example; a file that cannot be read as its kind is an error.
     prompts: a file beside the description, or the name of a shipped set. group_by: a column whose equal values mark examples that
     stand on the same thing, such as a passage; intervals count them as one draw. image: a column of images that every prompt shows
-    before its words: a path beside the data file or a list of them; in Parquet also bytes.
+    before its words: a path beside the data file or a list of them; in Parquet also bytes. score: how answers that are texts are
+    scored; default exact.
     """
 
     name: str
     fields: list[str] = Field(min_length=1)
     optional_fields: list[str] = []
-    kind: Literal["choice", "number", "expression"] = "choice"
-    """number, expression: the answer column holds one, and nothing is offered to choose from."""
+    kind: Literal["choice", "number", "expression", "text", "call"] = "choice"
+    """number, expression, text, call: the answer column holds one (of texts one or a list), and nothing is offered to choose from."""
+    score: TextScore | None = None
     choices: list[str] | None = None
     choices_from: list[str] | str | None = None
     answer: str
@@ -270,12 +281,15 @@ class FileTask:
     spec: TaskFile
 
     def __post_init__(self) -> None:
-        if self.spec.kind != "choice":
-            if self.spec.choices is not None or self.spec.choices_from is not None:
-                raise DataError(
-                    f"{self.path}: kind {self.spec.kind} has no choices; leave out 'choices' and 'choices_from'"
-                )
-        elif (self.spec.choices is None) == (self.spec.choices_from is None):
+        if self.spec.kind != "choice" and (self.spec.choices is not None or self.spec.choices_from is not None):
+            raise DataError(
+                f"{self.path}: kind {self.spec.kind} has no choices; leave out 'choices' and 'choices_from'"
+            )
+        if self.spec.score is not None and self.spec.kind != "text":
+            raise DataError(
+                f"{self.path}: score {self.spec.score} is for kind: text, and the kind is {self.spec.kind}; leave it out"
+            )
+        if self.spec.kind == "choice" and (self.spec.choices is None) == (self.spec.choices_from is None):
             raise DataError(f"{self.path}: give exactly one of 'choices' (fixed labels) and 'choices_from' (columns)")
         names = [*self.spec.fields, *self.spec.optional_fields]
         for name in names:
@@ -320,8 +334,13 @@ class FileTask:
 
     @property
     def open_kind(self) -> str:
-        """What an open answer is: number or expression."""
-        return "expression" if self.spec.kind == "expression" else "number"
+        """What an open answer is: number, expression, text or call."""
+        return "number" if self.spec.kind == "choice" else self.spec.kind
+
+    @property
+    def score(self) -> TextScore:
+        """How answers that are texts are scored."""
+        return self.spec.score or "exact"
 
     @property
     def shows_images(self) -> bool:
@@ -375,12 +394,8 @@ class FileTask:
         shown = self.spec.image
         images = images_in(column(shown), folder, f"column {shown!r}") if shown else ()
         if self.spec.kind != "choice":
-            gold = _text(column(self.spec.answer), self.spec.answer).strip()
-            if number_in(gold) is None if self.spec.kind == "number" else not is_expression(plain(gold)):
-                raise DataError(
-                    f"column {self.spec.answer!r} holds {gold[:40]!r}; expected {'a number' if self.spec.kind == 'number' else 'an expression'}"
-                )
-            return Example(name_of_row, fields, (gold,), 0, is_open=True, group=group, images=images)
+            gold, *more = _open_answer(column(self.spec.answer), self.spec.kind, self.spec.answer)
+            return Example(name_of_row, fields, (gold,), 0, True, group, images, tuple(more), self.score)
         match self.spec.choices_from:
             case None:
                 choices = tuple(self.spec.choices or ())
@@ -393,6 +408,47 @@ class FileTask:
                 choices = tuple(_text(column(name), name) for name in names)
         answer = _answer_index(column(self.spec.answer), choices)
         return Example(name_of_row, fields, choices, answer, group=group, images=images)
+
+
+def _open_answer(value: Any, kind: str, column: str) -> list[str]:
+    """The right answer as text; of texts all that are accepted, the first of them first. Raises DataError for what is no such answer."""
+    if kind == "text":
+        found = [_text(each, column).strip() for each in (value if isinstance(value, list) else [value])]
+        if not found or not all(found):
+            raise DataError(
+                f"column {column!r} holds {str(value)[:40]!r}; expected a text, or a list of texts that are accepted"
+            )
+        return list(dict.fromkeys(found))
+    if kind == "call":
+        return [_call(value, column)]
+    gold = _text(value, column).strip()
+    if number_in(gold) is None if kind == "number" else not is_expression(plain(gold)):
+        raise DataError(
+            f"column {column!r} holds {gold[:40]!r}; expected {'a number' if kind == 'number' else 'an expression'}"
+        )
+    return [gold]
+
+
+def _call(value: Any, column: str) -> str:
+    """A call, an object or its JSON, as canonical JSON. Raises DataError."""
+    try:
+        told = json.loads(value) if isinstance(value, str) else value
+        name, arguments = told["name"], told["args"]
+        sound = isinstance(name, str) and name.strip() and isinstance(arguments, dict) and len(told) == 2
+        if not sound:
+            raise ValueError
+        if told is value and None in arguments.values():
+            raise DataError(
+                f"column {column!r}: an argument of {name[:40]!r} is null; Parquet has nulls for arguments that are not there, so write the "
+                "call as JSON text"
+            )
+        return _text(write_json(FunctionCall(name.strip(), arguments)), column)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f'column {column!r} holds {str(value)[:40]!r}; expected one call, {{"name": "tool", "args": {{...}}}}, as JSON or as an object'
+        ) from None
 
 
 _FIELD = re.compile(r"[A-Za-z_]\w*", re.ASCII)

@@ -1,23 +1,18 @@
-"""Plans, lists of calls of tools, judged as T-Eval's own grader judges them: by how alike the calls are, and by their order.
-
-How alike two texts are is what a sentence embedding model says. It is named first (`judge_plans`), and whatever it scored carries its name.
-"""
+"""Plans, lists of calls of tools, judged as T-Eval's own grader judges them: by how alike the calls are, and by their order."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import json
-import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from paft.errors import ConfigError
+from paft.tasks.embeddings import Embed, cosines, judge, whole
+from paft.tasks.texts import UNREADABLE, literal
 
 NAME, ARGUMENTS, ALIKE = 0.75, 0.25, 0.8
 """Weights of the likeness of two names and of two arguments, and what their sum must exceed for calls to be matched."""
@@ -26,30 +21,12 @@ LAST = "FinishAction"
 IN_ORDER = 1e-9
 """Of matchings that are equally good, the one nearest to the best in order is taken: by so much, far below what rounding leaves apart."""
 
-Embed = Callable[[Sequence[str]], np.ndarray]
-"""Unit vectors of texts, one a row."""
-
 
 class Call(NamedTuple):
     """One step of a plan: a tool, and its arguments as text."""
 
     name: str
     arguments: str
-
-
-_judge: tuple[Embed, str] | None = None
-
-
-def judge_plans(embed: Embed | None, identity: str = "") -> None:
-    """Judge plans by this embedding model, from now on, in this process; None: by none. identity: what tells it from others."""
-    global _judge
-    _judge = (embed, identity) if embed is not None else None
-    likeness.cache_clear()
-
-
-def judged_by() -> str:
-    """Identity of the embedding model that judges plans; empty for none."""
-    return _judge[1] if _judge else ""
 
 
 def read_list(text: str) -> tuple[Call, ...] | None:
@@ -62,34 +39,20 @@ def read_list(text: str) -> tuple[Call, ...] | None:
     text = fenced if fence else text
     text = text[max(0, text.find("[")) : text.rfind("]") + 1]
     try:
-        found = _literal(text)
-    except _UNREADABLE:
+        found = literal(text)
+    except UNREADABLE:
         return None
     if not isinstance(found, list) or not found:
         return None
     try:
         calls = [(int(each["id"]), Call(_text(each["name"]), _text(each["args"]))) for each in found]
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return tuple(call for _, call in sorted(calls, key=lambda numbered: numbered[0]))
 
 
-_UNREADABLE = (ValueError, SyntaxError, TypeError, LookupError, OverflowError, MemoryError, RecursionError)
-
-
-def _literal(text: str) -> object:
-    """A value as Python writes it, as JSON does, or as JSON in single quotes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes that Python does not know
-        with contextlib.suppress(*_UNREADABLE):
-            return ast.literal_eval(text)
-    with contextlib.suppress(*_UNREADABLE):
-        return json.loads(text)
-    return json.loads(text.replace("'", '"'))
-
-
 def _text(value: object) -> str:
-    return str(value).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+    return whole(str(value))
 
 
 def read_steps(text: str, names: Sequence[str]) -> tuple[Call, ...] | None:
@@ -104,8 +67,8 @@ def read_steps(text: str, names: Sequence[str]) -> tuple[Call, ...] | None:
             place, length, name = min(places)
             rest = line[place - length :]
             arguments = rest[max(0, rest.find("{")) : rest.rfind("}") + 1] or "{}"
-            with contextlib.suppress(*_UNREADABLE):
-                arguments = str(_literal(arguments))
+            with contextlib.suppress(*UNREADABLE):
+                arguments = str(literal(arguments))
             found.append(Call(name, _text(arguments)))
     return tuple(found) or None
 
@@ -115,7 +78,6 @@ def write_steps(calls: Sequence[Call]) -> str:
     return "\n".join(f"{n}. Use {call.name} with {call.arguments}" for n, call in enumerate(calls, 1))
 
 
-@lru_cache(maxsize=65536)
 def likeness(plan: tuple[Call, ...], gold: tuple[Call, ...]) -> float:
     """F1 of the calls that are matched, in order, with those of the right plan. 0 for a plan without a call.
 
@@ -123,15 +85,15 @@ def likeness(plan: tuple[Call, ...], gold: tuple[Call, ...]) -> float:
     the right order counts. One call counts at least, matched or not: so has it T-Eval's grader. Raises ConfigError when no embedding
     model was named.
     """
-    if _judge is None:
-        raise ConfigError(
-            "answers to this task are plans, which a sentence embedding model judges: name one with paft.tasks.plans.judge_plans "
-            "(runs do, evaluate.embeddings; docs/tasks.md)"
-        )
+    return _likeness(judge("plans"), plan, gold)
+
+
+@lru_cache(maxsize=65536)
+def _likeness(embed: Embed, plan: tuple[Call, ...], gold: tuple[Call, ...]) -> float:
     plan, gold = (calls[:-1] if calls and calls[-1].name == LAST else calls for calls in (plan, gold))
     if not plan or not gold:
         return 0.0
-    names_PG, arguments_PG = (_cosines(_judge[0], [c[part] for c in plan], [c[part] for c in gold]) for part in (0, 1))
+    names_PG, arguments_PG = (cosines(embed, [c[part] for c in plan], [c[part] for c in gold]) for part in (0, 1))
     # rounded, so that the same texts are as alike wherever they stand
     weight_PG = np.round(NAME * names_PG + ARGUMENTS * arguments_PG, 6)
     weight_PG[weight_PG <= ALIKE] = 0
@@ -142,12 +104,6 @@ def likeness(plan: tuple[Call, ...], gold: tuple[Call, ...]) -> float:
             place = bisect_left(rising, column)
             rising[place : place + 1] = [column]
     return 2 * max(1, len(rising)) / (len(plan) + len(gold))
-
-
-def _cosines(embed: Embed, a: Sequence[str], b: Sequence[str]) -> np.ndarray:
-    """Of every text with every other one, negative ones as 0."""
-    cosines: np.ndarray = np.maximum(np.asarray(embed(a), float) @ np.asarray(embed(b), float).T, 0)
-    return cosines
 
 
 def _aligned(weight_PG: np.ndarray) -> np.ndarray:

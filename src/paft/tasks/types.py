@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from paft.errors import DataError, few
 from paft.tasks.images import Image
+
+TextScore = Literal["exact", "f1", "similarity"]
+"""How a free text is scored: alike but for case, punctuation, articles and white space; F1 of the words; cosine of sentence embeddings."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Example:
 
     images: what every prompt shows before its words. is_open: nothing is offered to choose from; the only choice is the right answer.
     group: what it stands on together with others, such as the passage of several questions; "" for one that stands alone.
+    accepted, score: where the answer is a free text, those that are right beside the choice, and how others are scored.
     """
 
     id: str
@@ -28,6 +32,8 @@ class Example:
     is_open: bool = False
     group: str = ""
     images: tuple[Image, ...] = ()
+    accepted: tuple[str, ...] = ()
+    score: TextScore = "exact"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
@@ -42,7 +48,8 @@ class Example:
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # a mapping proxy does not pickle; dataloader workers need it to
-        return (Example, (self.id, dict(self.fields), self.choices, self.answer, self.is_open, self.group, self.images))
+        told = (self.is_open, self.group, self.images, self.accepted, self.score)
+        return (Example, (self.id, dict(self.fields), self.choices, self.answer, *told))
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Task(Protocol):
 
     @property
     def num_choices(self) -> int:
-        """The usual number of choices of an example; 1 when answers are open (numbers)."""
+        """The usual number of choices of an example; 1 when answers are open (numbers, texts)."""
 
     @property
     def prompts(self) -> str | None:

@@ -19,7 +19,7 @@ class Reward(Protocol):
 
 
 def correct(example: Example, template: Template, completion: str) -> float:
-    """1 when the parser of the template's answer format reads the right answer; of a plan, how much of it is right."""
+    """1 when the parser of the template's answer format reads the right answer; of a plan, text or call, what it is worth."""
     return template.answer.parse(completion, example).worth(example)
 
 

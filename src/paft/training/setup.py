@@ -31,6 +31,7 @@ from paft.lm.hf import HFModel, lora_config, without_chatter
 from paft.lm.ranks import Ranks
 from paft.lm.types import Question
 from paft.store import ArmDir, read_jsonl, write_text
+from paft.tasks.answers import varies
 
 HOW = {
     "max_steps": "give train.epochs",
@@ -361,10 +362,11 @@ def checkpoint_dir(args: Any, state: Any) -> Path:
 
 
 def free_limit(model: HFModel, grid: Grid) -> int:
-    """Token limit of a free answer: the longest right answer of the grid and 4 more."""
+    """Token limit of a free answer: the longest right answer of the grid, or twice that for texts and calls, and 4 more."""
     num_prompts, num_examples = grid.shape
     targets = {grid.target(Cell(0, k, i)) for k in range(num_prompts) for i in range(num_examples)}
-    return max(model.count_tokens(target) for target in sorted(targets, key=len)[-20:]) + 4
+    longest = max(model.count_tokens(target) for target in sorted(targets, key=len)[-20:])
+    return longest * (2 if any(varies(each.answer, grid.examples[0]) for each in grid.templates) else 1) + 4
 
 
 def check_on_dev(learner: HFModel, dev: Grid, max_new_tokens: int | None = None) -> dict[str, Any]:
