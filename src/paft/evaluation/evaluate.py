@@ -180,16 +180,17 @@ class Asker:
 
         def keep(place: int, answer: Answered) -> None:
             for key, question in parts[place].items():
-                if known[place][key] is None:
-                    known[place][key] = found = _part_of(answer, question)
+                if known[place][key] is None and (part := _part_of(answer, question)) is not None:
+                    known[place][key] = part
                     if self.store is not None:
-                        self.store.put(key, found)
-            self.asked += 1
+                        self.store.put(key, part)
             lengths = [answer.prompt_tokens + tokens for tokens in answer.tokens_C]
             if answer.completion is not None:
                 lengths.append(answer.prompt_tokens + answer.completion.tokens)
             self.tokens_alone += sum(lengths)
-            self._finish(cells[place], known[place].values())
+            if None not in known[place].values():
+                self.asked += 1
+                self._finish(cells[place], known[place].values())
 
         # what prompts share is in the example: its cells stay in one process
         mine = [n for n, place in enumerate(missing) if cells[place][1] % self.ranks.size == self.ranks.rank]
@@ -231,10 +232,13 @@ class Asker:
         self.tick(self.finished, self.total, "")
 
 
-def _part_of(answer: Answered, question: Question) -> Answered:
-    """What belongs to one part. Time of a pass that served both counts for the free answer."""
+def _part_of(answer: Answered, question: Question) -> Answered | None:
+    """What belongs to one part, None when it is not known yet. Time of both, told in one, counts for the free answer."""
     if question.choices:
-        return replace(answer, completion=None, seconds=0.0 if answer.completion else answer.seconds)
+        seconds = 0.0 if answer.completion else answer.seconds
+        return replace(answer, completion=None, seconds=seconds) if answer.logp_C else None
+    if answer.completion is None:
+        return None
     return Answered((), (), (), answer.prompt_tokens, False, answer.completion, answer.seconds)
 
 
