@@ -218,6 +218,12 @@ def test_a_file_that_may_grow_no_further_is_a_store_error_and_what_was_written_s
         store.put(key(1), answer())
 
 
+def fill(store: CellStore) -> None:
+    for number in range(2_000):
+        store.put(key(number), answer("x" * 1_000))
+    store.flush()
+
+
 def test_a_full_disk_is_a_store_error(tmp_path: Path) -> None:
     if (
         os.geteuid()
@@ -227,9 +233,7 @@ def test_a_full_disk_is_a_store_error(tmp_path: Path) -> None:
     try:
         store = CellStore(tmp_path / "cells.sqlite")
         with pytest.raises(StoreError, match="the disk is full"):
-            for number in range(2_000):
-                store.put(key(number), answer("x" * 1_000))
-            store.flush()
+            fill(store)
         with pytest.raises(StoreError, match="the disk is full"):
             write_text(tmp_path / "big.txt", "x" * 2**20)
         assert not (tmp_path / "big.txt").exists()

@@ -236,7 +236,8 @@ def test_what_a_kill_leaves_of_a_small_table_is_all_that_passes_have_told(
     assert again.tokens_read < whole.tokens_read
     for row, other in zip(again.answers_KN, whole.answers_KN, strict=True):
         for one, two in zip(row, other, strict=True):
-            assert one is not None and two is not None
+            assert one is not None
+            assert two is not None
             assert replace(one, logp_C=two.logp_C) == two
             assert one.logp_C == pytest.approx(two.logp_C, abs=1e-4)
 
