@@ -24,7 +24,7 @@ from paft.materials import prepare
 from paft.prompts import PromptSet, Template
 from paft.store import CellStore
 from paft.tasks import Example, load_task
-from paft.tasks.answers import ChoiceText, Code, Labels, Wrapped
+from paft.tasks.answers import ChoiceText, Code, Expression, Labels, Number, Wrapped
 from tests import tiny
 
 FREE = EvalConfig(scorers=["generation"])
@@ -78,6 +78,14 @@ def test_the_limit_is_that_of_the_longest_answer_to_any_example_of_the_populatio
     assert answer_limits(FakeLM(), Grid(asked, few, many)) == [9 + 4, 1 + 4, 11 + 4, 2 + 4, 9 + 4, 512]
     # a format that serves no such example has none of its answers
     assert answer_limits(FakeLM(), Grid(asked, few, [*many, three]))[:4] == [40 + 4, 1 + 4, 42 + 4, 2 + 4]
+
+
+def test_a_short_number_or_expression_may_stand_in_a_sentence() -> None:
+    """Cut after its right answer's tokens and 4, "The answer is 12." is read as 1."""
+    short, long = ([Example("e", {"text": "x"}, (answer,), 0, is_open=True)] for answer in ("12", "1 + " * 20 + "1"))
+    for answer in (Number(), Expression(), Wrapped("so {answer} .", Number())):
+        assert answer_limits(FakeLM(), Grid(templates(answer), short)) == [16]
+    assert answer_limits(FakeLM(), Grid(templates(Expression()), long)) == [41 + 4]
 
 
 def test_a_limit_given_is_kept_and_limits_of_one_format_are_counted_once() -> None:

@@ -24,7 +24,7 @@ from paft.grid import Cell, Grid
 from paft.lm.ranks import Ranks
 from paft.lm.types import LM, Answered, Question
 from paft.store import CellKey, CellStore
-from paft.tasks.answers import AnswerFormat, Code, Plan
+from paft.tasks.answers import AnswerFormat, Code, Expression, Number, Plan
 from paft.tasks.plans import judged_by
 from paft.tasks.sandbox import allow_code
 from paft.tasks.types import Example
@@ -102,6 +102,9 @@ class Evaluation:
 
 CODE_TOKENS, PLAN_TOKENS = 512, 1024
 """Limits of answers that are code or a plan: there are longer ways to write a function, and a plan, than the one that is known."""
+
+VALUE_TOKENS = 16
+"""Least limit of answers that are a number or an expression: "The answer is 12." must not end at its 1, which would be read."""
 
 CHUNK = 4096
 """Cells that are rendered and looked up at a time: all prompts over some examples, so that what they share is seen."""
@@ -287,18 +290,24 @@ def reference_row(wanted: int | str | None, grid: Grid) -> int | None:
 
 def answer_limits(lm: LM, grid: Grid) -> list[int]:
     """Token limit of a free answer under each prompt: the longest answer that it allows to any example of the population, in
-    tokens of this model, and 4 more. The same for all models with one tokenizer, and for any part of the population."""
+    tokens of this model, and 4 more; for numbers and expressions at least `VALUE_TOKENS`. The same for all models with one
+    tokenizer, and for any part of the population."""
     population = grid.population or grid.examples
     inner = {template.answer: template.inner_answer for template in grid.templates}
-    longest = {kind: _longest(kind, population) for kind in set(inner.values()) if not isinstance(kind, Code | Plan)}
-    found = {
-        answer: max((lm.count_tokens(answer.surfaces(example)[c]) for example, c in longest[kind]), default=0) + 4
-        if kind in longest
-        else CODE_TOKENS
-        if isinstance(kind, Code)
-        else PLAN_TOKENS
-        for answer, kind in inner.items()
+    longest: dict[AnswerFormat, list[tuple[Example, int]]] = {
+        kind: _longest(kind, population) for kind in set(inner.values()) if not isinstance(kind, Code | Plan)
     }
+
+    def limit(answer: AnswerFormat, kind: AnswerFormat) -> int:
+        match kind:
+            case Code():
+                return CODE_TOKENS
+            case Plan():
+                return PLAN_TOKENS
+        most = 4 + max((lm.count_tokens(answer.surfaces(example)[c]) for example, c in longest[kind]), default=0)
+        return max(most, VALUE_TOKENS) if isinstance(kind, Number | Expression) else most
+
+    found = {answer: limit(answer, kind) for answer, kind in inner.items()}
     return [found[template.answer] for template in grid.templates]
 
 
