@@ -95,10 +95,24 @@ def test_a_killed_writer_loses_at_most_the_pending_batch(tmp_path: Path) -> None
     rest = writer.communicate()[0].split()
     reported = int(rest[-1]) if rest and rest[-1].isdigit() and int(rest[-1]) % 50 == 0 else reported
     with CellStore(path) as store:
-        assert len(store) % 50 == 0
         assert len(store) >= reported
         found = store.get([CellKey("a", f"q{n}", 8) for n in range(len(store))])
         assert [each.prompt_tokens for each in found if each] == list(range(len(store)))
+
+
+@pytest.mark.parametrize(("share", "seen"), [(1e9, [1, 2, 3, 4]), (0.0, [1, 1, 1, 1])])
+def test_an_answer_is_written_as_it_comes_unless_writing_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, seen: list[int]
+) -> None:
+    monkeypatch.setattr(CellStore, "SHARE", share)
+    with CellStore(tmp_path / "cells.sqlite") as store, CellStore(tmp_path / "cells.sqlite") as reader:
+        found = []
+        for number in range(4):
+            store.put(key(number), answer())
+            found.append(len(reader))
+        assert found == seen
+        store.flush()
+        assert len(reader) == 4
 
 
 def test_processes_that_open_and_write_one_store_together_all_get_through(tmp_path: Path) -> None:
@@ -171,9 +185,9 @@ for what in (lambda: write_text(root / "kept.txt", "x" * 300_000), lambda: appen
         what()
     except StoreError as error:
         print(error)
-for n in range(2_000):
-    store.put(CellKey("m", f"q{n}", 8), Answered((), (), (), 0, False, Completion("x" * 1000, 1, "eos")))
 try:
+    for n in range(2_000):
+        store.put(CellKey("m", f"q{n}", 8), Answered((), (), (), 0, False, Completion("x" * 1000, 1, "eos")))
     store.flush()
 except StoreError as error:
     print(error)
@@ -200,8 +214,14 @@ def test_a_file_that_may_grow_no_further_is_a_store_error_and_what_was_written_s
     append_jsonl(tmp_path / "log.jsonl", {"after": 1})
     assert read_jsonl(tmp_path / "log.jsonl") == [{"after": 1}]
     with CellStore(tmp_path / "cells.sqlite") as store:
-        assert len(store) == 1
+        assert len(store) >= 1
         store.put(key(1), answer())
+
+
+def fill(store: CellStore) -> None:
+    for number in range(2_000):
+        store.put(key(number), answer("x" * 1_000))
+    store.flush()
 
 
 def test_a_full_disk_is_a_store_error(tmp_path: Path) -> None:
@@ -212,10 +232,8 @@ def test_a_full_disk_is_a_store_error(tmp_path: Path) -> None:
         pytest.skip("mounting a small disk needs rights that this process lacks; the file size limit above stands in")
     try:
         store = CellStore(tmp_path / "cells.sqlite")
-        for number in range(2_000):
-            store.put(key(number), answer("x" * 1_000))
         with pytest.raises(StoreError, match="the disk is full"):
-            store.flush()
+            fill(store)
         with pytest.raises(StoreError, match="the disk is full"):
             write_text(tmp_path / "big.txt", "x" * 2**20)
         assert not (tmp_path / "big.txt").exists()

@@ -427,7 +427,8 @@ class EvalConfig(Strict):
     normalization: Literal["sum", "token", "byte"] = "sum"
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     """Limit of a free answer in tokens; None takes it, prompt by prompt, from the answers that its format allows to any example of
-    the split (the longest + 4; 512 for code, 1024 for plans, twice the longest + 4 for texts and calls), counted in each model's own tokens: the same for models with one tokenizer."""
+    the split (the longest + 4, at least 16 for numbers and expressions, twice the longest + 4 for texts and calls; 512 for code, 1024 for plans), counted in
+    each model's own tokens: the same for models with one tokenizer."""
     run_code: bool = False
     """Let answers that are code be run, confined, to judge them (docs/tasks.md)."""
     embeddings: str = "sentence-transformers/all-mpnet-base-v2"

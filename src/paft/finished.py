@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,61 +50,140 @@ def load_exhibit(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def load_tables(run: Path, *, sampled_only: bool = True) -> dict[str, dict[str, ScoreMatrix]]:
-    """Tables of all arms of a finished run by scorer, NaN where a budget did not buy, or only for what other cells showed. Raises
-    DataError when the directory holds none.
+NEEDED, LATER = ("arm", "prompt", "example", "completion_tokens", "stop"), ("group", "sampled", "judge")
+"""Columns of scores.parquet that tables are made of beside the scores; the later ones are missing in old runs."""
+ANSWERS = ("gold", "logp", "completion")
+"""Columns with what the models answered."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunCells:
+    """All cells of a finished run, read once. name: the run as it was named."""
+
+    name: str
+    rows: Any
+    """pyarrow.Table, a row for every cell of every arm."""
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms, in their order."""
+        return list(dict.fromkeys(self.rows["arm"].to_pylist()))
+
+    def tables(self, *, sampled_only: bool = True) -> dict[str, dict[str, ScoreMatrix]]:
+        """Tables of all arms by scorer, NaN where a budget did not buy, or only for what other cells showed."""
+        return {arm: _tables(self.of(arm), sampled_only) for arm in self.arms}
+
+    def of(self, arm: str) -> Any:
+        """The cells of one arm."""
+        import pyarrow.compute
+
+        return self.rows.filter(pyarrow.compute.equal(self.rows["arm"], arm)).combine_chunks()
+
+
+@dataclass(frozen=True, eq=False)
+class Answers(Mapping[tuple[str, str], Answered]):
+    """Answers by ids of prompt and example, as far as scores.parquet tells them; each is made when it is looked at."""
+
+    rows: Any
+    places: Mapping[tuple[str, str], int]
+
+    def __getitem__(self, cell: tuple[str, str]) -> Answered:
+        (row,) = self.rows.slice(self.places[cell], 1).to_pylist()
+        said = row["completion"]
+        completion = None if said is None else Completion(said, row["completion_tokens"], row["stop"])
+        return Answered(tuple(-math.inf if x is None else x for x in row["logp"]), (), (), 0, False, completion)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def cells_file(run: Path) -> Path:
+    """Where the cells of the run whose directory or results.json this is are kept."""
+    return RunDir(run.parent if run.is_file() else run).scores
+
+
+def load_cells(run: Path, *, answers: bool = True) -> RunCells:
+    """All cells of the run whose directory or results.json this is. Raises DataError when there are none that can be read.
+
+    answers: what the models said and how they scored choices is wanted too, not only what that was worth.
     """
     import pyarrow.parquet
 
-    file = RunDir(run).scores
-    told = {"arm", "prompt", "example", "group", "completion_tokens", "stop", "sampled", "judge"}
+    file = cells_file(run)
+    if not file.exists():
+        raise DataError(f"{file}: not there; give the directory of a finished run")
     try:
-        names = pyarrow.parquet.read_schema(file).names
-        read = [name for name in names if name in told or name.endswith(("_score", "_answer"))]
-        rows = pyarrow.parquet.read_table(file, columns=read).to_pydict()
-    except (OSError, ValueError) as error:
+        with pyarrow.parquet.ParquetFile(file) as held:
+            names = held.schema_arrow.names
+            needed = {*NEEDED, *(ANSWERS if answers else ())}
+            wanted = [name for name in names if name in {*needed, *LATER} or name.endswith(("_score", "_answer"))]
+            lacking = needed - {*names}
+            if lacking:
+                raise DataError(f"{file}: not the cells of a run, columns {few(sorted(lacking))} are missing")
+            rows = held.read(columns=wanted)
+    except (OSError, pyarrow.ArrowException) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0][:100]
         raise DataError(
-            f"{file}: cannot be read ({str(error).splitlines()[0][:100]}); give a finished run directory"
+            f"{file}: damaged ({why}); score the run again, cells that its store holds cost nothing"
         ) from None
-    found: dict[str, dict[str, ScoreMatrix]] = {}
-    every = [True] * len(rows["arm"])
-    sampled = rows.get("sampled", every) if sampled_only else every
-    for arm in dict.fromkeys(rows["arm"]):
-        at = [n for n, each in enumerate(rows["arm"]) if each == arm and sampled[n]]
-        prompts, examples = (list(dict.fromkeys(rows[key][n] for n in at)) for key in ("prompt", "example"))
-        shape = len(prompts), len(examples)
-        k = np.array([prompts.index(rows["prompt"][n]) for n in at])
-        place = {example: i for i, example in enumerate(examples)}
-        i = np.array([place[rows["example"][n]] for n in at])
+    return RunCells(str(run), rows)
 
-        def table(column: str, empty: Any, arm_rows: list[int] = at, k: Any = k, i: Any = i, shape: Any = shape) -> Any:
-            values = np.full(shape, empty)
-            values[k, i] = [empty if rows[column][n] is None else rows[column][n] for n in arm_rows]
-            return values
 
-        group = dict(zip(rows["example"], rows.get("group", [""] * len(rows["arm"])), strict=True))
-        groups_N = groups_of(examples, [group[each] for each in examples])
-        ended = np.ones(shape, dtype=bool)
-        ended[k, i] = [rows["stop"][n] == "eos" for n in at]
-        written = {
-            "generation": (table("completion_tokens", 0), ended),
-            "likelihood": (np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=bool)),
-        }
-        judges = {"generation": next((rows["judge"][n] or "" for n in at if "judge" in rows), ""), "likelihood": ""}
-        found[arm] = {
-            scorer: ScoreMatrix(
-                tuple(prompts),
-                tuple(examples),
-                table(f"{scorer}_score", np.nan),
-                table(f"{scorer}_answer", UNSCORED),
-                *written[scorer],
-                groups_N,
-                judges[scorer],
-            )
-            for scorer in written
-            if f"{scorer}_score" in rows
-        }
-    return found
+def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:
+    """`RunCells.tables` of a finished run. Raises DataError when the directory holds none."""
+    return load_cells(run, answers=False).tables()
+
+
+def _tables(rows: Any, sampled_only: bool) -> dict[str, ScoreMatrix]:
+    """Tables of one arm by scorer."""
+    import pyarrow
+    import pyarrow.compute
+
+    names = rows.schema.names
+    if sampled_only and "sampled" in names:
+        rows = rows.filter(rows["sampled"]).combine_chunks()
+
+    def places(column: str) -> tuple[list[str], np.ndarray]:
+        """Different values in their order, and the place of each row's among them."""
+        found = rows[column].combine_chunks().dictionary_encode()
+        return found.dictionary.to_pylist(), found.indices.to_numpy()
+
+    (prompts, k), (examples, i) = places("prompt"), places("example")
+
+    def column(name: str, kind: Any, empty: Any) -> np.ndarray:
+        return np.asarray(pyarrow.compute.fill_null(rows[name].cast(kind), empty).to_numpy())
+
+    def table(values: np.ndarray, empty: Any) -> np.ndarray:
+        whole = np.full((len(prompts), len(examples)), empty, dtype=values.dtype)
+        whole[k, i] = values
+        return whole
+
+    group = dict(zip(rows["example"].to_pylist(), rows["group"].to_pylist(), strict=True)) if "group" in names else {}
+    groups_N = groups_of(examples, [group.get(each, "") for each in examples])
+    ended = column("stop", pyarrow.string(), "") == "eos"
+    none = np.zeros(len(k), dtype=np.int64)
+    written = {
+        "generation": (column("completion_tokens", pyarrow.int64(), 0), ended),
+        "likelihood": (none, np.ones(len(k), dtype=bool)),
+    }
+    judge = (rows["judge"][0].as_py() or "") if "judge" in names and len(rows) else ""
+    return {
+        scorer: ScoreMatrix(
+            tuple(prompts),
+            tuple(examples),
+            table(column(f"{scorer}_score", pyarrow.float64(), np.nan), np.nan),
+            table(column(f"{scorer}_answer", pyarrow.int64(), UNSCORED), UNSCORED),
+            table(tokens, 0),
+            table(ends, True),
+            groups_N,
+            judge if scorer == "generation" else "",
+        )
+        for scorer, (tokens, ends) in written.items()
+        if f"{scorer}_score" in names
+    }
 
 
 def arm_of(names: Sequence[str], wanted: str | None) -> str:
@@ -180,7 +260,11 @@ def changed_cells(runs: Sequence[str], scorer: str | None = None) -> list[dict[s
     sides = []
     for side, (title, table) in zip("ab", tables.items(), strict=True):
         folder, _, arm = (title if len(runs) > 1 else f"{runs[0]}:{title}").partition(":")
-        sides.append((side, title, table.on(prompts, examples), _rows(Path(folder), arm, "completion")))
+        rows = load_cells(Path(folder)).of(arm)
+        cells = zip(rows["prompt"].to_pylist(), rows["example"].to_pylist(), strict=True)
+        sides.append(
+            (side, title, table.on(prompts, examples), dict(zip(cells, rows["completion"].to_pylist(), strict=True)))
+        )
     a_KN, b_KN = (table.values_KN for _, _, table, _ in sides)
     found = []
     for k, i in np.argwhere(~np.isnan(a_KN) & ~np.isnan(b_KN) & (a_KN != b_KN)).tolist():
@@ -190,35 +274,18 @@ def changed_cells(runs: Sequence[str], scorer: str | None = None) -> list[dict[s
                 side: title,
                 f"{side}_score": float(table.values_KN[k, i]),
                 f"{side}_answer": int(table.answers_KN[k, i]),
-                f"{side}_completion": said[prompts[k], examples[i]]["completion"],
+                f"{side}_completion": said[prompts[k], examples[i]],
             }
         found.append(row)
     return found
 
 
-def _rows(run: Path, arm: str, *columns: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """What scores.parquet holds of an arm in these columns, by prompt and example."""
-    import pyarrow.parquet
-
-    wanted = ["prompt", "example", *columns]
-    rows = pyarrow.parquet.read_table(RunDir(run).scores, columns=wanted, filters=[("arm", "==", arm)])
-    return {(row["prompt"], row["example"]): row for row in rows.to_pylist()}
-
-
-def _answered(row: Mapping[str, Any]) -> Answered:
-    """An answer as far as scores.parquet tells it."""
-    said = row["completion"]
-    completion = None if said is None else Completion(said, row["completion_tokens"], row["stop"])
-    logp_C = tuple(-math.inf if each is None else each for each in row["logp"])
-    return Answered(logp_C, (), (), 0, False, completion)
-
-
-def compare_across(runs: Sequence[Path]) -> dict[str, list[Pairwise]]:
+def compare_across(runs: Sequence[RunCells]) -> dict[str, list[Pairwise]]:
     """By scorer, every pair of models of different runs, as `compare_runs`; scorers that a run lacks are left out.
 
     Raises DataError when the runs share fewer than 2 prompts and 2 examples.
     """
-    held = {str(run): load_tables(run) for run in runs}
+    held = {run.name: run.tables() for run in runs}
     found: dict[str, list[Pairwise]] = {}
     for scorer in SCORERS:
         named = {
@@ -230,22 +297,24 @@ def compare_across(runs: Sequence[Path]) -> dict[str, list[Pairwise]]:
     return found
 
 
-def last_arms(runs: Sequence[Path]) -> list[Shared]:
+def last_arms(runs: Sequence[RunCells]) -> list[Shared]:
     """The last arm of every run by the scorers that all of these have, none where they have none in common.
 
     Raises DataError when they share fewer than 2 prompts and 2 examples.
     """
-    held = {run: list(load_tables(run, sampled_only=False).items())[-1] for run in runs}
-    common: list[Scorer] = [each for each in SCORERS if all(each in tables for _, tables in held.values())]
+    arms = [run.arms[-1] for run in runs]
+    held = [run.of(arm) for run, arm in zip(runs, arms, strict=True)]
+    tables = [_tables(rows, sampled_only=False) for rows in held]
+    common: list[Scorer] = [each for each in SCORERS if all(each in by for by in tables)]
     if not common:
         return []
-    shared = _shared({f"{run}:{arm}": tables[common[0]] for run, (arm, tables) in held.items()})
-    found = []
-    for run, (arm, tables) in held.items():
-        rows = _rows(run, arm, "gold", "logp", "completion", "completion_tokens", "stop")
-        answers = {cell: _answered(row) for cell, row in rows.items()}
-        gold = {example: row["gold"] for (_, example), row in rows.items()}
-        found.append(Shared({each: tables[each].on(*shared) for each in common}, answers, gold))
+    named = {f"{run.name}:{arm}": by[common[0]] for run, arm, by in zip(runs, arms, tables, strict=True)}
+    shared, found = _shared(named), []
+    for rows, by in zip(held, tables, strict=True):
+        prompts, examples = rows["prompt"].to_pylist(), rows["example"].to_pylist()
+        answers = Answers(rows, {cell: place for place, cell in enumerate(zip(prompts, examples, strict=True))})
+        gold = dict(zip(examples, rows["gold"].to_pylist(), strict=True))
+        found.append(Shared({each: by[each].on(*shared) for each in common}, answers, gold))
     return found
 
 

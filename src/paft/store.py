@@ -443,8 +443,8 @@ class CellStore:
     """Version of the scoring code: a change that alters answers raises it, and old cells are left alone."""
     WAIT = 30.0
     """Seconds to wait for another process that is writing."""
-    EVERY = 1.0
-    """Seconds after which the next answer is written, with all that have gathered."""
+    SHARE = 0.01
+    """Most of the time since the store was opened that goes into writing answers as they come; those beyond gather."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -457,7 +457,7 @@ class CellStore:
                 self._db.close()
                 raise
         self._pending: list[tuple[CellKey, Answered]] = []
-        self._since = time.monotonic()
+        self._opened, self._writing = time.monotonic(), 0.0
 
     def _open(self) -> None:
         until = time.monotonic() + self.WAIT
@@ -521,14 +521,15 @@ class CellStore:
             raise StoreError(f"{self.path}: not a sound cell store ({error!r}); delete it to score anew") from None
 
     def put(self, key: CellKey, answer: Answered) -> None:
-        """Keep an answer; written with the first one that comes a second after the last writing, or by `flush`."""
+        """Keep an answer; written at once where writing has taken little of the time, else with a later one or by `flush`."""
         self._pending.append((key, answer))
-        if time.monotonic() - self._since > self.EVERY:
+        if self._writing <= self.SHARE * (time.monotonic() - self._opened):
             self.flush()
 
     def flush(self) -> None:
         """Write what is pending in one transaction."""
         if self._pending:
+            started = time.monotonic()
             rows = [(k.model, k.question, k.max_new_tokens, self.SCORER, _json(asdict(a))) for k, a in self._pending]
             with disk_errors(self.path), self._reading():
                 try:
@@ -540,7 +541,7 @@ class CellStore:
                         self._db.execute("ROLLBACK")
                     raise
             self._pending = []
-        self._since = time.monotonic()
+            self._writing += time.monotonic() - started
 
     def absorb(self, other: Path) -> int:
         """Take over all cells of another store; says how many were new. What is held already stays as it is."""

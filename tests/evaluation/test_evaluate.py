@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from paft.grid import Grid
 from paft.lm.fake import FakeLM
 from paft.lm.ranks import Ranks
 from paft.materials import prepare
-from paft.prompts import Template
+from paft.prompts import PromptSet, Template
 from paft.store import CellStore
-from paft.tasks import Example
-from paft.tasks.answers import ChoiceText, Code, Labels, Wrapped
+from paft.tasks import Example, load_task
+from paft.tasks.answers import ChoiceText, Code, Expression, Labels, Number, Wrapped
+from tests import tiny
 
 FREE = EvalConfig(scorers=["generation"])
 
@@ -76,6 +78,14 @@ def test_the_limit_is_that_of_the_longest_answer_to_any_example_of_the_populatio
     assert answer_limits(FakeLM(), Grid(asked, few, many)) == [9 + 4, 1 + 4, 11 + 4, 2 + 4, 9 + 4, 512]
     # a format that serves no such example has none of its answers
     assert answer_limits(FakeLM(), Grid(asked, few, [*many, three]))[:4] == [40 + 4, 1 + 4, 42 + 4, 2 + 4]
+
+
+def test_a_short_number_or_expression_may_stand_in_a_sentence() -> None:
+    """Cut after its right answer's tokens and 4, "The answer is 12." is read as 1."""
+    short, long = ([Example("e", {"text": "x"}, (answer,), 0, is_open=True)] for answer in ("12", "1 + " * 20 + "1"))
+    for answer in (Number(), Expression(), Wrapped("so {answer} .", Number())):
+        assert answer_limits(FakeLM(), Grid(templates(answer), short)) == [16]
+    assert answer_limits(FakeLM(), Grid(templates(Expression()), long)) == [41 + 4]
 
 
 def test_a_limit_given_is_kept_and_limits_of_one_format_are_counted_once() -> None:
@@ -197,6 +207,47 @@ def test_pairs_of_a_run_are_adjusted_together() -> None:
         assert all(each["p"] <= each["p_holm"] <= 1 for each in family)
     assert results.comparisons({}) == []
     assert results.comparisons({"base": done["base"]}) == []
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])  # one shares beginnings, the other computes every text by itself
+def test_what_a_kill_leaves_of_a_small_table_is_all_that_passes_have_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Free answers of a small table are decoded together, at the end; scores do not wait for them."""
+    monkeypatch.setattr(CellStore, "SHARE", 1e9)
+    task = load_task(str(tiny.write_task(tmp_path / "data", rows=12)))
+    grid = Grid(PromptSet.load(str(tiny.write_prompts(tmp_path))).test, task.split("train").examples[:6])
+    config, file = EvalConfig(batch_tokens=64), tmp_path / "cells.sqlite"
+    whole = evaluate(tiny.hf_model(kind), grid, config)
+    cells = grid.shape[0] * grid.shape[1]
+
+    def parts() -> tuple[int, int]:
+        with sqlite3.connect(file) as db:
+            free = db.execute("SELECT count(*) FROM cells WHERE max_new_tokens > 0").fetchone()[0]
+            return db.execute("SELECT count(*) FROM cells").fetchone()[0] - free, free
+
+    def tick(finished: int, total: int, what: str) -> None:
+        if finished == 1:
+            raise Killed
+
+    with CellStore(file) as store:
+        with pytest.raises(Killed):
+            evaluate(tiny.hf_model(kind), grid, config, store, tick)
+        assert parts() == (cells, 1)
+    with CellStore(file) as store:
+        again = evaluate(tiny.hf_model(kind), grid, config, store)
+    assert again.asked == cells - 1
+    assert again.tokens_read < whole.tokens_read
+    for row, other in zip(again.answers_KN, whole.answers_KN, strict=True):
+        for one, two in zip(row, other, strict=True):
+            assert one is not None
+            assert two is not None
+            assert replace(one, logp_C=two.logp_C) == two
+            assert one.logp_C == pytest.approx(two.logp_C, abs=1e-4)
 
 
 def test_every_cell_is_kept_with_all_that_its_scores_rest_on() -> None:

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from paft import finished, pipeline
-from paft.config import load_run_config
+from paft.config import dump_yaml, load_run_config
 from paft.errors import DataError
 from paft.evaluation.budget import Spent
 from paft.evaluation.evaluate import Evaluation, score_matrix
@@ -35,7 +35,7 @@ from paft.watch import LineWatcher
 from tests import tiny
 from tests.reports.test_cells import arm, told
 from tests.reports.test_report import HOSTILE, Tags
-from tests.test_cli import call
+from tests.test_cli import call, refused
 
 EARLIER = ["RRWW", "RWRW", "UWWR"]
 LATER = ["RWRWR", "RRWWR", "RWWRR", "RRRRR"]
@@ -61,7 +61,7 @@ def change(run: Path, file: str, edit: Any) -> None:
 
 def between(*runs: Path) -> dict[str, Any]:
     return exhibit_between(
-        finished.last_arms(runs),
+        finished.last_arms([*map(finished.load_cells, runs)]),
         [copy.deepcopy(finished.load_exhibit(run)) or {} for run in runs],
         [finished.load_results(run) for run in runs],
     )
@@ -189,13 +189,67 @@ def test_without_the_cells_of_a_run_the_part_says_so(two: tuple[Path, Path], tmp
     assert "Left out: the section of earlier says why" in part
 
 
+def test_the_cells_of_a_run_are_read_once(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def counted(real: Any) -> Any:
+        def read(source: Any, *args: Any, **how: Any) -> Any:
+            opened.append(str(source))
+            return real(source, *args, **how)
+
+        return read
+
+    for name in ("ParquetFile", "read_table", "read_schema"):
+        monkeypatch.setattr(pyarrow.parquet, name, counted(getattr(pyarrow.parquet, name)))
+    assert "shared examples" in reported(tmp_path, *two)
+    assert opened == [str(run / "scores.parquet") for run in two]
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "gate", "against"])
+@pytest.mark.parametrize("what", ["cut", "another"])
+def test_cells_that_cannot_be_read_are_one_line_and_no_page(
+    two: tuple[Path, Path], tmp_path: Path, command: str, what: str
+) -> None:
+    one, other = two
+    file, page, policy = other / "scores.parquet", tmp_path / "all.html", tmp_path / "policy.yaml"
+    if what == "cut":
+        file.write_bytes(file.read_bytes()[:-40])
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"arm": ["a"], "text": ["b"]}), file)
+    bar = {"measure": "mean", "at_least": 0.0}
+    against = {"measure": "drop", "against": str(other), "at_most": 1.0}
+    policy.write_text(dump_yaml({"criteria": [against if command == "against" else bar]}), encoding="utf-8")
+    line = refused(
+        {
+            "report": lambda: call("report", str(one), str(other), "-o", str(page)),
+            "compare": lambda: call("compare", str(one), str(other)),
+            "gate": lambda: call("gate", str(other), "--policy", str(policy)),
+            "against": lambda: call("gate", str(one), "--policy", str(policy)),
+        }[command]()
+    )
+    assert str(file) in line
+    assert ("damaged" if what == "cut" else "not the cells of a run") in line
+    assert not page.exists()
+
+
+def test_a_page_can_do_without_the_cells_of_a_run(two: tuple[Path, Path], tmp_path: Path) -> None:
+    """results.json alone is enough to show a run, but not to compare it."""
+    (two[1] / "scores.parquet").unlink()
+    done = call("report", *map(str, two), "-o", str(tmp_path / "all.html"))
+    assert done.returncode == 0
+    assert "not compared between runs: not every run has a scores.parquet" in done.stderr
+    assert "between-cells" not in (tmp_path / "all.html").read_text(encoding="utf-8")
+
+
 def test_runs_that_share_too_little_have_no_such_part(tmp_path: Path) -> None:
     done = arm(["RW", "RR"])
     others = [replace(each, id=f"other {each.id}") for each in done.grid.examples]
     apart = replace(done, grid=Grid(done.grid.templates, others))
     runs = leave(tmp_path / "one", {"a": done}), leave(tmp_path / "other", {"a": apart})
     with pytest.raises(DataError, match="2 prompts and 0 examples in common"):
-        finished.last_arms(runs)
+        finished.last_arms([*map(finished.load_cells, runs)])
     assert "between-cells" not in reported(tmp_path, *runs)
     assert '<section id="between' not in reported(tmp_path, runs[0], runs[0])  # one run, named twice
 
@@ -203,7 +257,8 @@ def test_runs_that_share_too_little_have_no_such_part(tmp_path: Path) -> None:
 def test_without_a_scorer_in_common_there_is_nothing_to_show(tmp_path: Path) -> None:
     done = arm(["RW", "RR"])
     one, other = ({"a": replace(done, scores={each: done.scores[each]})} for each in done.scores)
-    assert finished.last_arms([leave(tmp_path / "one", one), leave(tmp_path / "other", other)]) == []
+    runs = leave(tmp_path / "one", one), leave(tmp_path / "other", other)
+    assert finished.last_arms([*map(finished.load_cells, runs)]) == []
 
 
 def test_texts_that_differ_under_one_id_are_told_and_left_out(two: tuple[Path, Path], tmp_path: Path) -> None:
@@ -235,7 +290,7 @@ def test_texts_that_differ_under_one_id_are_told_and_left_out(two: tuple[Path, P
 
 def test_another_right_answer_or_number_of_choices_is_not_the_same_cell(tmp_path: Path) -> None:
     runs = leave(tmp_path / "usual", {"a": arm(EARLIER)}), leave(tmp_path / "turned", {"a": arm(EARLIER, gold=1)})
-    usual, turned = finished.last_arms(runs)
+    usual, turned = finished.last_arms([*map(finished.load_cells, runs)])
     exhibit = finished.load_exhibit(runs[0]) or {}
     results = [finished.load_results(run) for run in runs]
     more = replace(

@@ -38,17 +38,25 @@ def test_rows_are_read_from_the_file_of_the_repository(tmp_path):
     cut = row(3)
     cut["origin_prompt"][1]["content"] = "Goal: nothing else"
     rows = {"a": row(1, "C"), "b": row(2, "A"), "c": cut, **{str(n): row(n) for n in range(10, 460)}}
+    for n in range(10, 160):  # three calls for each of 50 goals
+        item = rows[str(n)]["origin_prompt"][1]
+        item["content"] = item["content"].replace(f"find {n}", f"find {10 + n % 50}")
     file.write_text(json.dumps(rows), encoding="utf-8")
-    whole, train, test, lost = load(
-        tmp_path, "teval-review test hub", "teval-review-cut train hub", "teval-review-cut test hub", "teval-review train hub"
-    )  # fmt: skip
+    whole, train, dev, test, lost = load(
+        tmp_path,
+        *(f"teval-review{part} hub" for part in (" test", "-cut train", "-cut validation", "-cut test", " train")),
+    )
     assert whole["rows"][0][1:] == [
         {"goal": "find 1", "tool": "Search.find", "arguments": "{'n': 1}", "response": "line one\nName: not this"},
         [f"{text} -- so it was." for text in OUTCOMES],
         2,
     ]
-    assert (len(whole["rows"]), len(train["rows"]), len(test["rows"])) == (452, 240, 160)
-    assert not {each[0] for each in train["rows"]} & {each[0] for each in test["rows"]}
+    assert [len(part["rows"]) for part in (whole, train, dev, test)] == [452, 240, 40, 160]
+    for what in (lambda each: each[0], lambda each: each[1]["goal"]):  # no row is on two sides, nor a goal
+        sides = [{what(each) for each in part["rows"]} for part in (train, dev, test)]
+        assert sum(map(len, sides)) == len(set.union(*sides))
+    goals = [[each[1]["goal"] for each in part["rows"]] for part in (train, dev, test)]
+    assert all(len(set(part)) < len(part) for part in (goals[0], goals[2]))
     assert whole["rejected"] == [["test[2]", "ValueError: the item is not Goal, Name, Args, Response"]]
     assert "no labelled split 'train'" in lost["error"]
     for damaged in ("{", "[1, 2]"):

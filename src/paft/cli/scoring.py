@@ -216,15 +216,18 @@ def report(
 
     Example: paft report runs/demo -o report.html
     """
-    from paft.finished import compare_across, last_arms, load_exhibit, load_results
+    from paft.finished import cells_file, compare_across, last_arms, load_cells, load_exhibit, load_results
     from paft.reports import write_report
 
     runs = list(dict.fromkeys(runs))
     results, exhibits = [load_results(path) for path in runs], [load_exhibit(path) for path in runs]
     across, last = {}, []
     if len(runs) > 1:
+        cells = [load_cells(run) for run in runs if cells_file(run).exists()]
         try:
-            across, last = compare_across(runs), last_arms(runs)
+            if len(cells) < len(runs):
+                raise DataError("not every run has a scores.parquet beside its results")
+            across, last = compare_across(cells), last_arms(cells)
         except DataError as error:
             say(f"not compared between runs: {error}")
     write_report(results, html=out, markdown=out.with_suffix(".md"), exhibits=exhibits, across=across, last=last)

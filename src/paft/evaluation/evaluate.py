@@ -24,7 +24,7 @@ from paft.grid import Cell, Grid
 from paft.lm.ranks import Ranks
 from paft.lm.types import LM, Answered, Question
 from paft.store import CellKey, CellStore
-from paft.tasks.answers import AnswerFormat, Code, Plan, scored_by, varies, written
+from paft.tasks.answers import AnswerFormat, Code, Expression, Number, Plan, scored_by, varies, written
 from paft.tasks.sandbox import allow_code
 from paft.tasks.types import Example
 
@@ -101,6 +101,9 @@ class Evaluation:
 
 CODE_TOKENS, PLAN_TOKENS = 512, 1024
 """Limits of answers that are code or a plan: there are longer ways to write a function, and a plan, than the one that is known."""
+
+VALUE_TOKENS = 16
+"""Least limit of answers that are a number or an expression: "The answer is 12." must not end at its 1, which would be read."""
 
 CHUNK = 4096
 """Cells that are rendered and looked up at a time: all prompts over some examples, so that what they share is seen."""
@@ -179,16 +182,17 @@ class Asker:
 
         def keep(place: int, answer: Answered) -> None:
             for key, question in parts[place].items():
-                if known[place][key] is None:
-                    known[place][key] = found = _part_of(answer, question)
+                if known[place][key] is None and (part := _part_of(answer, question)) is not None:
+                    known[place][key] = part
                     if self.store is not None:
-                        self.store.put(key, found)
-            self.asked += 1
+                        self.store.put(key, part)
             lengths = [answer.prompt_tokens + tokens for tokens in answer.tokens_C]
             if answer.completion is not None:
                 lengths.append(answer.prompt_tokens + answer.completion.tokens)
             self.tokens_alone += sum(lengths)
-            self._finish(cells[place], known[place].values())
+            if None not in known[place].values():
+                self.asked += 1
+                self._finish(cells[place], known[place].values())
 
         # what prompts share is in the example: its cells stay in one process
         mine = [n for n, place in enumerate(missing) if cells[place][1] % self.ranks.size == self.ranks.rank]
@@ -230,10 +234,13 @@ class Asker:
         self.tick(self.finished, self.total, "")
 
 
-def _part_of(answer: Answered, question: Question) -> Answered:
-    """What belongs to one part. Time of a pass that served both counts for the free answer."""
+def _part_of(answer: Answered, question: Question) -> Answered | None:
+    """What belongs to one part, None when it is not known yet. Time of both, told in one, counts for the free answer."""
     if question.choices:
-        return replace(answer, completion=None, seconds=0.0 if answer.completion else answer.seconds)
+        seconds = 0.0 if answer.completion else answer.seconds
+        return replace(answer, completion=None, seconds=seconds) if answer.logp_C else None
+    if answer.completion is None:
+        return None
     return Answered((), (), (), answer.prompt_tokens, False, answer.completion, answer.seconds)
 
 
@@ -282,21 +289,26 @@ def reference_row(wanted: int | str | None, grid: Grid) -> int | None:
 
 def answer_limits(lm: LM, grid: Grid) -> list[int]:
     """Token limit of a free answer under each prompt: the longest answer that it allows to any example of the population, in
-    tokens of this model, and 4 more; twice the longest of texts and calls. The same for all models with one tokenizer, and for any part
-    of the population."""
+    tokens of this model, and 4 more; for numbers and expressions at least `VALUE_TOKENS`, for texts and calls twice the longest. The
+    same for all models with one tokenizer, and for any part of the population."""
     population = grid.population or grid.examples
+
+    def limit(answer: AnswerFormat, kind: AnswerFormat) -> int:
+        match kind:
+            case Code():
+                return CODE_TOKENS
+            case Plan():
+                return PLAN_TOKENS
+        most = max((lm.count_tokens(answer.surfaces(example)[c]) for example, c in longest[kind]), default=0)
+        if isinstance(kind, Number | Expression):
+            return max(most + 4, VALUE_TOKENS)
+        return (2 * most if varies(kind, population[0]) else most) + 4
+
     inner = {template.answer: template.inner_answer for template in grid.templates}
-    longest = {kind: _longest(kind, population) for kind in set(inner.values()) if not isinstance(kind, Code | Plan)}
-    found = {
-        answer: (2 if varies(kind, population[0]) else 1)
-        * max((lm.count_tokens(answer.surfaces(example)[c]) for example, c in longest[kind]), default=0)
-        + 4
-        if kind in longest
-        else CODE_TOKENS
-        if isinstance(kind, Code)
-        else PLAN_TOKENS
-        for answer, kind in inner.items()
+    longest: dict[AnswerFormat, list[tuple[Example, int]]] = {
+        kind: _longest(kind, population) for kind in set(inner.values()) if not isinstance(kind, Code | Plan)
     }
+    found = {answer: limit(answer, kind) for answer, kind in inner.items()}
     return [found[template.answer] for template in grid.templates]
 
 

@@ -354,34 +354,30 @@ class HFModel:
 
         answers: dict[int, Answered] = {}
         logp: list[dict[int, float]] = [{} for _ in questions]
-        completions: dict[int, Completion] = {}
-        seconds = [0.0] * len(questions)
+        seconds = [0.0] * len(questions)  # since the last part of the question was told
 
-        def collect(index: int) -> None:
-            question, found = questions[index], rendered[index]
-            if index in answers:  # what a pass that ran out of memory had told already
-                return
-            if len(logp[index]) < len(question.choices) or (question.max_new_tokens and index not in completions):
-                return
-            answers[index] = Answered(
-                tuple(logp[index][choice] for choice in range(len(question.choices))),
-                tuple(len(pair) - start for pair, start in zip(found.pairs_C, found.starts_C, strict=True)),
-                tuple(len(choice.encode("utf-8", "surrogatepass")) for choice in question.choices),
-                len(found.prompt),
-                min(found.starts_C, default=len(found.prompt)) < len(found.prompt),
-                completions.get(index),
-                seconds[index],
-            )
+        def tell(index: int, part: Answered) -> None:
+            part, seconds[index] = replace(part, seconds=seconds[index]), 0.0
+            answers[index] = answers[index] | part if index in answers else part
             if done:
-                done(index, answers[index])
+                done(index, part)
 
         def scored(owner: tuple[int, int], total: float) -> None:
-            logp[owner[0]][owner[1]] = total
-            collect(owner[0])
+            index, choice = owner
+            question, found, logp_C = questions[index], rendered[index], logp[index]
+            if len(logp_C) == len(question.choices):  # what a pass that ran out of memory had told already
+                return
+            logp_C[choice] = total
+            if len(logp_C) < len(question.choices):
+                return
+            lengths_C = [len(pair) - start for pair, start in zip(found.pairs_C, found.starts_C, strict=True)]
+            sizes_C = [len(choice.encode("utf-8", "surrogatepass")) for choice in question.choices]
+            prompt, seam = len(found.prompt), min(found.starts_C) < len(found.prompt)
+            scores_C = [logp_C[c] for c in range(len(logp_C))]
+            tell(index, Answered(tuple(scores_C), tuple(lengths_C), tuple(sizes_C), prompt, seam, None))
 
         def said(index: int, completion: Completion) -> None:
-            completions[index] = completion
-            collect(index)
+            tell(index, Answered((), (), (), len(rendered[index].prompt), False, completion))
 
         def spent(indices: Iterable[int], time: float) -> None:
             owners = list(indices)

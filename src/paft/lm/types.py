@@ -101,5 +101,5 @@ class LM(Protocol):
         """Answers in the order of the questions, free text by greedy decoding.
 
         batch_tokens: tokens per forward pass; None chooses for this machine. done is called with (index, answer) as soon as
-        each is known, in any order.
+        something is known, in any order: a question's scores and its free answer apart, or both in one.
         """

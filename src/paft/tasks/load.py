@@ -106,12 +106,22 @@ class BuiltinTask:
             raise DataError(
                 f"task {self.name}: {len(whole.examples)} rows readable, {sum(sizes.values())} needed for its cut"
             )
-        ordered = sorted(whole.examples, key=lambda e: hashlib.sha256(f"cut {e.id}".encode()).digest())
-        start = 0
+        together: dict[str, list[Example]] = {}
+        for example in sorted(whole.examples, key=lambda e: _cut_key(e.id)):
+            together.setdefault(example.group or example.id, []).append(example)
+        left = sorted(together, key=_cut_key)
         for split, size in sizes.items():
+            taken: list[Example] = []
+            for group in list(left):  # one that is too large for the room left waits for the next split
+                if len(taken) + len(together[group]) <= size:
+                    taken += together[group]
+                    left.remove(group)
+            if len(taken) < size:
+                raise DataError(
+                    f"task {self.name}: split {split} cannot be cut to {size} rows of whole groups ({self.row.group_by})"
+                )
             if split == name:
-                return Split(tuple(ordered[start : start + size]), whole.rejected, f"{whole.origin}, cut")
-            start += size
+                return Split(tuple(taken), whole.rejected, f"{whole.origin}, cut")
         raise AssertionError
 
     def _public(self, name: str) -> Split:
@@ -153,6 +163,10 @@ class BuiltinTask:
         return _read(
             wheel_rows(wheel, name, self.say), wheel.convert, origin, self.name, name, is_open, self.row.group_by
         )
+
+
+def _cut_key(text: str) -> bytes:
+    return hashlib.sha256(f"cut {text}".encode()).digest()
 
 
 def hub_rows(hub: HubRows, split: str) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ class WheelRows:
 
 @dataclass(frozen=True)
 class Cut:
-    """Splits cut from one public split, because no other is at hand: sizes per split, in keyed random order."""
+    """Splits cut from one public split, because no other is at hand: sizes per split, in keyed random order, groups kept whole."""
 
     of: str
     sizes: Mapping[str, int]
@@ -278,6 +278,7 @@ _TEVAL = TaskRow(
     HubRows("lovesnowbest/T-Eval", "", {"test": "data/review_str_v2.json"}, _teval_review, "main"),
     "Apache-2.0",
     prompts="teval-review",
+    group_by="goal",
 )
 
 _PLANS = TaskRow(
@@ -289,6 +290,7 @@ _PLANS = TaskRow(
     note="answers are judged by an embedding model: evaluate.embeddings; evaluate.scorers=[generation]",
     open_kind="plan",
     prompts="teval-plan",
+    group_by="request",
 )
 
 _INSTRUCT = TaskRow(
