@@ -57,7 +57,7 @@ def save(folder: Path) -> Path:
         found.model.save_pretrained(folder)
         found.tokenizer.save_pretrained(folder)
     for name, more in (
-        ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+        ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}),
         ("config.json", {"rope_theta": 100000.0}),
     ):
         told = json.loads((folder / name).read_text(encoding="utf-8"))
