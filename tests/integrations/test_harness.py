@@ -194,9 +194,13 @@ def test_answers_by_lm_eval_fill_the_table_that_paft_fills(world, tmp_path, styl
 
 
 @pytest.mark.parametrize(("style", "scorers"), [("raw", "[likelihood, generation]"), ("chat", "[generation]")])
-def test_answers_by_opencompass_fill_the_table_that_paft_fills(world, tmp_path, monkeypatch, style, scorers):
+def test_answers_by_opencompass_fill_the_table_that_paft_fills(world, tmp_path, monkeypatch, capsys, style, scorers):
     folder, _ = world
-    export("opencompass", folder, tmp_path / "asked", f"style={style}", f"evaluate.scorers={scorers}", "dtype=float32")
+    said = export(
+        "opencompass", folder, tmp_path / "asked", f"style={style}", f"evaluate.scorers={scorers}", "dtype=float32"
+    )
+    # the model was saved by transformers 5, and OpenCompass has version 4
+    assert 'to config.json "rope_theta": 10000.0; to tokenizer_config.json' in said
     as_opencompass(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=style == "chat"), monkeypatch)
     paft("import", "opencompass", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run")
     (found,) = scores(tmp_path / "run").values()

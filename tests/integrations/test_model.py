@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from paft import pipeline
 from paft.config import load_run_config
 from paft.errors import ConfigError, DataError
-from paft.integrations.model import export_model, model_card
+from paft.integrations.model import export_model, for_older_readers, model_card, older_words
 from paft.lm.hf import load_model
 from paft.lm.types import Message, Question
 from paft.watch import LineWatcher
@@ -45,9 +45,35 @@ def test_adapter_and_merged_weights_answer_as_the_arm_did(run: Path, tmp_path: P
     assert a.logp_C == pytest.approx(tuned.logp_C, abs=1e-6)
     assert m.logp_C == pytest.approx(tuned.logp_C, abs=1e-4)
     assert m.logp_C != pytest.approx(plain.logp_C, abs=1e-3)
+    told, words = (json.loads((merged / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    assert told["rope_theta"] == told["rope_parameters"]["rope_theta"]
+    assert (words["tokenizer_class"], words["model_input_names"]) == (
+        "PreTrainedTokenizerFast",
+        ["input_ids", "attention_mask"],
+    )
     model, tokenizer = AutoModelForCausalLM.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
     assert torch.isfinite(model(**tokenizer("red or blue", return_tensors="pt")).logits).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
+
+
+@pytest.mark.parametrize(
+    ("rope", "words"),
+    [
+        ({"rope_theta": 1e5, "rope_type": "default"}, {"rope_theta": 1e5}),
+        ({"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0},
+         {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ({"full": {"rope_theta": 1e5}}, None),
+    ],
+)  # fmt: skip
+def test_what_transformers_4_reads_by_other_words(tmp_path: Path, rope: dict[str, object], words: object) -> None:
+    assert older_words(tmp_path) == {}
+    (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": rope}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend"}))
+    found = older_words(tmp_path)
+    assert found.pop("tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert found.get("config.json") == words
+    for_older_readers(tmp_path)
+    assert older_words(tmp_path) == {}
 
 
 def test_the_card_carries_the_robustness_table(run: Path, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def export_model(run: Path, arm: str, out: Path, *, merge: bool = False, say: Sa
             _merged(config, folder, scratch, say, images=results["task"].get("images", False))
         else:
             shutil.copytree(folder.model if whole else folder.adapter, scratch, dirs_exist_ok=True)
+        if whole:
+            for_older_readers(scratch)
         write_text(scratch / "README.md", model_card(results, arm, merged=whole))
     return out
 
@@ -64,6 +66,38 @@ def _merged(config: RunConfig, folder: ArmDir, out: Path, say: Say, *, images: b
     with without_chatter():
         learner.model.merge_and_unload().save_pretrained(out)
         learner.saved_with.save_pretrained(out)
+
+
+def older_words(folder: Path) -> dict[str, dict[str, Any]]:
+    """What transformers 4 reads by other words than version 5 writes, by file: the rotary base, the tokenizer's class and inputs.
+
+    Without them it takes defaults, and the model there is another one. Empty for a model that has them.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        model, tokenizer = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (_MODEL, _TOKENIZER))
+    except (OSError, ValueError):
+        return {}
+    rope = model.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope and "rope_theta" not in model:
+        found[_MODEL] = {"rope_theta": rope["rope_theta"]}
+        if rope.get("rope_type", "default") != "default":
+            found[_MODEL]["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        found[_TOKENIZER] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if "model_input_names" not in tokenizer:
+            found[_TOKENIZER]["model_input_names"] = ["input_ids", "attention_mask"]
+    return found
+
+
+_MODEL, _TOKENIZER = "config.json", "tokenizer_config.json"
+
+
+def for_older_readers(folder: Path) -> None:
+    """Add what transformers 4 needs to a model's directory; version 5 reads it as it did."""
+    for name, words in older_words(folder).items():
+        told = json.loads((folder / name).read_text(encoding="utf-8"))
+        write_text(folder / name, json.dumps(told | words, indent=2, ensure_ascii=False) + "\n")
 
 
 def model_card(results: Mapping[str, Any], arm: str, *, merged: bool) -> str:

@@ -15,6 +15,7 @@ from paft.config import RunConfig
 from paft.errors import ConfigError, DataError
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
+from paft.integrations.model import older_words
 from paft.lm.hf import best_device
 from paft.materials import prepare
 from paft.store import write_text
@@ -52,6 +53,12 @@ def export_opencompass(config: RunConfig, out: Path, say: Any = lambda _: None) 
         for k, template in enumerate(grid.templates):
             write_lines(folder / ROWS / f"{template.id}.jsonl", _rows(grid, k, chat=config.style == "chat"))
         write_text(folder / CONFIG, _config(config, grid, groups, out.resolve()))
+    if lacking := older_words(Path(str(config.model))):
+        wanted = "; ".join(f"to {name} {json.dumps(words)[1:-1]}" for name, words in lacking.items())
+        say(
+            f"{config.model} was saved by transformers 5, and OpenCompass 0.5.4 reads it with version 4, as another model: add {wanted} "
+            "(`paft export model` writes them)"
+        )
     return list(groups.values())
 
 
