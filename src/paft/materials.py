@@ -197,9 +197,13 @@ def _held_out(examples: Sequence[Example], share: float) -> tuple[tuple[Example,
 
 
 def _unscored(train: tuple[Example, ...], scored: Sequence[Example], say: Any) -> tuple[Example, ...]:
-    """The train examples without those whose text is scored or held out, whatever their split says."""
-    known = {content_id(e.fields, e.choices, e.images) for e in scored}
-    clean = tuple(e for e in train if content_id(e.fields, e.choices, e.images) not in known)
+    """The train examples without those whose text is scored or held out, whatever their split says, and whichever right answer it gives."""
+
+    def asked(e: Example) -> str:
+        return content_id(e.fields, () if e.is_open else e.choices, e.images)
+
+    known = {asked(e) for e in scored}
+    clean = tuple(e for e in train if asked(e) not in known)
     if len(clean) < len(train):
         say(
             f"{len(train) - len(clean)} train examples also occur among the scored or held-out ones; left out of training"

@@ -457,6 +457,12 @@ def test_a_harness_is_told_a_limit_that_fits_texts(tmp_path):
     assert with_limit(config, prepare(config)).evaluate.max_new_tokens == 2 * -(-longest // 2)
 
 
+def test_what_is_scored_is_not_trained_on_whichever_text_is_given_first(tmp_path):
+    rows = [*ROWS, {"q": ROWS[3]["q"], "a": ROWS[3]["a"][::-1]}]
+    config = load_run_config(world(tmp_path, "text", rows, PROMPTS))
+    assert not {e.fields["q"] for e in prepare(config).train} & {row["q"] for row in rows[24:]}
+
+
 def test_a_run_by_similarity_names_its_judge_first(tmp_path):
     config = load_run_config(
         world(tmp_path, "text", ROWS, PROMPTS, score="similarity"), ["evaluate.embeddings=./none/such"]
