@@ -109,6 +109,10 @@ def config(tmp_path) -> Path:
         (["evaluate.split=tset"], "did you mean 'test'?"),
         (["seed"], "expected key=value"),
         (["arms={}"], "name at least one model"),
+        (["arms={base: {}, paft: {}, paft: {}}"], "key 'paft' is given twice"),
+        (["evaluate.budget=adaptive"], "evaluate.budget = 'adaptive': expected a mapping of cells, "),
+        (["arms=base"], "arms = 'base': expected a mapping"),
+        (["task=HellaSwag"], "did you mean 'hellaswag'?"),
         (["arms.single.train.schedule.prompt=99"], "is not among the train prompts 0 to 4"),
     ],
 )
@@ -123,6 +127,22 @@ def test_wrong_files_are_one_line(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8" in refused(call("run", str(tmp_path / "binary.yaml")))
     assert "cannot be read" in refused(call("report", str(tmp_path)))
+
+
+def test_training_without_an_arm_to_train_is_refused_before_anything_is_loaded(config, tmp_path):
+    line = refused(call("train", str(config), "arms={base: {}}", "model=nowhere", "--out", str(tmp_path / "out")))
+    assert "no arm is trained (base)" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["trl", "nowhere.yaml"], ["cells", "--task", "nowhere"], ["lm-eval", "--task", "x"]]
+)
+def test_a_directory_that_holds_something_is_refused_before_anything_is_read(command, tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert f"{tmp_path}: exists; give a new or empty directory" in refused(
+        call("export", *command, "-o", str(tmp_path))
+    )
 
 
 def test_wrong_words_on_the_command_line_are_one_line():

@@ -11,6 +11,7 @@ import typer
 
 from paft.cli.common import Json, Out, Overrides, follows, go, packaged, say, watcher
 from paft.config import load_mapping, load_run_config
+from paft.errors import ConfigError, few
 
 runs_app = typer.Typer()
 
@@ -104,6 +105,10 @@ def train(
     from paft import pipeline
 
     settings = load_run_config(config, overrides or [])
+    if all(settings.training_of(name) is None for name in settings.arms):
+        raise ConfigError(
+            f"{config}: no arm is trained ({few(settings.arms)}); give one a train, as in arms.paft.train={{}}"
+        )
     folder = out or Path("runs") / settings.name
     with watcher() as watch:
         pipeline.run(settings, folder, watch, stages=("train",))
