@@ -110,6 +110,10 @@ def config(tmp_path) -> Path:
         (["evaluate.split=tset"], "did you mean 'test'?"),
         (["seed"], "expected key=value"),
         (["arms={}"], "name at least one model"),
+        (["arms={base: {}, paft: {}, paft: {}}"], "key 'paft' is given twice"),
+        (["evaluate.budget=adaptive"], "evaluate.budget = 'adaptive': expected a mapping of cells, "),
+        (["arms=base"], "arms = 'base': expected a mapping"),
+        (["task=HellaSwag"], "did you mean 'hellaswag'?"),
         (["arms.single.train.schedule.prompt=99"], "is not among the train prompts 0 to 4"),
     ],
 )
@@ -134,6 +138,22 @@ def test_the_bare_command_shows_its_help_and_the_version_can_be_asked_for():
     assert call("--version").stdout == f"paft {metadata.version('paft')}\n"
     as_module = subprocess.run([sys.executable, "-m", "paft", "--version"], capture_output=True, text=True, check=True)
     assert as_module.stdout == call("--version").stdout
+
+
+def test_training_without_an_arm_to_train_is_refused_before_anything_is_loaded(config, tmp_path):
+    line = refused(call("train", str(config), "arms={base: {}}", "model=nowhere", "--out", str(tmp_path / "out")))
+    assert "no arm is trained (base)" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["trl", "nowhere.yaml"], ["cells", "--task", "nowhere"], ["lm-eval", "--task", "x"]]
+)
+def test_a_directory_that_holds_something_is_refused_before_anything_is_read(command, tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert f"{tmp_path}: exists; give a new or empty directory" in refused(
+        call("export", *command, "-o", str(tmp_path))
+    )
 
 
 def test_wrong_words_on_the_command_line_are_one_line():

@@ -872,6 +872,11 @@ def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model
             tag, key = str(first["ctx"]["tag"]), first["ctx"]["discriminator"].strip("'")
             known_tags = METHODS if key == "method" else KINDS
             message = f"{place}.{key} = {tag!r}{nearest(tag, known_tags)}; expected {' or '.join(known_tags)}"
+        elif first["type"] in ("dict_type", "model_type"):
+            within = sorted(_keys_at(model, whole))
+            message = (
+                f"{place} = {str(first['input'])[:80]!r}: expected a mapping{' of ' if within else ''}{few(within, 20)}"
+            )
         else:
             given = "" if first["type"] == "value_error" else f" = {str(first['input'])[:80]!r}"
             message = (f"{place}{given}: " if place else "") + first["msg"].removeprefix("Value error, ")
@@ -981,6 +986,8 @@ def load_run_config(
             raise ConfigError(f"override {override!r}: expected key=value, for instance train.epochs=1")
         try:
             value = yaml.load(text, Loader=_Loader)
+        except yaml.constructor.ConstructorError as error:
+            raise ConfigError(f"override {override!r}: {error.problem}") from None
         except (yaml.YAMLError, ValueError):
             value = text
         if isinstance(value, str) and _SIGNED_EXPONENT.fullmatch(value):

@@ -69,8 +69,9 @@ class ResourceError(PaftError, RuntimeError):
 
 def nearest(given: str, known: Iterable[str]) -> str:
     """A hint naming the nearest of the known names, or the empty string: ", did you mean 'x'?"."""
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else ""
+    names = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(given.casefold(), list(names), n=1, cutoff=0.6)
+    return f", did you mean {names[close[0]]!r}?" if close else ""
 
 
 def few(items: Iterable[object], limit: int = 5) -> str:

@@ -33,6 +33,8 @@ def load_results(path: Path) -> dict[str, Any]:
         raise DataError(f"{file}: cannot be read ({error.strerror}); give a finished run directory") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{file}: not JSON ({error.msg}, line {error.lineno})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not the results of a run; give its directory, or its results.json") from None
     if not isinstance(value, dict) or "arms" not in value:
         raise DataError(f"{file}: not the results of a run")
     return value

@@ -50,13 +50,19 @@ def disk_errors(where: Path) -> Iterator[None]:
         raise StoreError(f"{where}: {disk_fault(error)}; {advice}") from None
 
 
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A scratch directory that becomes `out` at the end, whole or not at all. Raises ConfigError when something is there already."""
+def require_new(out: Path) -> Path:
+    """The place of a directory that is to be made. Raises ConfigError when something is there already."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: exists; give a new or empty directory")
     if out.resolve() == Path.cwd():
         raise ConfigError(f"{out}: is the directory that this runs in; name a new one")
+    return out
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A scratch directory that becomes `out` at the end, whole or not at all. Raises ConfigError when something is there already."""
+    require_new(out)
     scratch = out.with_name(f".{out.name}-{os.getpid()}")
     with disk_errors(out):
         try:

@@ -207,6 +207,25 @@ def test_the_cells_of_a_run_are_read_once(
     assert opened == [str(run / "scores.parquet") for run in two]
 
 
+def test_a_run_named_twice_is_one_run(two: tuple[Path, Path], tmp_path: Path) -> None:
+    page = reported(tmp_path, two[0], two[0] / "results.json")
+    assert page == reported(tmp_path, two[0])
+    assert '<section id="between' not in page
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("-o", "all.md"), "--out all.md: expected a name that ends in .html"),  # where the table goes
+        (("-o", "all"), "--out all: expected a name that ends in .html"),
+        ((), "scores.parquet: not the results of a run; give its directory"),
+    ],
+)
+def test_what_a_report_cannot_be_made_of_or_written_to(two: tuple[Path, Path], given: Any, said: str) -> None:
+    run = two[0] if given else two[0] / "scores.parquet"
+    assert said in refused(call("report", str(run), *given))
+
+
 @pytest.mark.parametrize("command", ["report", "compare", "gate", "against"])
 @pytest.mark.parametrize("what", ["cut", "another"])
 def test_cells_that_cannot_be_read_are_one_line_and_no_page(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from paft.config import RunConfig, dump_yaml
+from paft.store import require_new
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run directory; an interrupted run goes on from what it holds.")]
 Embeddings = Annotated[
@@ -22,7 +23,7 @@ Embeddings = Annotated[
     typer.Option(help="Sentence embedding model, for what words do not show: sentence-transformers/all-MiniLM-L6-v2"),
 ]
 SettingsFile = Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")]
-NewFolder = Annotated[Path, typer.Option("--out", "-o", help="New directory.")]
+NewFolder = Annotated[Path, typer.Option("--out", "-o", help="New directory.", callback=require_new)]
 ArmOf = Annotated[str, typer.Option(help="Arm whose training is written.")]
 Into = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/import-<task>.")]
 Asked = Annotated[Path, typer.Option(help="The directory that `paft export` made for it.")]

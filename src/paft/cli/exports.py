@@ -152,7 +152,7 @@ def _say_rows(out: Path, done: Any, training: Any, examples: int) -> None:
 @export_app.command("model")
 def export_model(
     run: Annotated[str, typer.Argument(help="Finished run directory and arm: RUN:ARM")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    out: NewFolder,
     merge: Annotated[bool, typer.Option("--merge", help="Add the adapter to the model's weights.")] = False,
     to: Annotated[str | None, typer.Option("--push", help="Hub repository to upload it to, as OWNER/NAME.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Let a new repository be public.")] = False,
@@ -179,7 +179,7 @@ def export_model(
 @export_app.command("lm-eval")
 def export_lm_eval(
     task: TaskOf,
-    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    out: NewFolder,
     prompts: PromptsOf = None,
     overrides: Overrides = None,
 ) -> None:
@@ -205,7 +205,7 @@ def export_lm_eval(
 def export_opencompass(
     task: TaskOf,
     model: Annotated[str, typer.Option(help="Model for its configuration: hub id or directory.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    out: NewFolder,
     prompts: PromptsOf = None,
     overrides: Overrides = None,
 ) -> None:
@@ -226,7 +226,7 @@ def export_opencompass(
 @export_app.command("cells")
 def export_cells(
     task: TaskOf,
-    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    out: NewFolder,
     prompts: PromptsOf = None,
     overrides: Overrides = None,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paft.cli.common import Asked, CountedIn, Into, Json, Overrides, go
+from paft.cli.common import Asked, CountedIn, Into, Json, NewFolder, Overrides, go
 from paft.config import RunConfig
 from paft.errors import few
 
@@ -36,7 +36,7 @@ def import_lm_eval(
 @import_app.command("llamafactory")
 def import_llamafactory(
     settings: Annotated[Path, typer.Argument(help="Settings of an SFT training (YAML) of LLaMA-Factory.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New directory.")],
+    out: NewFolder,
 ) -> None:
     """Make a task and a run of a LLaMA-Factory training: its rows, its hyper-parameters, the prompt that it uses.
 

@@ -11,7 +11,7 @@ import typer
 
 from paft.cli.common import Json, Out, Overrides, follows, go, packaged, say, watcher
 from paft.config import BatpromptConfig, load_mapping, load_run_config, validate
-from paft.errors import ConfigError
+from paft.errors import ConfigError, few
 
 runs_app = typer.Typer()
 
@@ -116,6 +116,10 @@ def train(
     from paft import pipeline
 
     settings = load_run_config(config, overrides or [])
+    if all(settings.training_of(name) is None for name in settings.arms):
+        raise ConfigError(
+            f"{config}: no arm is trained ({few(settings.arms)}); give one a train, as in arms.paft.train={{}}"
+        )
     folder = out or Path("runs") / settings.name
     with watcher() as watch:
         pipeline.run(settings, folder, watch, stages=("train",))

@@ -219,7 +219,10 @@ def report(
     from paft.finished import cells_file, compare_across, last_arms, load_cells, load_exhibit, load_results
     from paft.reports import write_report
 
-    runs = list(dict.fromkeys(runs))
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--out {out}: expected a name that ends in .html; the Markdown table goes beside it")
+    # a run that is named twice, also as its results.json, is one run
+    runs = list({(run.parent if run.is_file() else run).resolve(): run for run in reversed(runs)}.values())[::-1]
     results, exhibits = [load_results(path) for path in runs], [load_exhibit(path) for path in runs]
     across, last = {}, []
     if len(runs) > 1:
