@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from paft.build import BuildReport, build_prompts, plan_build
 from paft.config import BuildConfig, dump_yaml, validate
@@ -479,6 +480,40 @@ def test_a_solver_finds_prompts_that_change_the_task(tmp_path: Path) -> None:
     reasons = [f.reason for _, faults in report.selection.dropped for f in faults if f.name == "behaviour"]
     assert "solver answers 0% right, under prompts like it 100%" in reasons[0]
     assert set(server.paid.values()) == {1}
+
+
+EXAMPLES = {
+    split: [{"text": text, "answer": "text"}]
+    for split, text in {
+        "train": "Which colour is in it? {text}",
+        "dev": "{text}\n\nName the hue that somebody paints with here, in one word.",
+        "test": "My friend wrote this: {text} So what shade did they mean?",
+    }.items()
+}
+
+
+def test_a_solver_of_this_process_answers_freely_where_nothing_is_offered(tmp_path: Path) -> None:
+    """Its one choice is the right answer, which a restricted choice would always find."""
+    tiny.saved_model(tmp_path / "model")
+    task = tiny.write_task(tmp_path / "data")
+    told = yaml.safe_load(task.read_text(encoding="utf-8"))
+    del told["choices"]
+    task = tmp_path / "data" / "open.yaml"
+    task.write_text(yaml.safe_dump({**told, "kind": "text"}), encoding="utf-8")
+    examples = tmp_path / "examples.yaml"
+    examples.write_text(yaml.safe_dump({"task": told["name"], **EXAMPLES}), encoding="utf-8")
+
+    def openly(body: dict) -> str:
+        return json.dumps([{**each, "answer": "text"} for each in prompts_for(body) if isinstance(each, dict)])
+
+    solver = {"model": str(tmp_path / "model"), "examples": 8}
+    sizes = {"train": 6, "dev": 3, "test": 3}
+    with ChatServer(reply=openly) as server:
+        build(tmp_path, server.url, solver=solver, **{**sizes, "task": str(task), "examples": str(examples)})
+    with CellStore(tmp_path / "out" / "cells.sqlite") as cells:
+        kept = cells._db.execute("select answer from cells").fetchall()
+    assert kept
+    assert all(json.loads(answer)["completion"] for (answer,) in kept)
 
 
 def test_a_solver_of_this_process_keeps_its_cells(tmp_path: Path) -> None:

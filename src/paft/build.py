@@ -434,7 +434,8 @@ class _Build:
         return Request(settings.name, settings.model, "solve", 0, 1, bare.render(self.examples[0]), {})
 
     async def _solve(self, templates: Sequence[Template]) -> None:
-        """Answer the same items under every template; by free answers behind a server, by restricted choice of a model here."""
+        """Answer the same items under every template; by free answers behind a server and where nothing is offered to choose from, else by
+        restricted choice of a model here."""
         solver = self.config.solver
         assert solver is not None
         items = random.Random(f"{self.config.seed} solver").sample(
@@ -443,12 +444,13 @@ class _Build:
         here = self.writers[solver.name]
         if isinstance(here, LocalWriter):
             lm = here.load()
+            scorer: Any = "generation" if items[0].is_open else "likelihood"
             with CellStore(self.place.cells) as store:
                 found = evaluate(
-                    lm, Grid(tuple(templates), tuple(items)), EvalConfig(scorers=["likelihood"]), store,
+                    lm, Grid(tuple(templates), tuple(items), self.examples), EvalConfig(scorers=[scorer]), store,
                     lambda done, total, _: self.tick(done, total, "solver"),
                 )  # fmt: skip
-            rows = found.scores["likelihood"].values_KN.tolist()
+            rows = found.scores[scorer].values_KN.tolist()
         else:
             requests = [
                 Request(solver.name, solver.model, "solve", 0, 1, template.render(item), {})
