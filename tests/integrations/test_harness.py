@@ -149,6 +149,7 @@ def as_opencompass(asked: Path, out: Path, model: HFModel, monkeypatch: pytest.M
         predictions: dict[str, Any] = {}
         for number, row in enumerate(rows):
             if data["infer_cfg"]["inferencer"]["type"] == "PPLInferencer":
+                assert data["infer_cfg"]["inferencer"]["batch_size"] == 1  # what it pads, it scores wrongly
                 found: dict[str, Any] = {}
                 for label, text in template.items():
                     whole = fill(text, row, columns)

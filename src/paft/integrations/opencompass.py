@@ -186,7 +186,8 @@ def _config(config: RunConfig, grid: Grid, groups: Mapping[Any, str], out: Path)
                 "columns": columns,
                 "output": "gold",
                 "template": {c: f"{{{column}}}" for c, column in enumerate(columns)},
-                "inferencer": "type=PPLInferencer",
+                # of texts that it pads, 0.5.4 counts the first token as well, so one option of an example may cost more than another
+                "inferencer": "type=PPLInferencer, batch_size=1",
                 "judged": "",
             }
         else:
