@@ -113,6 +113,7 @@ def config(tmp_path) -> Path:
         (["arms={base: {}, paft: {}, paft: {}}"], "key 'paft' is given twice"),
         (["evaluate.budget=adaptive"], "evaluate.budget = 'adaptive': expected a mapping of cells, "),
         (["arms=base"], "arms = 'base': expected a mapping"),
+        (["train.schedule=fixed"], "train.schedule = 'fixed': expected a mapping of "),
         (["task=HellaSwag"], "did you mean 'hellaswag'?"),
         (["arms.single.train.schedule.prompt=99"], "is not among the train prompts 0 to 4"),
     ],

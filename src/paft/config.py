@@ -872,7 +872,7 @@ def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model
             tag, key = str(first["ctx"]["tag"]), first["ctx"]["discriminator"].strip("'")
             known_tags = METHODS if key == "method" else KINDS
             message = f"{place}.{key} = {tag!r}{nearest(tag, known_tags)}; expected {' or '.join(known_tags)}"
-        elif first["type"] in ("dict_type", "model_type"):
+        elif first["type"] in ("dict_type", "model_type", "model_attributes_type"):
             within = sorted(_keys_at(model, whole))
             message = (
                 f"{place} = {str(first['input'])[:80]!r}: expected a mapping{' of ' if within else ''}{few(within, 20)}"
