@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -75,6 +75,9 @@ def test_what_is_left_of_a_text(text, plain):
 
 
 @given(st.text())
+@example("C:\u0327")
+@example("\u0130")
+@example("the\u0327")
 def test_a_text_is_itself_whatever_it_is(text):
     assert normalized(normalized(text)) == normalized(text) or normalized(text) == " ".join(text.lower().split())
     if text.strip():

@@ -29,7 +29,7 @@ def normalized(text: str) -> str:
     ('us navy', 'a', '$')
     """
     lower = unicodedata.normalize("NFC", text).lower()
-    words = lower.translate(_NO_PUNCTUATION)
+    words = unicodedata.normalize("NFC", lower.translate(_NO_PUNCTUATION))  # a letter may now meet its accent
     return next((found for each in (_ARTICLE.sub(" ", words), words, lower) if (found := " ".join(each.split()))), "")
 
 
