@@ -29,12 +29,18 @@ def row(n: int, answer: str = "B") -> dict[str, Any]:
     return {"template": "", "meta_data": {}, "ground_truth": {"answer": answer, "thought": ""}, "origin_prompt": chat}
 
 
-def test_rows_are_read_from_the_file_of_the_repository(tmp_path):
-    home = tmp_path / "datasets--lovesnowbest--T-Eval"
+def cached(root: Path, name: str) -> Path:
+    """Where a file of T-Eval's repository lies in the hub's cache below `root`."""
+    home, revision = root / "datasets--lovesnowbest--T-Eval", "c0ffee" * 6 + "c0ff"
     (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text("c0ffee" * 6 + "c0ff")
-    file = home / "snapshots" / ("c0ffee" * 6 + "c0ff") / "data" / "review_str_v2.json"
+    (home / "refs" / "main").write_text(revision)
+    file = home / "snapshots" / revision / "data" / name
     file.parent.mkdir(parents=True)
+    return file
+
+
+def test_rows_are_read_from_the_file_of_the_repository(tmp_path):
+    file = cached(tmp_path, "review_str_v2.json")
     cut = row(3)
     cut["origin_prompt"][1]["content"] = "Goal: nothing else"
     rows = {"a": row(1, "C"), "b": row(2, "A"), "c": cut, **{str(n): row(n) for n in range(10, 460)}}
@@ -84,11 +90,7 @@ def plan_row(n: int, **changes: Any) -> dict[str, Any]:
 
 
 def test_plans_are_read_from_the_file_of_the_repository(tmp_path):
-    home = tmp_path / "datasets--lovesnowbest--T-Eval"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text("c0ffee" * 6 + "c0ff")
-    file = home / "snapshots" / ("c0ffee" * 6 + "c0ff") / "data" / "plan_json_v2.json"
-    file.parent.mkdir(parents=True)
+    file = cached(tmp_path, "plan_json_v2.json")
     unoffered = [{"id": 0, "name": "Mail.send", "args": {}}]
     wrong = {
         "x": plan_row(2, ground_truth=unoffered),
@@ -133,11 +135,7 @@ def instruct_row(n: int, response_format: str = "json", **changes: Any) -> dict[
 
 
 def test_instructions_are_read_from_the_file_of_the_repository_and_asked_once(tmp_path):
-    home = tmp_path / "datasets--lovesnowbest--T-Eval"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text("c0ffee" * 6 + "c0ff")
-    file = home / "snapshots" / ("c0ffee" * 6 + "c0ff") / "data" / "instruct_v2.json"
-    file.parent.mkdir(parents=True)
+    file = cached(tmp_path, "instruct_v2.json")
     chat = instruct_row(2)["origin_prompt"]
     wrong = {
         "v": instruct_row(2, origin_prompt=[{"role": "system", "content": "You have these APIs: a, b."}, chat[1]]),

@@ -271,11 +271,16 @@ _LANGUAGES = {
     "my": "Burmese",
 }
 
+
+def _teval(file: str, convert: Callable[[Row], Parts]) -> HubRows:
+    return HubRows("lovesnowbest/T-Eval", "", {"test": f"data/{file}.json"}, convert, "main")
+
+
 _TEVAL = TaskRow(
     "T-Eval, its review part: did a call of a tool do what it was to do",
     ("goal", "tool", "arguments", "response"),
     5,
-    HubRows("lovesnowbest/T-Eval", "", {"test": "data/review_str_v2.json"}, _teval_review, "main"),
+    _teval("review_str_v2", _teval_review),
     "Apache-2.0",
     prompts="teval-review",
     group_by="goal",
@@ -285,7 +290,7 @@ _PLANS = TaskRow(
     "T-Eval, its plan part: which tools to call, with what, in which order",
     ("request", "tools"),
     1,
-    HubRows("lovesnowbest/T-Eval", "", {"test": "data/plan_json_v2.json"}, _teval_plan, "main"),
+    _teval("plan_json_v2", _teval_plan),
     "Apache-2.0",
     note="answers are judged by an embedding model: evaluate.embeddings; evaluate.scorers=[generation]",
     open_kind="plan",
@@ -297,7 +302,7 @@ _INSTRUCT = TaskRow(
     "T-Eval, its instruct part: call the tool as the request says",
     ("request", "tools"),
     1,
-    HubRows("lovesnowbest/T-Eval", "", {"test": "data/instruct_v2.json"}, _teval_instruct, "main"),
+    _teval("instruct_v2", _teval_instruct),
     "Apache-2.0",
     note="evaluate.scorers=[generation]",
     open_kind="call",
