@@ -6,13 +6,14 @@ function of its index.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from paft.errors import ShapeError
 from paft.lm.types import Chat, Question
 from paft.prompts.template import Template
+from paft.tasks.limits import answer_limits
 from paft.tasks.types import Example
 
 
@@ -71,3 +72,9 @@ class Grid:
         """The cell as it is put to a model, with the answers its prompt allows in choice order."""
         template, example = self.templates[cell.prompt], self.examples[cell.example]
         return Question(template.render(example), template.answer.surfaces(example))
+
+    def answer_limits(self, count_tokens: Callable[[str], int]) -> list[int]:
+        """Token limit of a free answer under each prompt, length K (`paft.tasks.limits`): the same for all models with one tokenizer, and
+        for any part of the population."""
+        limits = answer_limits([each.answer for each in self.templates], self.population or self.examples, count_tokens)
+        return [limits[each.answer] for each in self.templates]

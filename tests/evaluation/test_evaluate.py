@@ -15,7 +15,7 @@ import pytest
 from paft import results
 from paft.config import EvalConfig, RunConfig, dump_yaml
 from paft.evaluation import evaluate, metrics
-from paft.evaluation.evaluate import EXCHANGED, Asker, answer_limits, cell_table
+from paft.evaluation.evaluate import EXCHANGED, Asker, cell_table
 from paft.evaluation.stats import compare
 from paft.grid import Grid
 from paft.lm.fake import FakeLM
@@ -74,18 +74,18 @@ def test_the_limit_is_that_of_the_longest_answer_to_any_example_of_the_populatio
     three = Example("three", {"text": "x"}, ("a b", "c d", "e " * 40), 0)
     wrapped = Wrapped("say {answer} now", ChoiceText())
     asked = templates(ChoiceText(), Labels(), wrapped, Labels(("red one", "blue")), ChoiceText(), Code())
-    assert answer_limits(FakeLM(), Grid(asked, few)) == [2 + 4, 1 + 4, 4 + 4, 2 + 4, 2 + 4, 512]
-    assert answer_limits(FakeLM(), Grid(asked, few, many)) == [9 + 4, 1 + 4, 11 + 4, 2 + 4, 9 + 4, 512]
+    assert Grid(asked, few).answer_limits(FakeLM().count_tokens) == [2 + 4, 1 + 4, 4 + 4, 2 + 4, 2 + 4, 512]
+    assert Grid(asked, few, many).answer_limits(FakeLM().count_tokens) == [9 + 4, 1 + 4, 11 + 4, 2 + 4, 9 + 4, 512]
     # a format that serves no such example has none of its answers
-    assert answer_limits(FakeLM(), Grid(asked, few, [*many, three]))[:4] == [40 + 4, 1 + 4, 42 + 4, 2 + 4]
+    assert Grid(asked, few, [*many, three]).answer_limits(FakeLM().count_tokens)[:4] == [40 + 4, 1 + 4, 42 + 4, 2 + 4]
 
 
 def test_a_short_number_or_expression_may_stand_in_a_sentence() -> None:
     """Cut after its right answer's tokens and 4, "The answer is 12." is read as 1."""
     short, long = ([Example("e", {"text": "x"}, (answer,), 0, is_open=True)] for answer in ("12", "1 + " * 20 + "1"))
     for answer in (Number(), Expression(), Wrapped("so {answer} .", Number())):
-        assert answer_limits(FakeLM(), Grid(templates(answer), short)) == [16]
-    assert answer_limits(FakeLM(), Grid(templates(Expression()), long)) == [41 + 4]
+        assert Grid(templates(answer), short).answer_limits(FakeLM().count_tokens) == [16]
+    assert Grid(templates(Expression()), long).answer_limits(FakeLM().count_tokens) == [41 + 4]
 
 
 def test_a_limit_given_is_kept_and_limits_of_one_format_are_counted_once() -> None:

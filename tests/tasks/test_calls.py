@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from paft import pipeline
 from paft.config import load_run_config
 from paft.errors import DataError, TemplateError
-from paft.evaluation.evaluate import answer_limits
 from paft.grid import Grid
 from paft.prompts.auditing import faults_of
 from paft.prompts.strategies import rules_of
@@ -229,7 +228,7 @@ def test_prompts_for_calls(tmp_path):
 def test_a_call_may_be_twice_as_long_as_the_longest():
     model = tiny.hf_model()
     templates = [Template("{request} {tools}", ToolCall()), Template("{tools} {request}", ToolCall("python"))]
-    limits = answer_limits(model, Grid(templates, [example(), example(FunctionCall("f", {}))]))
+    limits = Grid(templates, [example(), example(FunctionCall("f", {}))]).answer_limits(model.count_tokens)
     assert limits == [2 * model.count_tokens(text) + 4 for text in (AS_JSON, AS_PYTHON)]
 
 

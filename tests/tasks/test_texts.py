@@ -19,7 +19,7 @@ from paft import pipeline
 from paft.cli import app
 from paft.config import dump_yaml, load_run_config
 from paft.errors import AssetError, ConfigError, DataError
-from paft.evaluation.evaluate import answer_limits, cell_table
+from paft.evaluation.evaluate import cell_table
 from paft.evaluation.matrix import INVALID
 from paft.finished import compare_runs
 from paft.grid import Grid
@@ -36,7 +36,6 @@ from paft.tasks.embeddings import judge_by
 from paft.tasks.texts import normalized, token_f1
 from paft.tasks.types import Example, TextScore
 from paft.training.rewards import correct, well_formed
-from paft.training.setup import free_limit
 from paft.watch import LineWatcher
 from tests import tiny
 
@@ -327,8 +326,7 @@ def test_a_text_may_be_twice_as_long_as_the_longest_that_is_accepted():
     templates = [Template("{q}", TEXT), Template("{q}!", Wrapped(TAG, TEXT))]
     grid = Grid(templates, [item("Old Town", long), item("x")])
     plain, wrapped = (model.count_tokens(text) for text in (long, f"<answer>{long}</answer>"))
-    assert answer_limits(model, grid) == [2 * plain + 4, 2 * wrapped + 4]
-    assert free_limit(model, grid) == 2 * model.count_tokens("<answer>Old Town</answer>") + 4
+    assert grid.answer_limits(model.count_tokens) == [2 * plain + 4, 2 * wrapped + 4]
 
 
 def scored(score: TextScore, said: list[list[str]]) -> dict[str, Any]:

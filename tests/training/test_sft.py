@@ -23,11 +23,12 @@ from paft import pipeline
 from paft.config import AdaptiveSchedule, FixedSchedule, PaftSchedule, SFTConfig, load_run_config
 from paft.errors import ConfigError, RenderError, ResourceError, ShapeError
 from paft.grid import Cell, Grid
+from paft.lm.hf import HFModel
 from paft.lm.passes import kernel_mask
 from paft.prompts import PromptSet, Template
 from paft.store import ArmDir, read_jsonl
 from paft.tasks import Example, load_task
-from paft.tasks.answers import ChoiceText, Labels
+from paft.tasks.answers import ChoiceText, Labels, Number, Wrapped
 from paft.training import data, setup, sft
 from paft.training.data import CellDataset, Row, ScheduleSampler, longest_cell, pad
 from paft.training.objectives import IGNORED, token_nll
@@ -620,6 +621,25 @@ def test_the_weights_of_the_best_check_are_kept_and_the_earliest_of_equals(tmp_p
         again = tiny.hf_model().with_adapter(arm.adapter)
         assert again.fingerprint == learner.fingerprint
         assert check_on_dev(again, dev)["accuracy_K"] == best["accuracy_K"]
+
+
+def test_a_check_on_dev_allows_free_answers_as_many_tokens_as_an_evaluation(tmp_path, monkeypatch):
+    sums = [Example(f"e{n}", {"a": str(n), "b": "4"}, (str(n + 4),), 0, is_open=True) for n in range(12)]
+    asked = Template("{a} + {b} =", Number()), Template("{b}, {a}: add", Wrapped("<sum>{answer}</sum>", Number()))
+    learner, dev, told = tiny.hf_model(), Grid(asked, sums[8:]), []
+    answer = HFModel.answer
+
+    def heard(self, questions, *more, **named):
+        told.extend(question.max_new_tokens for question in questions)
+        return answer(self, questions, *more, **named)
+
+    monkeypatch.setattr(HFModel, "answer", heard)
+    arm = ArmDir(tmp_path / "arm")
+    arm.root.mkdir()
+    train_sft(learner, Grid(asked, sums[:8]), CONFIG, arm, seed=0, dev=dev)
+    limits_K = dev.answer_limits(learner.count_tokens)
+    assert told == [limit for limit in limits_K for _ in dev.examples]
+    assert limits_K[0] == 16 > learner.count_tokens("15") + 4
 
 
 def test_training_stops_after_checks_without_a_new_best_also_after_a_kill(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from paft.config import EvalConfig
-from paft.errors import ConfigError, TemplateError
+from paft.errors import ConfigError
 from paft.evaluation import metrics
 from paft.evaluation.budget import Spent, expected_accuracies, few_estimates, spend
 from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix, groups_of, restricted_choice
@@ -24,9 +22,8 @@ from paft.grid import Cell, Grid
 from paft.lm.ranks import Ranks
 from paft.lm.types import LM, Answered, Question
 from paft.store import CellKey, CellStore
-from paft.tasks.answers import AnswerFormat, Code, Expression, Number, Plan, scored_by, varies, written
+from paft.tasks.answers import scored_by
 from paft.tasks.sandbox import allow_code
-from paft.tasks.types import Example
 
 Scorer = Literal["likelihood", "generation"]
 Tick = Callable[[int, int, str], None]
@@ -99,12 +96,6 @@ class Evaluation:
         }
 
 
-CODE_TOKENS, PLAN_TOKENS = 512, 1024
-"""Limits of answers that are code or a plan: there are longer ways to write a function, and a plan, than the one that is known."""
-
-VALUE_TOKENS = 16
-"""Least limit of answers that are a number or an expression: "The answer is 12." must not end at its 1, which would be read."""
-
 CHUNK = 4096
 """Cells that are rendered and looked up at a time: all prompts over some examples, so that what they share is seen."""
 
@@ -136,7 +127,9 @@ class Asker:
         """Cells that progress is told of; the budget may lower it."""
         self._limit_K = [0] * num_prompts
         if "generation" in config.scorers:
-            self._limit_K = [config.max_new_tokens] * num_prompts if config.max_new_tokens else answer_limits(lm, grid)
+            self._limit_K = (
+                [config.max_new_tokens] * num_prompts if config.max_new_tokens else grid.answer_limits(lm.count_tokens)
+            )
 
     def ask(self, cells: Iterable[tuple[int, int]]) -> None:
         """Have these cells (prompt, example) answered. The same cells are answered alike in any order and company."""
@@ -285,43 +278,6 @@ def reference_row(wanted: int | str | None, grid: Grid) -> int | None:
     raise ConfigError(
         f"evaluate.reference {wanted!r}: expected a position below {grid.shape[0]} or the id of a scored prompt"
     )
-
-
-def answer_limits(lm: LM, grid: Grid) -> list[int]:
-    """Token limit of a free answer under each prompt: the longest answer that it allows to any example of the population, in
-    tokens of this model, and 4 more; for numbers and expressions at least `VALUE_TOKENS`, for texts and calls twice the longest. The
-    same for all models with one tokenizer, and for any part of the population."""
-    population = grid.population or grid.examples
-
-    def limit(answer: AnswerFormat, kind: AnswerFormat) -> int:
-        match kind:
-            case Code():
-                return CODE_TOKENS
-            case Plan():
-                return PLAN_TOKENS
-        most = max((lm.count_tokens(answer.surfaces(example)[c]) for example, c in longest[kind]), default=0)
-        if isinstance(kind, Number | Expression):
-            return max(most + 4, VALUE_TOKENS)
-        return (2 * most if varies(kind, population[0]) else most) + 4
-
-    inner = {template.answer: template.inner_answer for template in grid.templates}
-    longest: dict[AnswerFormat, list[tuple[Example, int]]] = {
-        kind: _longest(kind, population) for kind in set(inner.values()) if not isinstance(kind, Code | Plan)
-    }
-    found = {answer: limit(answer, kind) for answer, kind in inner.items()}
-    return [found[template.answer] for template in grid.templates]
-
-
-def _longest(answer: AnswerFormat, population: Sequence[Example]) -> list[tuple[Example, int]]:
-    """The 20 longest different answers, each as an example and the place of its choice: the longest in tokens is among the longest in
-    characters. Of equals always the same ones. An example that the format does not serve has none; where it is asked,
-    `Grid.question` says so."""
-    found: dict[str, tuple[Example, int]] = {}
-    for example in population:
-        with contextlib.suppress(TemplateError):
-            for surface, each, c in written(answer, example):
-                found.setdefault(surface, (each, c))
-    return [found[surface] for surface in heapq.nlargest(20, found, key=lambda surface: (len(surface), surface))]
 
 
 def score_matrix(

@@ -16,10 +16,10 @@ from typing import Any
 
 from paft.config import RunConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, few
-from paft.evaluation.evaluate import CODE_TOKENS, PLAN_TOKENS
 from paft.materials import Materials
 from paft.store import disk_errors, new_folder, write_text
 from paft.tasks.answers import varies, written
+from paft.tasks.limits import CODE_TOKENS, PLAN_TOKENS
 
 SETTINGS, PROMPTS = "paft.yaml", "prompts.yaml"
 

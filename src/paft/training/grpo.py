@@ -469,7 +469,7 @@ class _RolloutLog(TrainerCallback):
             self.tick(step, self.total, f"reward {row['reward']:.2f}")
         if self.dev is not None and (step == self.total or (every and step % every == 0)):
             if first:
-                found = check_on_dev(self.learner, self.dev, self.config.max_new_tokens)
+                found = check_on_dev(self.learner, self.dev, [self.config.max_new_tokens] * len(self.dev.templates))
                 self.trainer.model.train()
                 append_jsonl(self.out.dev, {"step": step, **found})
                 tell_trackers(self.trainer, dev_figures(found))

@@ -31,7 +31,6 @@ from paft.lm.hf import HFModel, lora_config, without_chatter
 from paft.lm.ranks import Ranks
 from paft.lm.types import Question
 from paft.store import ArmDir, read_jsonl, write_text
-from paft.tasks.answers import varies
 
 HOW = {
     "max_steps": "give train.epochs",
@@ -361,18 +360,10 @@ def checkpoint_dir(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
-def free_limit(model: HFModel, grid: Grid) -> int:
-    """Token limit of a free answer: the longest right answer of the grid, or twice that for texts and calls, and 4 more."""
-    num_prompts, num_examples = grid.shape
-    targets = {grid.target(Cell(0, k, i)) for k in range(num_prompts) for i in range(num_examples)}
-    longest = max(model.count_tokens(target) for target in sorted(targets, key=len)[-20:])
-    return longest * (2 if any(varies(each.answer, grid.examples[0]) for each in grid.templates) else 1) + 4
-
-
-def check_on_dev(learner: HFModel, dev: Grid, max_new_tokens: int | None = None) -> dict[str, Any]:
+def check_on_dev(learner: HFModel, dev: Grid, limits_K: Sequence[int] | None = None) -> dict[str, Any]:
     """Accuracy over dev prompts and held-out examples: mean, sd (n-1) over prompts, each prompt.
 
-    By restricted choice, or by free answers of at most max_new_tokens tokens.
+    By restricted choice, or by free answers of at most limits_K tokens under each prompt.
     """
     learner.model.eval()
     right: list[float] = []
@@ -380,14 +371,14 @@ def check_on_dev(learner: HFModel, dev: Grid, max_new_tokens: int | None = None)
     for k in range(num_prompts):
         cells = [Cell(0, k, i) for i in range(num_examples)]
         hits: Sequence[float]
-        if max_new_tokens is None:
+        if limits_K is None:
             answers = learner.answer([dev.question(cell) for cell in cells])
             hits = [
                 max(range(len(a.logp_C)), key=a.logp_C.__getitem__) == dev.examples[i].answer
                 for i, a in enumerate(answers)
             ]
         else:
-            answers = learner.answer([Question(dev.chat(cell), (), max_new_tokens) for cell in cells])
+            answers = learner.answer([Question(dev.chat(cell), (), limits_K[k]) for cell in cells])
             said = [a.completion.text if a.completion else "" for a in answers]
             parse = dev.templates[k].answer.parse
             hits = [parse(text, e).worth(e) for text, e in zip(said, dev.examples, strict=True)]

@@ -47,7 +47,6 @@ from paft.training.setup import (
     check_on_dev,
     checkpoint_dir,
     dev_figures,
-    free_limit,
     own_runs,
     prompt_figures,
     rewind,
@@ -461,7 +460,7 @@ class _StepLog(TrainerCallback):
         self.trainer, self.grid, self.learner, self.dev = trainer, grid, learner, dev
         self.keeper, self.tick, self.total, self.ranks = keeper, tick, total, ranks
         self.config, self.out = keeper.config, keeper.out
-        self.free = free_limit(learner, dev) if dev is not None and dev.examples[0].is_open else None
+        self.limits_K = dev.answer_limits(learner.count_tokens) if dev is not None and dev.examples[0].is_open else None
         self.since = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -504,7 +503,7 @@ class _StepLog(TrainerCallback):
             self.tick(step, self.total, f"loss {loss:.2f}")
         if self.dev is not None and (step == self.total or (every and step % every == 0)):
             if first or self.trainer.is_fsdp_enabled:  # sharded weights answer when all processes ask
-                found = check_on_dev(self.learner, self.dev, self.free)
+                found = check_on_dev(self.learner, self.dev, self.limits_K)
                 self.trainer.model.train()
             if first:
                 append_jsonl(self.out.dev, {"step": step, **found})
