@@ -101,13 +101,14 @@ def main() -> None:
     asked.add_argument("--prompts", type=int, default=5)
     asked.add_argument("--examples", type=int, default=50)
     asked.add_argument("--rows", type=int, default=36, help="train rows of LLaMA-Factory's run")
+    asked.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the run, such as prompts=FILE")
     asked.add_argument("--work", type=Path, default=Path("harnesses"))
     told = asked.parse_args()
     work = told.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     model = save(work / "model")
     size = [f"evaluate.prompts={told.prompts}", f"evaluate.examples={told.examples}", "evaluate.max_new_tokens=16", "style=raw"]
-    size += ["dtype=float32", "source=wheel", "evaluate.scorers=[likelihood, generation]"]
+    size += ["dtype=float32", "source=wheel", "evaluate.scorers=[likelihood, generation]", *told.set]
     lines = []
     ours = work / "ours"
     for tool in told.tools:
@@ -120,8 +121,9 @@ def main() -> None:
             own("run", work / "run.yaml", "--out", ours, *size)
         own("export", tool, "--task", told.task, *(["--model", model] if tool == "opencompass" else []), "-o", out, *size)
         if tool == "lm-eval":
+            name = told.task.replace("-", "_")
             call(bin_ / "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--device", "cpu",
-                 "--tasks", f"paft_{told.task},paft_{told.task}_free", "--include_path", out, "--log_samples",
+                 "--tasks", f"paft_{name},paft_{name}_free", "--include_path", out, "--log_samples",
                  "--output_path", work / f"{tool}-out")  # fmt: skip
         else:
             call(bin_ / "opencompass", out / "config.py", "-w", work / f"{tool}-out", "--debug")

@@ -289,6 +289,9 @@ def test_models_are_scored_compared_and_gated_without_training(config, tmp_path)
     assert "0 of 3 prompts" in pair.stdout
     alone = call("compare", str(tmp_path / "a"))
     assert (alone.returncode, "one model only" in alone.stderr) == (2, True)
+    for other in ("a", "a/.", "b/../a:model"):
+        twice = call("compare", str(tmp_path / "a"), f"{tmp_path}/{other}")
+        assert (twice.returncode, "both name the arm 'model' of one run" in twice.stderr) == (2, True)
 
     policy, codes = tmp_path / "policy.yaml", []
     for bar in (0.0, 1.0):

@@ -238,11 +238,15 @@ def compare_runs(runs: Sequence[str], scorer: str | None = None) -> list[Pairwis
 
 def _named(runs: Sequence[str], scorer: str | None) -> dict[str, ScoreMatrix]:
     tables: dict[str, ScoreMatrix] = {}
+    named: dict[tuple[Path, str], str] = {}
     for each in runs:
         folder, _, arm = each.partition(":")
         held = load_tables(Path(folder))
         for name in [arm_of(list(held), arm)] if arm else held:
             title = f"{folder}:{name}" if len(runs) > 1 else name
+            before = named.setdefault((Path(folder).resolve(), name), each)
+            if before != each or title in tables:
+                raise DataError(f"{before} and {each} both name the arm {name!r} of one run; name another run or arm")
             tables[title] = table_of(held[name], scorer, f"{folder}:{name}")
     if len(tables) < 2:
         raise DataError(f"{' '.join(runs)}: one model only; name another run or arm to compare it with")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pyarrow
@@ -15,6 +16,7 @@ from paft import pipeline
 from paft.config import load_run_config
 from paft.errors import DataError, TemplateError
 from paft.grid import Grid
+from paft.materials import prepare
 from paft.prompts.auditing import faults_of
 from paft.prompts.strategies import rules_of
 from paft.prompts.template import Template
@@ -63,7 +65,11 @@ def test_what_is_odd_in_the_original_rule_is_kept():
         ("{'name': 'f', 'args': {'now': true}}", [FunctionCall("f", {"now": True})]), ('{"name": "f", "args": "x"}', [FunctionCall("f", {})]),
         ('{"name": "f", "args": null}', [FunctionCall("f", {})]), ('{"name": "f",\n "args": {}}', [FunctionCall("f", {})]),
         (f'{AS_JSON}\n{{"name": "Mail.send", "args": {{"to": "Ann"}}}}', [CALL, OTHER_CALL]), ('Set {x}: {"name": "f", "args": {}}', [FunctionCall("f", {})]),
-        ('{"name": "f", "arguments": {}}', []), ('{"name": 3, "args": {}}', []), ('{"call": {"name": "f", "args": {}}}', []), (AS_JSON[:-2], []),
+        ('{"name": "f", "arguments": {}}', []), ('{"name": 3, "args": {}}', []), ('{"call": {"name": "f", "args": {}}}', []), (AS_JSON[:-2], []), ('{"call": {"name": "f", "args": {}}', []), ("{'call': {'name': 'f', 'args': {}}\n```", []),
+        ('{"name": "g", "args": {"inner": {"name": "f", "args": {}}},}', [FunctionCall("g", {"inner": {"name": "f", "args": {}}})]),
+        ("Set {x}, it's so: {'name': 'f', 'args': {}}", [FunctionCall("f", {})]), ("{'name': 'f', 'args': {}} " * 2, [FunctionCall("f", {})]),
+        (f"{AS_JSON} or {{'name': 'f', 'args': {{}}}}", [CALL, FunctionCall("f", {})]), (f'{{"a" b}} {AS_JSON}', [CALL]),
+        (f"{AS_JSON} or {{'name': 'f', 'args': {{}}}} or {{'name': 'g', 'args': {{}}}}", [CALL, FunctionCall("f", {})]),
         (f"[{AS_JSON}]", [CALL]), ("", []), ("I cannot.", []), ("{}", []), ("{0.__class__}", []), ('{"name": "f", "args": ' * 3000, []),
         ('{"name": "\ud800", "args": {}}', [FunctionCall("\ud800", {})]), ('{"name": "f", "args": {"n": 1e999}}', [FunctionCall("f", {"n": float("inf")})]),
     ],
@@ -81,7 +87,7 @@ def test_how_an_object_is_read(text, calls):
         (r"f(q='it\'s', r='''x'y''')", [FunctionCall("f", {"q": "it's", "r": "x'y"})]), ("f(from='Oslo', class=1)", [FunctionCall("f", {"from": "Oslo", "class": 1})]),
         ("get-weather(days=2)", [FunctionCall("get-weather", {"days": 2})]), ("result = f(n=1)", [FunctionCall("f", {"n": 1})]),
         ("f(n=1)\nf(n=1.0)", [FunctionCall("f", {"n": 1})]), ("f(n=1) g(n=1)", [FunctionCall("f", {"n": 1}), FunctionCall("g", {"n": 1})]),
-        ("f(n=open('x'))", []), ("f(n=x)", []), ("f(query)", []), ("f(n=1, n=2)", []), ("f(**{'n': 1})", []), ("f(n=1", []), ("f(n='1)", []), ("f(n=[1)", []),
+        (r"f\_x(n=1)", []), ("f(n=open('x'))", []), ("f(n=x)", []), ("f(query)", []), ("f(n=1, n=2)", []), ("f(**{'n': 1})", []), ("f(n=1", []), ("f(n='1)", []), ("f(n=[1)", []),
         ("f(n=1+)", []), ("f(n==1)", []), ("f(n=__import__('os').system('x'))", []), ("f (n=1)", []), ("", []), ("none", []), ("{0.__class__}", []), ("2f(n=1)", []),
         ("f(n=" + "[" * 5000, []), ("f(n=" + "[" * 5000 + "]" * 5000 + ")", []), ("f(" * 100_000, []), ("f(n='" + "x" * 30_000 + "')", []), ("a" * 10**6, []),
         ("f(n=" + "9" * 5000 + ")", []), ("(" * 10**6, []), ("f('" * 10**5, []), ("f(q='\ud800')", [FunctionCall("f", {"q": "\ud800"})]),
@@ -92,7 +98,7 @@ def test_how_a_python_call_is_read(text, calls):
 
 
 HOSTILE = ('{"name": "f", "args": ' * 10**5, "{" * 10**6, '{"' * 10**5, "{'name': " * 10**5, "f(n=" * 10**5, "x." * 10**6, AS_JSON[:-1] * 10**4, "\ud800(" * 10**5,
-           AS_PYTHON[:-1] * 10**4, "{0.__class__}(" * 10**4, "'" * 10**6, '"name"' * 10**5)  # fmt: skip
+           AS_PYTHON[:-1] * 10**4, "{0.__class__}(" * 10**4, "'" * 10**6, '"name"' * 10**5, '{"a"}' * 10**5, "{'a'x}" * 10**5, '{"a":' * 900 + "[" + "1," * 32_000, '{"\\"' * 10**5)  # fmt: skip
 
 
 @pytest.mark.parametrize("at", range(len(HOSTILE)))
@@ -104,7 +110,7 @@ def test_hostile_texts_are_no_call_and_come_to_an_end(at):
             Wrapped('{"call": "{answer}"}', ToolCall(form)),
         ):
             for said in (HOSTILE[at], f"<call>{HOSTILE[at]}</call>"):
-                assert answer.parse(said, example()).worth(example()) < 1
+                assert answer.parse(said, example()).status != "valid"
 
 
 VALUES = st.recursive(
@@ -148,9 +154,17 @@ def test_what_stands_around_a_call_is_looked_past(form):
 
 
 def test_a_call_inside_json_may_be_an_object():
-    assert Wrapped('{"call": "{answer}"}', ToolCall()).parse(f'{{"call": {AS_JSON}}}', example()) == Parsed(
-        "valid", 0, 1.0
-    )
+    keyed = Wrapped('{"call": "{answer}"}', ToolCall())
+    assert keyed.parse(f'{{"call": {AS_JSON}}}', example()) == Parsed("valid", 0, 1.0)
+
+
+@pytest.mark.parametrize("form", ["json", "python"])
+def test_different_calls_inside_json_are_ambiguous(form):
+    write = {"json": write_json, "python": write_python}[form]
+    one, other = (json.dumps({"call": write(call)}) for call in (CALL, OTHER_CALL))
+    keyed = Wrapped('{"call": "{answer}"}', ToolCall(form))
+    assert keyed.parse(f"{one} or {other}", example()) == Parsed("ambiguous", None)
+    assert keyed.parse(f"{one}, I say, {one}", example()) == Parsed("valid", 0, 1.0)
 
 
 def test_a_call_that_python_cannot_write_is_named():
@@ -205,7 +219,13 @@ def test_rows_without_a_call_are_bad_rows(tmp_path, answer, said):
         described(tmp_path, [{"q": "?", "a": answer}], kind="call").split("train")
 
 
-def test_a_call_with_deep_values_is_read_or_refused(tmp_path):
+def test_a_call_with_values_too_deep_is_refused(tmp_path):
+    deep = "[" * 5000 + "]" * 5000
+    with pytest.raises(DataError, match="expected one call"):
+        described(tmp_path, [{"q": "?", "a": f'{{"name": "f", "args": {{"n": {deep}}}}}'}], kind="call").split("train")
+
+
+def test_a_call_with_deep_values_is_read(tmp_path):
     (one,) = (
         described(tmp_path, [{"q": "?", "a": {"name": "f", "args": {"n": DEEP}}}], kind="call").split("train").examples
     )
@@ -243,4 +263,15 @@ def test_a_run_on_calls_trains_and_scores(tmp_path):
     config = world(tmp_path, "call", rows, prompts)
     results = pipeline.run(load_run_config(config), tmp_path / "out", LineWatcher(quiet=True))
     assert len(results["arms"]["grpo"]["train"]["reward"]) == 5
-    assert results["arms"]["sft"]["train"]["dev"][-1]["accuracy_K"] == [0, 0]
+    assert len(results["arms"]["sft"]["train"]["dev"][-1]["accuracy_K"]) == 2
+    # answers that are known: all right under one prompt, under the other right by name alone
+    grid = prepare(load_run_config(config)).grid
+    wrong = replace(grid.examples[0], choices=(write_json(FunctionCall("Shop.find", {"n": 99})),))
+    with open(tmp_path / "said.jsonl", "w", encoding="utf-8") as out:
+        for k, template in enumerate(grid.templates):
+            for example in grid.examples:
+                said = {"completion": template.target(example if k else wrong), "tokens": 9, "ended": True}
+                out.write(json.dumps({"prompt": template.id, "example": example.id, **said}) + "\n")
+    known = load_run_config(config, [f"arms={{known: {{recorded: {json.dumps(str(tmp_path / 'said.jsonl'))}}}}}"])
+    results = pipeline.run(known, tmp_path / "known", LineWatcher(quiet=True))
+    assert results["arms"]["known"]["scores"]["generation"]["accuracy_K"] == [0.5, 1]

@@ -1,4 +1,4 @@
-"""SQuAD's grader (v1.1) and T-Eval's of instructions and thoughts, written anew: where verdicts here are the same, and every way in which they differ.
+"""SQuAD's grader (v1.1) and T-Eval's of instructions and thoughts, written anew: where verdicts here are the same, and the ways in which they differ.
 
 docs/tasks.md counts these ways on outputs that the originals graded.
 """
@@ -64,6 +64,10 @@ def test_free_texts_beside_squads_grader(golds):
         said = form.format(x=golds[-1], w=WRONG)
         assert ours(said, golds) == (0, 0), said
         assert 0 < squad(said, golds)[1] < 1, said
+
+
+def test_an_accent_is_one_sign_or_two():
+    assert (ours("Cafe\u0301", ("Caf\u00e9",)), squad("Cafe\u0301", ("Caf\u00e9",))) == ((1, 1), (0, 0))
 
 
 def test_a_text_of_articles_is_something_here_and_nothing_there():
@@ -188,9 +192,16 @@ def test_calls_beside_the_grader_of_instructions(name, arguments):
         )
 
 
+@pytest.fixture
+def by_text():
+    judge_by(tiny.embed_by_text, "by text")
+    yield
+    judge_by(None)
+
+
+@pytest.mark.usefixtures("by_text")
 def test_texts_by_similarity_beside_the_grader_of_thoughts():
     """There the cosine of the whole output with the right thought; of JSON, of what stands under its key, "" where nothing does."""
-    judge_by(tiny.embed_by_text, "by text")
     gold = "I look for a lamp first."
     example = Example("e", {}, (gold,), 0, True, score="similarity")
 
@@ -210,4 +221,3 @@ def test_texts_by_similarity_beside_the_grader_of_thoughts():
     ] == [0, 0, 0, 1]
     assert [keyed.parse(said, example).worth(example) for said in ('{"thought": ""}', '{"x": 1}', '{"thought": null}', repr({"thought": gold}))] == [0] * 4  # fmt: skip
     assert np.isclose(cosine(gold), 1)
-    judge_by(None)

@@ -145,6 +145,10 @@ def test_instructions_are_read_from_the_file_of_the_repository_and_asked_once(tm
         "z": instruct_row(1, ground_truth={"action": "Stay.find", "args": {}}),
     }
     both = {f"{n} {kind}": instruct_row(n, kind) for kind in ("string", "json") for n in range(10, 680)}
+    for n in range(10, 340):  # requests of two APIs
+        system, user = instruct_row(n)["origin_prompt"]
+        other = {**system, "content": system["content"].replace("Stay", "Rest")}
+        both[f"{n} other"] = instruct_row(n, origin_prompt=[other, user])
     file.write_text(json.dumps({"a": instruct_row(1), **wrong, **both}), encoding="utf-8")
     whole, train, dev, test = load(
         tmp_path, "teval-instruct test hub", "teval-instruct-cut train hub", "teval-instruct-cut validation hub", "teval-instruct-cut test hub"
@@ -162,9 +166,9 @@ def test_instructions_are_read_from_the_file_of_the_repository_and_asked_once(tm
         "KeyError: 'action'",
         "ValueError: asked before, with another right answer",
     ]
-    assert [len(part["rows"]) for part in (whole, train, dev, test)] == [671, 400, 60, 200]
-    asked = [row[1]["request"] for part in (train, dev, test) for row in part["rows"]]
-    assert len(set(asked)) == len(asked)
+    assert [len(part["rows"]) for part in (whole, train, dev, test)] == [1001, 400, 60, 200]
+    asked = [{row[1]["request"] for row in part["rows"]} for part in (train, dev, test)]
+    assert len(set.union(*asked)) == sum(map(len, asked))
 
 
 def original(completion: str) -> str | None:
@@ -191,7 +195,6 @@ OURS = (
 def test_where_verdicts_differ_from_the_original_graders(seed):
     """2,100 answers: alike where the form is kept; apart in the two ways that docs/tasks.md names, and in no other."""
     form, rng = answer_format_from({"wrap": "Answer: {answer}", "of": "letters"}), random.Random(seed)
-    counts = {"same": 0, "theirs": 0, "ours": 0}
     for _ in range(50):
         gold = rng.randrange(5)
         example = Example("e", {}, OUTCOMES, gold)
@@ -206,8 +209,6 @@ def test_where_verdicts_differ_from_the_original_graders(seed):
                     assert ours == wanted, said
                 else:
                     assert (ours, wanted) == ((None, "ABCDE"[x]) if kind == "theirs" else ("ABCDE"[x], None)), said
-                counts[kind] += 1
-    assert counts == {"same": 500, "theirs": 250, "ours": 300}
 
 
 ROWS = Path(__file__).parents[3] / "shared" / "data" / "teval.review_str_v1.json.gz"

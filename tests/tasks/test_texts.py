@@ -157,7 +157,7 @@ def test_similarity_is_the_cosine_of_the_whole_completion_and_none_below_zero():
         (TAG, "<think><answer>New</answer></think><answer>Old Town</answer>", 1), (TAG, "<answer>The answer is Old Town</answer>", 0),
         (JSON, '{"answer": "Old Town"}', 1), (JSON, 'Sure: ```json\n{"why": "{x}", "answer": "the old city"}\n```', 1), (JSON, '{"answer": ""}', "invalid"),
         (JSON, '{"answer": null}', "invalid"), (JSON, '{"answer": "a"}{"answer": "b"}', "ambiguous"), (JSON, '{"result": "Old Town"}', "invalid"),
-        (JSON, '{"answer": ["Old Town"]}', 1), (JSON, '{"answer": ' * 5000, "invalid"),
+        (JSON, '{"answer": ["Old Town"]}', 1), (JSON, '{"why": {"answer": "Old Town"}', "invalid"), (JSON, '{"a" b} {"answer": "Old Town"}', 1), (JSON, '{"answer": ' * 5000, "invalid"),
         (QUOTE, 'He says "Old Town" here.', 1), (QUOTE, '"Old Town" and "New Town"', "ambiguous"), (QUOTE, '"Old Town', "invalid"),
         (CUE, "Answer: Old Town\nIt is uphill.", 1), (CUE, "Well.\nanswer:\nold town.", 1), (CUE, "Answer: Old Town\nAnswer: New Town", "ambiguous"),
         (CUE, "Old Town", "invalid"), (CUE, "Answer:", "invalid"),
@@ -168,6 +168,20 @@ def test_inside_a_wrap_its_content_answers(wrap, completion, found):
     assert worth(answer, completion, item()) == found
     assert not answer.settled(completion, item())
     assert answer_format_from(answer_format_to(answer)) == answer
+
+
+def test_a_number_under_a_key_is_the_text_that_it_is():
+    for text in ("19.50", "1e3", "1000000000000000000000.0", "007", "7"):
+        bare = text if text != "007" else '"007"'
+        assert worth(Wrapped(JSON, TEXT), f'{{"answer": {bare}}}', item(text)) == 1
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
+def test_a_text_of_several_lines_is_read_whole_whatever_parts_them(sign):
+    for answer in (TEXT, Wrapped(TAG, TEXT), Wrapped(CUE, TEXT)):
+        (surface,) = answer.surfaces(item(f"Old{sign}Town"))
+        assert worth(answer, surface, item(f"Old{sign}Town")) == 1
+        assert not answer.settled(f"Old{sign}", item(f"Old{sign}Town"))
 
 
 def test_a_wrap_without_an_end_holds_lines_where_answers_have_lines():
@@ -189,9 +203,7 @@ def test_the_right_text_as_a_prompt_wants_it_written_is_right(text, answer, scor
     example = item(text or "x", score=score)
     (surface,) = answer.surfaces(example)
     lines = [line.strip() for line in example.choices[0].splitlines()]
-    if any(line.startswith(("```", "~~~", "<think>")) or line.endswith(":") for line in lines) or (
-        len(lines) > 1 and "\n" not in text
-    ):
+    if any(line.startswith(("```", "~~~", "<think>")) or line.endswith(":") for line in lines):
         return
     assert answer.parse(surface, example).worth(example) == 1
 
@@ -213,7 +225,7 @@ def test_a_line_that_is_over_is_settled():
     )
 
 
-HOSTILE = ("x" * 10**6, '"' * 10**6, "<answer>" * 10**5, "<answer>a</answer>" * 60_000, "Answer: a\n" * 10**5, "Answer:" * 10**5,
+HOSTILE = ("x" * 10**6, '"' * 10**6, "<answer>" * 10**5, "<answer>a</answer>" * 60_000, "Answer: a\n" * 10**5, "Answer:" * 10**5, "Answer:\n" * 10**5, "Answer:\n" * 1000 + "```\n" * 40_000,
            '{"answer":' * 10**5, "{" * 10**6, "_" * 10**6, "the " * 250_000, "answer is " * 10**5, "\n" * 10**6, "\ud800" * 10**5, " " * 10**6)  # fmt: skip
 
 

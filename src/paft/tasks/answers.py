@@ -15,12 +15,22 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from paft.errors import TemplateError
-from paft.tasks.calls import FunctionCall, agreement, read_json, read_python, write_python
+from paft.tasks.calls import FunctionCall, agreement, keep, read_json, read_python, write_python
 from paft.tasks.embeddings import judged_by
 from paft.tasks.expressions import boxed, compare, last_said, plain
 from paft.tasks.plans import Call, likeness, read_list, read_steps, write_steps
 from paft.tasks.sandbox import passes
-from paft.tasks.texts import after_thought, first_line, is_one_line, json_objects, normalized, readings, text_worth
+from paft.tasks.texts import (
+    AS_WRITTEN,
+    JSON,
+    after_thought,
+    first_line,
+    is_one_line,
+    normalized,
+    objects,
+    readings,
+    text_worth,
+)
 from paft.tasks.types import Example
 
 LETTERS = tuple(string.ascii_uppercase)
@@ -367,9 +377,16 @@ class ToolCall:
 
     def parse(self, completion: str, example: Example) -> Parsed:
         """How much of the right call the completion has; what stands around a call is not read. No call: invalid. Different ones: ambiguous."""
-        gold = _gold_call(example)
-        read = read_json if self.form == "json" else read_python
-        found = read(after_thought(completion))
+        return self.among([after_thought(completion)], example)
+
+    def among(self, texts: Iterable[str], example: Example) -> Parsed:
+        """The same of a call that may stand in any of some texts."""
+        gold, found = _gold_call(example), list[FunctionCall]()
+        for text in texts:
+            for call in read_json(text) if self.form == "json" else read_python(text):
+                keep(found, call)
+            if len(found) > 1:
+                break
         if len(found) != 1:
             return Parsed("ambiguous" if found else "invalid", None)
         score = agreement(found[0], gold)
@@ -475,8 +492,11 @@ class Wrapped:
 
         if self._json:
             key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
-            said = [str(values[key]) for values in json_objects(completion) if key in values]
-            if isinstance(self.of, Code | Plan | ToolCall):
+            values = isinstance(self.of, Code | Plan | ToolCall)
+            said = [_text_of(each[key]) for each in objects(completion, JSON if values else AS_WRITTEN) if key in each]
+            if isinstance(self.of, ToolCall):
+                return self.of.among(said, example)
+            if isinstance(self.of, Code | Plan):
                 return self.of.parse(said[0], example) if said else Parsed("invalid", None)
         elif isinstance(self.of, Code | Plan | ToolCall):
             opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
@@ -501,14 +521,17 @@ class Wrapped:
         accepted = _accepted(example)
         if self._json:
             key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
-            objects = (values for values in json_objects(completion) if values.get(key) is not None)
-            inside: Iterable[str] = (str(values[key]) for values in objects)
+            held = (each[key] for each in objects(completion, AS_WRITTEN) if each.get(key) is not None)
+            inside: Iterable[str] = map(_text_of, held)
         elif self.wrap.partition(PLACE)[2].strip():
             inside = self._between(completion, accepted)
         else:
             opens = re.compile(_loose(self.wrap.partition(PLACE)[0]), re.IGNORECASE).finditer(completion)
-            most = _MOST if is_one_line(accepted, example.score) else 1  # lines reach to the end
-            parts = (completion[found.end() :] for found in itertools.islice(opens, most))
+            # lines reach to the end; and a line must answer within some characters, but for the last wrap
+            most = _MOST if is_one_line(accepted, example.score) else 1
+            begins = [each.end() for each in itertools.islice(opens, most)]
+            ends = [begin + _HEAD for begin in begins[:-1]] + [len(completion)]
+            parts = (completion[begin:end] for begin, end in zip(begins, ends, strict=False))
             inside = (said[0] for part in parts if (said := readings(part, accepted, example.score)))
         found: dict[str, str] = {}
         for text in itertools.islice(inside, _MOST):
@@ -551,8 +574,16 @@ def _json_values(text: str) -> dict[str, Any] | None:
 
 
 _SPACE = re.compile(r"\s*")
-_MOST = 1000
-"""Times that a wrap around a free text is looked into."""
+_MOST, _HEAD = 1000, 4096
+"""Times that a wrap around a free text is looked into, and characters after one that is not the last."""
+
+
+def _text_of(value: object) -> str:
+    """A value as an answer: a text as it is, anything else as JSON writes it, nothing where it cannot."""
+    try:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return ""
 
 
 def _places(part: str, text: str) -> list[tuple[int, int]]:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from paft.tasks.texts import UNREADABLE, json_objects, literal
+from paft.tasks.texts import LONGEST, UNREADABLE, literal, objects
 
-LONGEST, MOST = 20_000, 64
-"""Characters of a call that is no JSON, and places in a text where one may begin: beyond them nothing is read."""
+MOST = 64
+"""Places in a text where a Python call may begin that are looked at."""
 
 
 class FunctionCall(NamedTuple):
@@ -40,36 +40,29 @@ def _same(value: object, gold: object) -> bool:
 
 
 def read_json(text: str) -> list[FunctionCall]:
-    """The different calls that stand in a text as objects {"name", "args"}, as JSON or as Python writes them; outermost objects only.
+    """The different calls that stand in a text as objects {"name", "args"}, as JSON or as Python writes them; outermost objects only, and two
+    calls at most.
 
     `args` that are no object are none.
     """
     found: list[FunctionCall] = []
-    for each in json_objects(text):
-        _add(found, each)
-    inside = text[max(0, text.find("{")) : text.rfind("}") + 1]
-    if not found and len(inside) <= LONGEST:
-        try:
-            values = literal(inside)
-        except UNREADABLE:
-            return []
-        _add(found, values)
+    for values in objects(text, python=True):
+        if isinstance(values.get("name"), str) and "args" in values:
+            arguments = values["args"] if isinstance(values["args"], dict) else {}
+            keep(found, FunctionCall(values["name"].strip(), arguments))
+            if len(found) > 1:
+                break
     return found
 
 
-def _add(found: list[FunctionCall], values: object) -> None:
-    if isinstance(values, dict) and isinstance(values.get("name"), str) and "args" in values:
-        arguments = values["args"] if isinstance(values["args"], dict) else {}
-        _keep(found, FunctionCall(values["name"].strip(), arguments))
-
-
-def _keep(found: list[FunctionCall], call: FunctionCall) -> None:
+def keep(found: list[FunctionCall], call: FunctionCall) -> None:
+    """Add a call that is not among those found."""
     if not any(_same(call, each) for each in found):
         found.append(call)
 
 
 _NAME = r"[^\W\d][\w.-]*"
-_HEAD = re.compile(rf"(?<![\w.-])({_NAME})\(")
+_HEAD = re.compile(rf"(?<![\w.\\-])({_NAME})\(")
 _KEYWORD = re.compile(r"\s*([^\W\d]\w*)\s*=(?!=)(.*)", re.DOTALL)
 
 
@@ -87,7 +80,7 @@ def read_python(text: str) -> list[FunctionCall]:
         pieces, at = _pieces(text, head.end())
         arguments = None if pieces is None else _arguments(pieces)
         if arguments is not None:
-            _keep(found, FunctionCall(head[1], arguments))
+            keep(found, FunctionCall(head[1], arguments))
     return [call for call in found if call.arguments] or found
 
 

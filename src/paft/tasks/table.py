@@ -308,6 +308,7 @@ _INSTRUCT = TaskRow(
     open_kind="call",
     once=True,
     prompts="teval-instruct",
+    group_by="request",
 )
 
 TASKS: dict[str, TaskRow] = {

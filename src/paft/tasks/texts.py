@@ -89,18 +89,8 @@ def first_line(completion: str) -> tuple[str, bool]:
     >>> first_line("Of course! Here it is:\\n\\n  Paris \\nIt lies"), first_line("Paris"), first_line("Note:")
     (('Paris', True), ('Paris', False), ('Note:', False))
     """
-    said = after_thought(completion)
-    line, over = _first_line(said[:_HEAD])
-    return (line, over) if over or len(said) <= _HEAD else _first_line(said)
-
-
-_HEAD = 4096
-"""Characters in which the line mostly stands: a wrap may occur often in a long text."""
-
-
-def _first_line(said: str) -> tuple[str, bool]:
     led = ""
-    for line in said.splitlines(keepends=True):
+    for line in after_thought(completion).splitlines(keepends=True):
         text = line.strip()
         if not text or _FENCE.fullmatch(text):
             continue
@@ -114,7 +104,7 @@ def _first_line(said: str) -> tuple[str, bool]:
 
 def is_one_line(accepted: Sequence[str], score: TextScore) -> bool:
     """Whether a line answers: exact or f1, and no accepted text has several. Else all of a completion does."""
-    return score != "similarity" and not any("\n" in each for each in accepted)
+    return score != "similarity" and all(len(each.splitlines()) == 1 for each in accepted)
 
 
 def readings(completion: str, accepted: Sequence[str], score: TextScore) -> list[str]:
@@ -142,21 +132,48 @@ def literal(text: str) -> object:
     return json.loads(text.replace("'", '"'))
 
 
-_DECODER = json.JSONDecoder(strict=False)
+JSON = json.JSONDecoder(strict=False)
+AS_WRITTEN = json.JSONDecoder(strict=False, parse_float=str, parse_int=str, parse_constant=str)
+"""Numbers stay the texts that they are: 19.50 is not 19.5."""
 
 
-def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Objects that stand in a text, outermost only; as far as one that is nested too deep to be read, or the 1000th beginning that is none."""
-    at = failures = 0
-    while failures < 1000 and (begin := _OBJECT.search(text, at)):
+def objects(text: str, decoder: json.JSONDecoder = JSON, *, python: bool = False) -> Iterator[dict[str, Any]]:
+    """Objects that stand in a text, outermost only; python: also as Python writes them, up to `LONGEST` characters. One that is no object but
+    closed is passed over, 1000 times at most; one that is never closed, or nested too deep, ends the reading."""
+    at = passed = 0
+    begins, braces = (_DICT, _PYTHON_BRACES) if python else (_OBJECT, _BRACES)
+    while passed < 1000 and (begin := begins.search(text, at)):
         try:
-            value, at = _DECODER.raw_decode(text, begin.start())
-        except ValueError:
-            at, failures = begin.start() + 1, failures + 1
+            value, at = decoder.raw_decode(text, begin.start())
         except RecursionError:
             return
-        else:
+        except ValueError:
+            end = _closed(text, begin.start(), braces)
+            if end is None:
+                return
+            at, inside, value = end, text[begin.start() : end], None
+            passed += 1
+            if python and len(inside) <= LONGEST:
+                with contextlib.suppress(*UNREADABLE):
+                    value = literal(inside)
+        if isinstance(value, dict):
             yield value
 
 
-_OBJECT = re.compile(r"\{\s*[\"}]")
+LONGEST = 20_000
+"""Characters of a value that is no JSON; a longer one is not read."""
+
+_OBJECT, _DICT = re.compile(r"\{\s*[\"}]"), re.compile(r"\{\s*[\"'}]")
+_QUOTED = r"\"(?:[^\"\\]|\\.)*+\""
+_BRACES = re.compile(rf"{_QUOTED}|\\.|[{{}}]", re.DOTALL)
+_PYTHON_BRACES = re.compile(rf"{_QUOTED}|{_QUOTED.replace(chr(34), chr(39))}|\\.|[{{}}]", re.DOTALL)
+
+
+def _closed(text: str, begin: int, braces: re.Pattern[str]) -> int | None:
+    """Where the brace that opens at `begin` is closed; braces in quotes do not count."""
+    depth = 0
+    for found in braces.finditer(text, begin):
+        depth += {"{": 1, "}": -1}.get(found[0], 0)
+        if depth == 0 and found[0] == "}":
+            return found.end()
+    return None
