@@ -40,6 +40,17 @@ def read(answer: AnswerFormat, completion: str, example: Example) -> int | str:
         ("the best option a person has", "invalid"), ("A.M. radio", "invalid"), ("AB", "invalid"), ("Apple", "invalid"), ("D'Arcy", "invalid"),
         ("he runs", "invalid"), ("E", "invalid"), ("", "invalid"), (" \n", "invalid"), ("I do not know", "invalid"), ("\x00", "invalid"),
         ("A is not correct", "invalid"), ("The answer is not B.", "invalid"), ("A A A", "invalid"),
+        # what is given as the answer goes before what stands at a line's beginning, or behind a colon
+        ('A: "Work"\nB: "Sword"\n\nThe answer is: A', 0), ("A. he runs\nB. she sits\nAnswer: B", 1), ("The answer: B. A is right as well.", 1),
+        ("The answer would be C.", 2), ("Answer - B", 1), ("The answer is option B", 1), ("Best option: B\nA. he runs", "ambiguous"),
+        ("The correct answer is $\\boxed{A}$.", 0), ("\\boxed{B}", 1), ("So \\[ \\boxed{\\text{C}} \\]", 2), ("\\boxed{A} or \\boxed{B}", "ambiguous"),
+        # a sentence that is a letter
+        ("Sure! A", 0), ("I think so. **B**.", 1), ("Sure! A man sits.", "invalid"), ("Sure! A.\nOr rather. B.", "ambiguous"),
+        # in other languages
+        ("答案是A", 0), ("答案：B", 1), ("正确答案是 B。", 1), ("选B", 1), ("La respuesta correcta es B.", 1), ("La respuesta es la B.", 1), ("Es la opción C.", 2),
+        ("la respuesta a la pregunta", "invalid"), ("Правильный ответ — A", 0), ("Ответ: B.", 1), ("Jawabannya adalah B.", 1), ("Jawaban yang benar adalah C", 2),
+        ("Die Antwort lautet D.", 3), ("La réponse est A.", 0), ("Jibu sahihi ni C", 2), ("సమాధానం: B", 1), ("Erantzuna B da.", 1), ("सही उत्तर B है।", 1),
+        ("الإجابة الصحيحة هي B", 1), ("အဖြေမှာ B", 1), ("答えはC", 2), ("정답은 D", 3),
         # more than one is given
         ("A or B", "ambiguous"), ("(A) and (C)", "ambiguous"), ("A/B", "ambiguous"), ("A, B", "ambiguous"), ("A, B, C", "ambiguous"),
         ("A. he runs\nB. she sits", "ambiguous"), ("The answer is A or B.", "ambiguous"), ("Answer: A. Answer: B.", "ambiguous"),
@@ -196,7 +207,20 @@ def test_any_completion_gets_a_verdict(text: str) -> None:
 
 
 def test_a_runaway_completion_is_read_in_no_time() -> None:
-    for text in ("a, " * 20_000, "(" * 50_000, " " * 50_000, "is " * 50_000, "A or " * 20_000, ": " * 50_000):
+    for text in (
+        "a, " * 20_000,
+        "(" * 50_000,
+        " " * 50_000,
+        "is " * 50_000,
+        "A or " * 20_000,
+        ": " * 50_000,
+        "answer " * 50_000,
+        "answer" + " " * 10**5,
+        "! " + "\t" * 10**5 + "x",
+        "\\boxed{" * 30_000,
+        "\\boxed" + "\n" * 10**5,
+        "答案" * 50_000,
+    ):
         Labels().parse(text, FOUR)
         ChoiceText().parse(text, FOUR)
 

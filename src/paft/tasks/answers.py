@@ -99,8 +99,9 @@ class Labels:
 
         A first line that says nothing but a label decides. Else word labels count wherever they stand as whole words,
         and codes (a set in which some label has fewer than two letters: A, ii, 10, P1), which are also articles, pronouns
-        and numbers, count only where they are given: at the start of a line or after a cue such as "answer is" or a
-        colon, and closed by punctuation, the end, "is" or "because". No label: invalid. Different ones: ambiguous.
+        and numbers, count only where they are given: as the answer ("the answer is", "Answer:", "la respuesta es", a \\boxed{}) or,
+        where none is given so, at the start of a line, after a weaker cue such as "option" or a colon, or as a whole sentence; closed by
+        punctuation, the end, "is" or "because". No label: invalid. Different ones: ambiguous.
         """
         surfaces = self.surfaces(example)
         alone = _alone(completion, surfaces)
@@ -734,10 +735,22 @@ def _edge(character: str) -> str:
 
 _OPEN = r"(?:[-\u2022]\s+)?[\s(\[{\"'\u2018\u201c*`<#]*"
 _CLOSE = (
-    r"(?=\s*$|\s*\n|\s*[)\]}>\"\u201d*`;!?|\u3001\u3002\uff0c\uff09]|\s*['\u2019](?!\w)|\s*[.,:](?!\d|\w\b)|\s+[-\u2013\u2014]\s"
-    r"|\s+is\b(?!\s+(?:not|wrong|false|incorrect)\b)|\s+(?:because|since)\b)"
+    r"(?=\s*$|\s*\n|\s*[)\]}>\"\u201d*`;!?|\u3001\u3002\u0964\uff0c\uff09]|\s*['\u2019](?!\w)|\s*[.,:](?!\d|\w\b)|\s+[-\u2013\u2014]\s"
+    r"|\s+(?:is|da)\b(?!\s+(?:not|wrong|false|incorrect)\b)|\s+है|\s+(?:because|since)\b)"
 )
-_CUE = r"(?:\b(?:answer|option|choice|label|letter|number|numeral|ending|solution|is|be|it['\u2019]s|choose|pick|select|say)\b\s*[:=]?|[:=](?=\s))"
+_SPACES = re.compile(r"\s+")
+_COLON = r"(?:[:=](?=\s)|\uff1a)"
+_CUE = rf"(?:\b(?:option|choice|label|letter|number|numeral|ending|solution|is|be|it['\u2019]s|choose|pick|select|say|opción|opção|letra|lettre|buchstabe|вариант|буква|pilihan|huruf|chaguo|aukera)\b\s*[:=]?|选项?|विकल्प|الخيار|{_COLON})"
+_SENTENCE = r"(?<=[.!?])[ \t]+"
+"""Before a label that is a sentence, which its end shows."""
+_ANSWER = (
+    r"(?:\b(?:answer|respuesta|resposta|réponse|risposta|antwort|antwoord|jawaban|jawabannya|ответ|ответом|jibu|erantzuna)\b"
+    r"|答案|答え|정답|答|उत्तर|الإجابة|الجواب|సమాధానం|အဖြေ)"
+    r"(?:\s+(?:correcta|correta|correcte|corretta|yang\s+benar|yang\s+tepat|sahihi|zuzena|الصحيحة|الصحيح))?"
+    r"(?:\s*(?:\b(?:is|would be|should be|must be|es|est|ist|lautet|è|é|adalah|ialah|это|ni)\b|应该是|应为|是|为|は|은|는|هو|هي|မှာ)(?:\s+(?:la|el)\b)?)?"
+    r"\s*(?:[:=\u2013\u2014-](?=\s)|\uff1a)?|\\boxed\s*\{(?:\s*\\text\s*\{)?"
+)
+"""Words that give an answer, in the languages of the shipped prompts and tasks, and the box of mathematics."""
 _ALSO = r"[\s)\]\"'*`]*(?:[,/&]|\bor\b|\band\b)" + _OPEN
 
 
@@ -746,13 +759,19 @@ def _codes_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
     forms = [_folded(surface) for surface in surfaces]
     code = "|".join(rf"{re.escape(text)}(?!\w)" for text in sorted(forms, key=len, reverse=True))
     listed = re.compile(rf"{_ALSO}(?P<code>{code})(?:{_CLOSE}|(?={_ALSO}(?:{code})))")
-    text = unicodedata.normalize("NFC", completion).casefold()
-    said = set()
-    for given in re.finditer(
-        rf"(?:^|{_CUE}){_OPEN}(?P<code>{code})(?:{_CLOSE}|(?={_ALSO}(?:{code})))", text, re.MULTILINE
-    ):
-        hit: re.Match[str] | None = given
-        while hit:
-            said.add(hit["code"])
-            hit = listed.match(text, hit.end())
-    return {c for c, form in enumerate(forms) if form in said}
+    given = rf"{_OPEN}(?P<code>{code})(?:{_CLOSE}|(?={_ALSO}(?:{code})))"
+    text = _SPACES.sub(
+        lambda each: "\n" if "\n" in each[0] else " ", unicodedata.normalize("NFC", completion).casefold()
+    )
+
+    def said(before: str, code: str = given) -> set[int]:
+        found = set()
+        for each in re.finditer(before + code, text, re.MULTILINE):
+            hit: re.Match[str] | None = each
+            while hit:
+                found.add(hit["code"])
+                hit = listed.match(text, hit.end())
+        return {c for c, form in enumerate(forms) if form in found}
+
+    alone = rf"{_OPEN}(?P<code>{code})(?=[\s*_`\"'\u201d)\]]*[.!]?\s*$)"
+    return said(rf"(?:{_ANSWER})") or said(rf"(?:^|{_CUE})") | said(_SENTENCE, alone)
