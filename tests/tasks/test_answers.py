@@ -37,7 +37,8 @@ def read(answer: AnswerFormat, completion: str, example: Example) -> int | str:
         ("D\nbecause A. he", 3), ("B\n\nA man sits", 1), ("I choose C.", 2),
         # articles, pronouns and abbreviations are no letters
         ("A man is walking", "invalid"), ("a", 0), ("a man", "invalid"), ("The answer is a movie", "invalid"),
-        ("the best option a person has", "invalid"), ("A.M. radio", "invalid"), ("AB", "invalid"), ("Apple", "invalid"), ("D'Arcy", "invalid"),
+        ("the best option a person has", "invalid"), ("I would soak it. This is a", "invalid"), ("I think it is A", 0), ("The answer is a", 0),
+        ('the item is a "make air" thing', "invalid"), ('the letter "a" it is', 0), ("A.M. radio", "invalid"), ("AB", "invalid"), ("Apple", "invalid"), ("D'Arcy", "invalid"),
         ("he runs", "invalid"), ("E", "invalid"), ("", "invalid"), (" \n", "invalid"), ("I do not know", "invalid"), ("\x00", "invalid"),
         ("A is not correct", "invalid"), ("The answer is not B.", "invalid"), ("A A A", "invalid"),
         # what is given as the answer goes before what stands at a line's beginning, or behind a colon

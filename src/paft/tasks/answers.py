@@ -735,10 +735,12 @@ def _edge(character: str) -> str:
 
 _OPEN = r"(?:[-\u2022]\s+)?[\s(\[{\"'\u2018\u201c*`<#]*"
 _CLOSE = (
-    r"(?=\s*$|\s*\n|\s*[)\]}>\"\u201d*`;!?|\u3001\u3002\u0964\uff0c\uff09]|\s*['\u2019](?!\w)|\s*[.,:](?!\d|\w\b)|\s+[-\u2013\u2014]\s"
+    r"(?=\s*$|\s*\n|\s*[)\]}>\u201d;!?|\u3001\u3002\u0964\uff0c\uff09]|\s*[\"*`'\u2019](?!\w)|\s*[.,:](?!\d|\w\b)|\s+[-\u2013\u2014]\s"
     r"|\s+(?:is|da)\b(?!\s+(?:not|wrong|false|incorrect)\b)|\s+है|\s+(?:because|since)\b)"
 )
 _SPACES = re.compile(r"\s+")
+_ARTICLE = re.compile(r"(?<!\banswer )\b(?:is|be|it['\u2019]s|choose|pick|select|say) a$")
+"""An article that a limit of tokens cut from its noun."""
 _COLON = r"(?:[:=](?=\s)|\uff1a)"
 _CUE = rf"(?:\b(?:option|choice|label|letter|number|numeral|ending|solution|is|be|it['\u2019]s|choose|pick|select|say|opción|opção|letra|lettre|buchstabe|вариант|буква|pilihan|huruf|chaguo|aukera)\b\s*[:=]?|选项?|विकल्प|الخيار|{_COLON})"
 _SENTENCE = r"(?<=[.!?])[ \t]+"
@@ -760,9 +762,8 @@ def _codes_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
     code = "|".join(rf"{re.escape(text)}(?!\w)" for text in sorted(forms, key=len, reverse=True))
     listed = re.compile(rf"{_ALSO}(?P<code>{code})(?:{_CLOSE}|(?={_ALSO}(?:{code})))")
     given = rf"{_OPEN}(?P<code>{code})(?:{_CLOSE}|(?={_ALSO}(?:{code})))"
-    text = _SPACES.sub(
-        lambda each: "\n" if "\n" in each[0] else " ", unicodedata.normalize("NFC", completion).casefold()
-    )
+    text = _SPACES.sub(lambda each: "\n" if "\n" in each[0] else " ", unicodedata.normalize("NFC", completion))
+    text = _ARTICLE.sub("", text.rstrip()).casefold()
 
     def said(before: str, code: str = given) -> set[int]:
         found = set()
