@@ -115,6 +115,15 @@ def test_choice_text(choices: tuple[str, ...], completion: str, expected: int | 
 TAG, JSON, BOX, QUOTE = "<answer>{answer}</answer>", '{"answer": "{answer}"}', r"\boxed{{answer}}", '"{answer}"'
 
 
+def test_a_letter_after_a_fixed_phrase_is_read_in_its_line() -> None:
+    cue = Wrapped("Answer: {answer}")
+    for said, found in (
+        ("Answer: B. she sits", 1), ("Well.\nANSWER:\n\n(C) they go\nA. he runs", 2), ("Answer: A man", "invalid"), ("Answer: A or B", "ambiguous"),
+        ("Answer: A. So\nAnswer: B. So", "ambiguous"), ("Answer: A. So\nanswer: (a)", 0), ("B", "invalid"), ("Answer:", "invalid"), ("Answer:\n" * 10**5, "invalid"),
+    ):  # fmt: skip
+        assert read(cue, said, FOUR) == found, said[:40]
+
+
 @pytest.mark.parametrize(
     ("wrap", "choices", "completion", "expected"),
     [

@@ -177,8 +177,8 @@ def original(completion: str) -> str | None:
     return said[0] if said and said[0] in "ABCDE" else None
 
 
-SAME = ("Answer: {x}", "Answer: {x}.", "Answer:{x}", "Answer:\n{x}", "Answer: {x}\n\nThe tool replied.", "", "Answer:", "I cannot say.", "The answer is {x}", "answer")  # fmt: skip
-THEIRS = ("{x}", "Answer: {x}: {text}", "Answer: {x} and {y}", "Answer: {x}\nAnswer: {y}", "Answer: {x}bsolutely not")
+SAME = ("Answer: {x}", "Answer: {x}.", "Answer: {x}: {text}", "Answer: {x}. {text}", "Answer: {x} because it did so", "Answer:{x}", "Answer:\n{x}", "Answer: {x}\n\nThe tool replied.", "", "Answer:", "I cannot say.", "The answer is {x}", "answer")  # fmt: skip
+THEIRS = ("{x}", "Answer: {x} and {y}", "Answer: {x}\nAnswer: {y}", "Answer: {x}bsolutely not")
 """The first letter counts there, whatever follows it and whether or not it was asked for: also that of a word, and of two answers."""
 OURS = (
     "**Answer:** {x}",

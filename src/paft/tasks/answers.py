@@ -479,7 +479,7 @@ class Wrapped:
         """The choice inside the wrap; what is said around it is not read. No wrap: invalid. Different ones: ambiguous.
 
         White space around and inside the fixed text may vary; JSON is read as JSON, whatever its other keys. The
-        content must be the answer alone. A free text ends where the text after it stands first; without text after it, as it does without
+        content must be the answer alone, but for a label without text after it, which is read in its line as it is without a wrap. A free text ends where the text after it stands first; without text after it, as it does without
         a wrap.
         """
         if isinstance(self.of, ChoiceText) and example.is_open:
@@ -503,6 +503,12 @@ class Wrapped:
             opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
             inside = [completion[a:b] for _, a in opens[:1] for b, _ in closes[-1:] if a <= b]
             return self.of.parse(inside[0].strip("\n"), example) if inside else Parsed("invalid", None)
+        elif isinstance(self.of, Labels) and not self.wrap.partition(PLACE)[2].strip():
+            begins = [a for _, a in _places(self.wrap.partition(PLACE)[0], completion)][:_MOST]
+            read = [self.of.parse(_next_line(completion[a : a + _HEAD]), example) for a in begins]
+            if any(each.status == "ambiguous" for each in read):
+                return Parsed("ambiguous", None)
+            return _one({each.choice for each in read if each.choice is not None})
         else:
             # a choice may hold the closing text itself, such as a quote: of an opening, what reaches furthest counts
             opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
@@ -577,6 +583,10 @@ def _json_values(text: str) -> dict[str, Any] | None:
 _SPACE = re.compile(r"\s*")
 _MOST, _HEAD = 1000, 4096
 """Times that a wrap around a free text is looked into, and characters after one that is not the last."""
+
+
+def _next_line(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), "")
 
 
 def _text_of(value: object) -> str:
