@@ -181,6 +181,19 @@ def test_a_call_that_python_cannot_write_is_named():
             ToolCall().surfaces(wrong)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"name": "Weather.at", "arguments": {"place": "Oslo", "days": 2}}, {"name": "Weather.at", "parameters": {"place": "Oslo", "days": 2}},
+        {"name": "Weather.at", "arguments": '{"place": "Oslo", "days": 2}'}, json.dumps({"name": "Weather.at", "arguments": '{"place": "Oslo", "days": 2}'}),
+        {"id": "call_1", "type": "function", "function": {"name": "Weather.at", "arguments": '{"place": "Oslo", "days": 2}'}},
+    ],
+)  # fmt: skip
+def test_calls_as_chat_apis_write_them(tmp_path, written):
+    (one,) = described(tmp_path, [{"q": "?", "a": written}], kind="call").split("train").examples
+    assert one.choices == (AS_JSON,)
+
+
 def test_a_task_whose_answers_are_calls(tmp_path):
     rows = [
         {"q": "will it rain?", "a": json.loads(AS_JSON)},
@@ -209,7 +222,8 @@ for _ in range(200):
     [
         ("Weather.at", "holds 'Weather.at'; expected one call"), ('{"name": "f"}', "expected one call"), ({"name": "f", "args": [1]}, "expected one call"),
         ({"name": " ", "args": {}}, "expected one call"), ([{"name": "f", "args": {}}], "expected one call"), (7, "expected one call"),
-        ({"name": "f", "args": {}, "id": 0}, "expected one call"), ({"name": "f", "args": {"n": None}}, "an argument of 'f' is null; Parquet has nulls"),
+        ({"name": "f", "args": {}, "id": 0}, "expected one call"), ({"name": "f", "arguments": "{x"}, "expected one call"), ({"function": "f"}, "expected one call"),
+        ({"function": {"name": "f"}}, "expected one call"), ({"name": {}, "x": 1}, "expected one call"), ({"name": '{"a": 1}', "x": 1}, "expected one call"), ({"name": "f", "args": {"n": None}}, "an argument of 'f' is null; Parquet has nulls"),
         ('{"name": "f", "args": {"n": NaN}}', "expected one call"), ('{"name": "f", "args": {"n": "\\ud800"}}', "half a surrogate pair"),
         ('{"name": "f", "args": ' + '{"a":' * 3000, "expected one call"),
     ],

@@ -444,20 +444,24 @@ def _open_answer(value: Any, kind: str, column: str) -> list[str]:
 
 
 def _call(value: Any, column: str) -> str:
-    """A call, an object or its JSON, as canonical JSON. Raises DataError."""
+    """A call, an object or its JSON, as canonical JSON; args may be called arguments or parameters, and be JSON themselves. Raises DataError."""
     try:
         told = json.loads(value) if isinstance(value, str) else value
-        name, arguments = told["name"], told["args"]
-        sound = isinstance(name, str) and name.strip() and isinstance(arguments, dict) and len(told) == 2
+        call = told["function"] if isinstance(told.get("function"), dict) else told  # as chat APIs write it
+        name = call["name"]
+        arguments = next((call[each] for each in ("args", "arguments", "parameters") if each in call), None)
+        if as_text := isinstance(arguments, str):
+            arguments = json.loads(arguments)
+        sound = isinstance(name, str) and name.strip() and isinstance(arguments, dict) and len(call) == 2
         if not sound:
             raise ValueError
-        if told is value and None in arguments.values():
+        if told is value and not as_text and None in arguments.values():
             raise DataError(
                 f"column {column!r}: an argument of {name[:40]!r} is null; Parquet has nulls for arguments that are not there, so write the "
                 "call as JSON text"
             )
         return _text(write_json(FunctionCall(name.strip(), arguments)), column)
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
