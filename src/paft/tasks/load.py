@@ -449,7 +449,7 @@ def _call(value: Any, column: str) -> str:
         told = json.loads(value) if isinstance(value, str) else value
         call = told["function"] if isinstance(told.get("function"), dict) else told  # as chat APIs write it
         name = call["name"]
-        arguments = next((call[each] for each in ("args", "arguments", "parameters") if each in call), None)
+        arguments: Any = next((call[each] for each in ("args", "arguments", "parameters") if each in call), None)
         if as_text := isinstance(arguments, str):
             arguments = json.loads(arguments)
         sound = isinstance(name, str) and name.strip() and isinstance(arguments, dict) and len(call) == 2
