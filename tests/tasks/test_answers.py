@@ -43,15 +43,25 @@ def read(answer: AnswerFormat, completion: str, example: Example) -> int | str:
         ("A is not correct", "invalid"), ("The answer is not B.", "invalid"), ("A A A", "invalid"),
         # what is given as the answer goes before what stands at a line's beginning, or behind a colon
         ('A: "Work"\nB: "Sword"\n\nThe answer is: A', 0), ("A. he runs\nB. she sits\nAnswer: B", 1), ("The answer: B. A is right as well.", 1),
-        ("The answer would be C.", 2), ("Answer - B", 1), ("The answer is option B", 1), ("Best option: B\nA. he runs", "ambiguous"),
-        ("The correct answer is $\\boxed{A}$.", 0), ("\\boxed{B}", 1), ("So \\[ \\boxed{\\text{C}} \\]", 2), ("\\boxed{A} or \\boxed{B}", "ambiguous"),
+        ("The answer would be C.", 2), ("Answer - B", 1), ("The answer is option B", 1), ("Best option: B\nA. he runs", 1), ("option: B\nA. he runs", "ambiguous"),
+        ("A) he runs\nB) she sits\n\nTherefore, the correct option is B.", 1), ("**Answer:** B", 1), ("**Final Answer:** **B**", 1), ("Answer:B", 1),
+        ("The answer is B (she sits).", 1), ("The answer is most likely B.", 1), ("The answer is B</s>", 1), ("The answer is $B$.", 1), ("<answer>B</answer>", 1),
+        # the next question is not this one
+        ("B. she sits\n\nQuestion: and?\nA. x\nB. y\nAnswer: C", 1), ("The answer is B\n\nQ: and?\nAnswer: C", 1), ("Sure.\nQuestion: which?\nAnswer: B", 1),
+        # refused, compared or cut off
+        ("Option A is grammatically incorrect.", "invalid"), ("A is definitely not the answer.", "invalid"), ("We can eliminate option A.", "invalid"),
+        ("Option B fits better than option A.", "invalid"), ("The answer cannot be A.", "invalid"), ("I don't think the answer is A.", "invalid"),
+        ("The author is C. S. Lewis.", "invalid"), ("A **man** is running", "invalid"), ("La respuesta a", "invalid"), ("It costs $2", "invalid"),
+        ("The correct answer is $\\boxed{A}$.", 0), ("\\boxed{B}", 1), ("So \\[ \\boxed{\\text{C}} \\]", 2), ("$\\boxed{\\textbf{B}}$", 1), ("\\boxed{A} or \\boxed{B}", "ambiguous"),
         # a sentence that is a letter
         ("Sure! A", 0), ("I think so. **B**.", 1), ("Sure! A man sits.", "invalid"), ("Sure! A.\nOr rather. B.", "ambiguous"),
         # in other languages
         ("答案是A", 0), ("答案：B", 1), ("正确答案是 B。", 1), ("选B", 1), ("La respuesta correcta es B.", 1), ("La respuesta es la B.", 1), ("Es la opción C.", 2),
         ("la respuesta a la pregunta", "invalid"), ("Правильный ответ — A", 0), ("Ответ: B.", 1), ("Jawabannya adalah B.", 1), ("Jawaban yang benar adalah C", 2),
         ("Die Antwort lautet D.", 3), ("La réponse est A.", 0), ("Jibu sahihi ni C", 2), ("సమాధానం: B", 1), ("Erantzuna B da.", 1), ("सही उत्तर B है।", 1),
-        ("الإجابة الصحيحة هي B", 1), ("အဖြေမှာ B", 1), ("答えはC", 2), ("정답은 D", 3),
+        ("الإجابة الصحيحة هي B", 1), ("အဖြေမှာ B", 1), ("答えはC", 2), ("정답은 D", 3), ("정답은 B입니다.", 1), ("答えはBです。", 1), ("B是正确的。", 1),
+        ("A resposta correta é a **B**.", 1), ("A da esquerda.", "invalid"), ("La bonne réponse est donc B.", 1), ("Ответ: А", 0), ("В этом случае", "invalid"),
+        ("正确选项是B。", 1), ("الخيار الصحيح هو B.", 1), ("La opción correcta es la B", 1),
         # more than one is given
         ("A or B", "ambiguous"), ("(A) and (C)", "ambiguous"), ("A/B", "ambiguous"), ("A, B", "ambiguous"), ("A, B, C", "ambiguous"),
         ("A. he runs\nB. she sits", "ambiguous"), ("The answer is A or B.", "ambiguous"), ("Answer: A. Answer: B.", "ambiguous"),
@@ -225,6 +235,9 @@ def test_a_runaway_completion_is_read_in_no_time() -> None:
         "A or " * 20_000,
         ": " * 50_000,
         "answer " * 50_000,
+        "(\n" * 50_000,
+        "x\nquestion " * 10_000,
+        "q" * 10**5,
         "answer" + " " * 10**5,
         "! " + "\t" * 10**5 + "x",
         "\\boxed{" * 30_000,

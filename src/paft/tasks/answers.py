@@ -505,7 +505,7 @@ class Wrapped:
             return self.of.parse(inside[0].strip("\n"), example) if inside else Parsed("invalid", None)
         elif isinstance(self.of, Labels) and not self.wrap.partition(PLACE)[2].strip():
             begins = [a for _, a in _places(self.wrap.partition(PLACE)[0], completion)][:_MOST]
-            read = [self.of.parse(_next_line(completion[a : a + _HEAD]), example) for a in begins]
+            read = [self.of.parse(_next_line(completion[a : a + _LINE]), example) for a in begins]
             if any(each.status == "ambiguous" for each in read):
                 return Parsed("ambiguous", None)
             return _one({each.choice for each in read if each.choice is not None})
@@ -581,8 +581,8 @@ def _json_values(text: str) -> dict[str, Any] | None:
 
 
 _SPACE = re.compile(r"\s*")
-_MOST, _HEAD = 1000, 4096
-"""Times that a wrap around a free text is looked into, and characters after one that is not the last."""
+_MOST, _HEAD, _LINE = 1000, 4096, 400
+"""Times that a wrap without text after it is looked into; characters after one that is not the last, and after one around a label."""
 
 
 def _next_line(text: str) -> str:
@@ -743,46 +743,76 @@ def _edge(character: str) -> str:
     return r"\b" if re.match(r"\w", character) else ""
 
 
-_OPEN = r"(?:[-\u2022]\s+)?[\s(\[{\"'\u2018\u201c*`<#]*"
+_OPEN = r"(?:[-\u2022]\s+)?(?:[\s(\[{\"'\u2018\u201c*`<#]|\$(?!\d)){0,16}"
 _CLOSE = (
-    r"(?=\s*$|\s*\n|\s*[)\]}>\u201d;!?|\u3001\u3002\u0964\uff0c\uff09]|\s*[\"*`'\u2019](?!\w)|\s*[.,:](?!\d|\w\b)|\s+[-\u2013\u2014]\s"
-    r"|\s+(?:is|da)\b(?!\s+(?:not|wrong|false|incorrect)\b)|\s+है|\s+(?:because|since)\b)"
+    r"(?=\s*$|\s*\n|\s*[)\]}>\u201d;!?|\u3001\u3002\u0964\uff0c\uff09]|[\"*`'\u2019](?!\w)|\s*[.,:](?!\d|\w\b|\s\w\.)|\s+[-\u2013\u2014]\s|\$|<[/|]"
+    r"|\s+is\b(?!\s+(?:\w+ly\s+)?(?:not|wrong|false|incorrect|unlikely|impossible|invalid|ruled|less|worse|worst)\b)|\s+(?:because|since)\b"
+    r"|\s+da\b(?=\s*(?:$|[.\n])|\s+erantzun)|\s+है|\s*(?:입니다|です|が正解|是正确|是对)|\s+ဖြစ်)"
 )
 _SPACES = re.compile(r"\s+")
-_ARTICLE = re.compile(r"(?<!\banswer )\b(?:is|be|it['\u2019]s|choose|pick|select|say) a$")
+_ARTICLE = re.compile(
+    r"(?<!\banswer )\b(?:is|be|it['\u2019]s|choose|pick|select|say) a$|\b(?:respuesta|resposta|réponse) a$|(?<=é) a$"
+)
 """An article that a limit of tokens cut from its noun."""
+_NEXT = re.compile(
+    r"\n[ *#>]{0,8}(?:question|q|problem|passage|sentence|story|article|goal|context|text)\b[ \d*]{0,8}:"
+)
+"""Where a model that has answered goes on to ask itself the next question."""
+_CYRILLIC = re.compile(r"(?<!\w)[АВСЕ](?!\w)")
+"""Capitals that look like Latin ones."""
 _COLON = r"(?:[:=](?=\s)|\uff1a)"
-_CUE = rf"(?:\b(?:option|choice|label|letter|number|numeral|ending|solution|is|be|it['\u2019]s|choose|pick|select|say|opción|opção|letra|lettre|buchstabe|вариант|буква|pilihan|huruf|chaguo|aukera)\b\s*[:=]?|选项?|विकल्प|الخيار|{_COLON})"
+_CUE = (
+    r"(?:\b(?:(?<!than )(?<!not )(?<!instead of )(?<!eliminate )(?<!out )(?:option|choice)|(?<!not )(?<!n't )(?<!unlikely to )be"
+    r"|label|letter|number|numeral|ending|solution|(?<!think the answer )(?<!believe the answer )is|it['\u2019]s|choose|pick|select|say"
+    rf"|opción|opção|letra|lettre|buchstabe|вариант|буква|pilihan|huruf|chaguo|aukera)\b\s*[:=]?|选项?|विकल्प|الخيار|{_COLON})"
+)
 _SENTENCE = r"(?<=[.!?])[ \t]+"
 """Before a label that is a sentence, which its end shows."""
+_IS = r"(?:\b(?:is|would be|should be|must be|es|est|ist|lautet|è|é|adalah|ialah|это|ni)\b|应该是|应为|是|为|は|은|는|هو|هي|မှာ)"
+_MARK = r"\s*(?:[:=]|[\u2013\u2014-](?=\s)|\uff1a)"
 _ANSWER = (
-    r"(?:\b(?:answer|respuesta|resposta|réponse|risposta|antwort|antwoord|jawaban|jawabannya|ответ|ответом|jibu|erantzuna)\b"
-    r"|答案|答え|정답|答|उत्तर|الإجابة|الجواب|సమాధానం|အဖြေ)"
-    r"(?:\s+(?:correcta|correta|correcte|corretta|yang\s+benar|yang\s+tepat|sahihi|zuzena|الصحيحة|الصحيح))?"
-    r"(?:\s*(?:\b(?:is|would be|should be|must be|es|est|ist|lautet|è|é|adalah|ialah|это|ni)\b|应该是|应为|是|为|は|은|는|هو|هي|မှာ)(?:\s+(?:la|el)\b)?)?"
-    r"\s*(?:[:=\u2013\u2014-](?=\s)|\uff1a)?|\\boxed\s*\{(?:\s*\\text\s*\{)?"
+    r"(?:(?:\b(?:(?<!n't think the )(?<!n't believe the )answer|respuesta|resposta|réponse|risposta|antwort|antwoord|jawaban|jawabannya|ответ|ответом|jibu"
+    r"|erantzuna|erantzun)\b|答案|答え|正解|정답|답|答|उत्तर|الإجابة|الجواب|సమాధానం|အဖြေ)"
+    r"(?:\s+(?:correcta|correta|certa|correcte|corretta|esatta|giusta|yang\s+(?:paling\s+)?(?:benar|tepat)|sahihi|zuzena|الصحيحة|الصحيح))?"
+    rf"(?:\s*{_IS}(?:\s+(?:la|el|die)\b|(?<=é) a\b)?(?:\s+(?:most\s+likely|likely|therefore|thus|\w+ly|donc|also|daher)\b)?)?(?:{_MARK})?"
+    r"|(?:\b(?:(?:correct|right|best)\s+(?:option|choice|ending)|opción\s+correcta|opção\s+correta|alternativa\s+correta|opzione\s+corretta"
+    r"|pilihan\s+yang\s+(?:benar|tepat))\b|正确选项|الخيار\s+الصحيح)"
+    rf"(?:\s*{_IS}(?:\s+la\b)?|{_MARK})"
+    r"|<answer>|\\boxed\s*\{(?:\s*\\(?:text|textbf|mathbf|mathrm)\s*\{)?)"
 )
 """Words that give an answer, in the languages of the shipped prompts and tasks, and the box of mathematics."""
-_ALSO = r"[\s)\]\"'*`]*(?:[,/&]|\bor\b|\band\b)" + _OPEN
+_ALSO = r"[\s)\]\"'*`]{0,16}(?:[,/&]|\bor\b|\band\b)" + _OPEN
 
 
 def _codes_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
     """Codes that are given (see Labels.parse), with those listed after them: "A or B" gives both."""
     forms = [_folded(surface) for surface in surfaces]
-    code = "|".join(rf"{re.escape(text)}(?!\w)" for text in sorted(forms, key=len, reverse=True))
-    listed = re.compile(rf"{_ALSO}(?P<code>{code})(?:{_CLOSE}|(?={_ALSO}(?:{code})))")
-    given = rf"{_OPEN}(?P<code>{code})(?:{_CLOSE}|(?={_ALSO}(?:{code})))"
-    text = _SPACES.sub(lambda each: "\n" if "\n" in each[0] else " ", unicodedata.normalize("NFC", completion))
-    text = _ARTICLE.sub("", text.rstrip()).casefold()
+    # a particle of a language without spaces may follow a Latin letter
+    ends = {
+        form: r"(?![^\W\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af])" if form.isascii() else r"(?!\w)" for form in forms
+    }
+    code = "|".join(rf"{re.escape(form)}{ends[form]}" for form in sorted(forms, key=len, reverse=True))
+    more = rf"(?={_ALSO}(?:{code}))"
+    listed = re.compile(rf"{_ALSO}(?P<code>{code})(?:{_CLOSE}|{more})")
+    text = _SPACES.sub(lambda each: "\n" if "\n" in each[0] else " ", unicodedata.normalize("NFC", completion)).strip()
+    if all(form.isascii() for form in forms):
+        text = _CYRILLIC.sub(lambda each: "ABCE"["АВСЕ".index(each[0])], text)
+    text = _ARTICLE.sub("", text).casefold()
 
-    def said(before: str, code: str = given) -> set[int]:
+    def said(given: str, text: str) -> set[int]:
         found = set()
-        for each in re.finditer(before + code, text, re.MULTILINE):
+        for each in re.finditer(given, text, re.MULTILINE):
             hit: re.Match[str] | None = each
             while hit:
                 found.add(hit["code"])
                 hit = listed.match(text, hit.end())
         return {c for c, form in enumerate(forms) if form in found}
 
-    alone = rf"{_OPEN}(?P<code>{code})(?=[\s*_`\"'\u201d)\]]*[.!]?\s*$)"
-    return said(rf"(?:{_ANSWER})") or said(rf"(?:^|{_CUE})") | said(_SENTENCE, alone)
+    def read(text: str) -> set[int]:
+        here = rf"{_OPEN}(?P<code>{code})"
+        alone = rf"{_SENTENCE}{here}(?=[\s*_`\"'\u201d)\]]{{0,16}}[.!]?\s*$)"
+        weaker = rf"(?:^|{_CUE}){here}(?:{_CLOSE}|{more})"
+        return said(rf"{_ANSWER}{here}(?:{_CLOSE}|\s+\(|{more})", text) or said(weaker, text) | said(alone, text)
+
+    asks_on = _NEXT.search(text)
+    return (asks_on and read(text[: asks_on.start()])) or read(text)
