@@ -176,7 +176,7 @@ def compare(title: str, all_said: Sequence[Said], there: Sequence[str | float], 
         print(f"{title}: {ours} here, {theirs} there: {len(some)}")
         print(*(f"  {count} of {form!r}" for form, count in forms.most_common()), sep="\n")
         texts = list(dict.fromkeys(said.text for said in some if not said.form))
-        print(*(f"  {text!r}" for text in texts[:: max(1, len(texts) // show)]), sep="\n", flush=True)
+        print(*(f"  {text!r}" for text in texts[:: max(1, len(texts) // max(1, show))]), sep="\n", flush=True)
     return lines
 
 

@@ -48,6 +48,9 @@ def read(answer: AnswerFormat, completion: str, example: Example) -> int | str:
         ("The answer is B (she sits).", 1), ("The answer is most likely B.", 1), ("The answer is B</s>", 1), ("The answer is $B$.", 1), ("<answer>B</answer>", 1),
         # the next question is not this one
         ("B. she sits\n\nQuestion: and?\nA. x\nB. y\nAnswer: C", 1), ("The answer is B\n\nQ: and?\nAnswer: C", 1), ("Sure.\nQuestion: which?\nAnswer: B", 1),
+        # what a prompt calls its options
+        ("Caller B", 1), ("Remedy A: he runs", 0), ("**Ending C.**", 2), ("So: D\nCaller B", "ambiguous"), ("Remedy A: he runs\nRemedy B: she sits", "ambiguous"),
+        ("Using a", "invalid"), ("Not B.", "invalid"), ("Neither A nor B", "invalid"), ("Vitamin C.", "invalid"), ("Both A and B", "ambiguous"), ("Grade A eggs", "invalid"),
         # refused, compared or cut off
         ("Option A is grammatically incorrect.", "invalid"), ("A is definitely not the answer.", "invalid"), ("We can eliminate option A.", "invalid"),
         ("Option B fits better than option A.", "invalid"), ("The answer cannot be A.", "invalid"), ("I don't think the answer is A.", "invalid"),

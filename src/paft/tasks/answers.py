@@ -760,6 +760,11 @@ _NEXT = re.compile(
 """Where a model that has answered goes on to ask itself the next question."""
 _CYRILLIC = re.compile(r"(?<!\w)[АВСЕ](?!\w)")
 """Capitals that look like Latin ones."""
+_NAMED = re.compile(
+    r"^([ *#(\[>-]{0,6})(?!(?i:not|neither|nor|except|unlike|without|vitamin|hepatitis)\b)[^\W\d_]{2,20} (?=(?:[A-Z]|\d\d?)(?:\W|$))",
+    re.MULTILINE,
+)
+"""What a prompt calls its options, before a capital: Caller B, Remedy A."""
 _COLON = r"(?:[:=](?=\s)|\uff1a)"
 _CUE = (
     r"(?:\b(?:(?<!than )(?<!not )(?<!instead of )(?<!eliminate )(?<!out )(?:option|choice)|(?<!not )(?<!n't )(?<!unlikely to )be"
@@ -796,7 +801,7 @@ def _codes_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
     listed = re.compile(rf"{_ALSO}(?P<code>{code})(?:{_CLOSE}|{more})")
     text = _SPACES.sub(lambda each: "\n" if "\n" in each[0] else " ", unicodedata.normalize("NFC", completion)).strip()
     if all(form.isascii() for form in forms):
-        text = _CYRILLIC.sub(lambda each: "ABCE"["АВСЕ".index(each[0])], text)
+        text = _NAMED.sub(r"\1", _CYRILLIC.sub(lambda each: "ABCE"["АВСЕ".index(each[0])], text))
     text = _ARTICLE.sub("", text).casefold()
 
     def said(given: str, text: str) -> set[int]:
