@@ -119,7 +119,7 @@ def plan(
         models.items(), tasks or size["tasks"], seeds or size["seeds"]
     ):
         settings = {**_merged(size["settings"], asked.get("settings", {})), "model": model}
-        base = {"name": f"{experiment}-{task}", "task": task, "seed": seed, **settings, "arms": arms}
+        base = {"name": f"{experiment}-{Path(task).stem}", "task": task, "seed": seed, **settings, "arms": arms}
         config = load_run_config(None, overrides, base)
         _check(config, experiment, model, task, seed, asked["arms"])
         last = list(asked["arms"])[-1]  # what the others are compared with, also those that an override adds
