@@ -74,6 +74,8 @@ def refused(*overrides: str, **values: Any) -> str:
         ("source=web", "source = 'web'"),
         ("name=../up", "name '../up': expected the name of a directory below runs/; give a path by --out"),
         ("name=..", "name '..': expected the name of a directory"),
+        ('name="a\\0b"', "name 'a\\x00b': expected the name of a directory"),
+        ('name="a\\nb"', "name 'a\\nb': expected the name of a directory"),
         ('name=""', "name '': expected the name of a directory"),
         ("arms={}", "arms is empty; name at least one model"),
         ("arms.a-b={}", "arms: 'a-b' is not a plain name"),

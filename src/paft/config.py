@@ -554,7 +554,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _check_arms(self) -> RunConfig:
-        if not self.name.strip(". ") or {"/", "\\"} & set(self.name):
+        if not self.name.strip(". ") or {"/", "\\"} & set(self.name) or not self.name.isprintable():
             raise ValueError(f"name {self.name!r}: expected the name of a directory below runs/; give a path by --out")
         if not self.arms:
             raise ValueError("arms is empty; name at least one model to evaluate")
