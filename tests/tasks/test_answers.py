@@ -51,6 +51,8 @@ def read(answer: AnswerFormat, completion: str, example: Example) -> int | str:
         # what a prompt calls its options
         ("Caller B", 1), ("Remedy A: he runs", 0), ("**Ending C.**", 2), ("So: D\nCaller B", "ambiguous"), ("Remedy A: he runs\nRemedy B: she sits", "ambiguous"),
         ("Using a", "invalid"), ("Not B.", "invalid"), ("Neither A nor B", "invalid"), ("Vitamin C.", "invalid"), ("Both A and B", "ambiguous"), ("Grade A eggs", "invalid"),
+        ("The caller who grasped the plot was Caller A.", 0), ("Best of all is Ending C", 2), ("It was B.", 1), ("It was a", "invalid"), ("The answer was not B.", "invalid"),
+        ("He was D. H. Lawrence", "invalid"), ("What it lacks is Vitamin C.", "invalid"), ("I don't think the answer was A.", "invalid"), ("It was A man", "invalid"),
         # refused, compared or cut off
         ("Option A is grammatically incorrect.", "invalid"), ("A is definitely not the answer.", "invalid"), ("We can eliminate option A.", "invalid"),
         ("Option B fits better than option A.", "invalid"), ("The answer cannot be A.", "invalid"), ("I don't think the answer is A.", "invalid"),
@@ -131,7 +133,7 @@ TAG, JSON, BOX, QUOTE = "<answer>{answer}</answer>", '{"answer": "{answer}"}', r
 def test_a_letter_after_a_fixed_phrase_is_read_in_its_line() -> None:
     cue = Wrapped("Answer: {answer}")
     for said, found in (
-        ("Answer: B. she sits", 1), ("Well.\nANSWER:\n\n(C) they go\nA. he runs", 2), ("Answer: A man", "invalid"), ("Answer: A or B", "ambiguous"),
+        ("Answer: B. she sits", 1), ("Well.\nANSWER:\n\n(C) they go\nA. he runs", 2), ("Answer: A man", "invalid"), ("Answer: A or B", "ambiguous"), ("Answer: B (she sits)", 1),
         ("Answer: A. So\nAnswer: B. So", "ambiguous"), ("Answer: A. So\nanswer: (a)", 0), ("B", "invalid"), ("Answer:", "invalid"), ("Answer:\n" * 10**5, "invalid"),
     ):  # fmt: skip
         assert read(cue, said, FOUR) == found, said[:40]

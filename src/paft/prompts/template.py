@@ -19,6 +19,7 @@ from paft.lm.types import Chat, Message
 from paft.tasks.answers import (
     LETTERS,
     AnswerFormat,
+    Bare,
     ChoiceText,
     Code,
     Expression,
@@ -26,9 +27,9 @@ from paft.tasks.answers import (
     Number,
     Plan,
     ToolCall,
-    Wrapped,
     answer_format_from,
     answer_format_to,
+    without_wrap,
 )
 from paft.tasks.types import Example, Task
 
@@ -83,9 +84,9 @@ class Template:
         return SLOT.sub("", f"{self.system or ''}\n{self.text}")
 
     @property
-    def inner_answer(self) -> Labels | ChoiceText | Number | Expression | Code | Plan | ToolCall:
+    def inner_answer(self) -> Bare:
         """The answer format without its wrap."""
-        return self.answer.of if isinstance(self.answer, Wrapped) else self.answer
+        return without_wrap(self.answer)
 
     def check(self, task: Task) -> None:
         """Raise TemplateError, naming this template, unless it can ask every question of the task."""

@@ -8,16 +8,16 @@ import json
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, Literal
 
 from paft.errors import TemplateError
 from paft.tasks.calls import FunctionCall, agreement, keep, read_json, read_python, write_python
 from paft.tasks.embeddings import judged_by
 from paft.tasks.expressions import boxed, compare, last_said, plain
+from paft.tasks.options import codes_in, first_line_decides, folded, named_alone, named_in
 from paft.tasks.plans import Call, likeness, read_list, read_steps, write_steps
 from paft.tasks.sandbox import passes
 from paft.tasks.texts import (
@@ -75,7 +75,7 @@ class Labels:
             raise TemplateError(
                 f"labels {list(labels)!r}: expected two or more non-empty texts (quote yes/no/numbers in YAML)"
             )
-        if len({_folded(label) for label in labels}) < len(labels):
+        if len({folded(label) for label in labels}) < len(labels):
             raise TemplateError(f"labels {list(labels)!r}: two labels differ only in case or spacing, or not at all")
 
     def surfaces(self, example: Example) -> tuple[str, ...]:
@@ -104,14 +104,19 @@ class Labels:
         punctuation, the end, "is" or "because". No label: invalid. Different ones: ambiguous.
         """
         surfaces = self.surfaces(example)
-        alone = _alone(completion, surfaces)
+        alone = named_alone(completion, surfaces)
         if alone or any(sum(c.isalpha() for c in surface) < 2 for surface in surfaces):
-            return _one(alone or _codes_in(completion, surfaces))
-        return _one(_texts_in(completion, surfaces))
+            return _one(alone or codes_in(completion, surfaces))
+        return _one(named_in(completion, surfaces))
+
+    def parse_given(self, line: str, example: Example) -> Parsed:
+        """The same of a line that is the answer, whatever it begins with: "B (the second)" gives B."""
+        parsed = self.parse(line, example)
+        return self.parse(f"Answer: {line}", example) if parsed.status == "invalid" else parsed
 
     def settled(self, completion: str, example: Example) -> bool:
         """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
-        return _first_line_decides(completion, self.surfaces(example))
+        return first_line_decides(completion, self.surfaces(example))
 
 
 @dataclass(frozen=True)
@@ -135,13 +140,13 @@ class ChoiceText:
         if example.is_open:
             accepted = _accepted(example)
             return _worth_of(readings(completion, accepted, example.score), accepted, example)
-        return _one(_alone(completion, example.choices) or _texts_in(completion, example.choices))
+        return _one(named_alone(completion, example.choices) or named_in(completion, example.choices))
 
     def settled(self, completion: str, example: Example) -> bool:
         """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
         if example.is_open:
             return is_one_line(_accepted(example), example.score) and first_line(completion)[1]
-        return _first_line_decides(completion, example.choices)
+        return first_line_decides(completion, example.choices)
 
 
 def _accepted(example: Example) -> tuple[str, ...]:
@@ -158,7 +163,7 @@ def _worth_of(said: Sequence[str], accepted: Sequence[str], example: Example) ->
 
 def scored_by(answer: AnswerFormat, example: Example) -> str:
     """What scores that are not one right answer or none rest on, where they do: an embedding model by its identity, or shared words."""
-    inner = answer.of if isinstance(answer, Wrapped) else answer
+    inner = without_wrap(answer)
     if isinstance(inner, Plan) or (isinstance(inner, ChoiceText) and example.score == "similarity"):
         return judged_by()
     return "words (F1)" if isinstance(inner, ChoiceText) and example.score == "f1" else ""
@@ -166,7 +171,7 @@ def scored_by(answer: AnswerFormat, example: Example) -> str:
 
 def varies(answer: AnswerFormat, example: Example) -> bool:
     """Whether an answer may be right, or nearly, and longer than the one that is known: a free text, a call."""
-    inner = answer.of if isinstance(answer, Wrapped) else answer
+    inner = without_wrap(answer)
     return isinstance(inner, ToolCall) or (isinstance(inner, ChoiceText) and example.is_open)
 
 
@@ -447,7 +452,7 @@ class Wrapped:
     """
 
     wrap: str
-    of: Labels | ChoiceText | Number | Expression | Code | Plan | ToolCall = Labels()
+    of: Bare = Labels()
 
     def __post_init__(self) -> None:
         before, place, after = self.wrap.partition(PLACE)
@@ -488,8 +493,12 @@ class Wrapped:
             completion = after_thought(completion)
         surfaces = self.of.surfaces(example)
 
-        def alone(text: str) -> set[int]:
-            return self.of.alone(text, example) if isinstance(self.of, Number | Expression) else _alone(text, surfaces)
+        def only(text: str) -> set[int]:
+            return (
+                self.of.alone(text, example)
+                if isinstance(self.of, Number | Expression)
+                else named_alone(text, surfaces)
+            )
 
         if self._json:
             key = next(key for key, value in (_json_values(self.wrap) or {}).items() if value == PLACE)
@@ -505,7 +514,8 @@ class Wrapped:
             return self.of.parse(inside[0].strip("\n"), example) if inside else Parsed("invalid", None)
         elif isinstance(self.of, Labels) and not self.wrap.partition(PLACE)[2].strip():
             begins = [a for _, a in _places(self.wrap.partition(PLACE)[0], completion)][:_MOST]
-            read = [self.of.parse(_next_line(completion[a : a + _LINE]), example) for a in begins]
+            lines = [_next_line(completion[a : a + _LINE]) for a in begins]
+            read = [self.of.parse_given(line, example) for line in lines]
             if any(each.status == "ambiguous" for each in read):
                 return Parsed("ambiguous", None)
             return _one({each.choice for each in read if each.choice is not None})
@@ -518,10 +528,10 @@ class Wrapped:
             for _, a in opens:
                 near = ends[bisect.bisect_left(ends, a) : bisect.bisect_right(ends, a + longest)]
                 inside = [completion[a:b] for b in near]
-                hits = [hit for text in reversed(inside) if (hit := alone(" ".join(text.split())))]
+                hits = [hit for text in reversed(inside) if (hit := only(" ".join(text.split())))]
                 found |= hits[0] if hits else set()
             return _one(found)
-        return _one(set().union(*(alone(" ".join(text.split())) for text in said)))
+        return _one(set().union(*(only(" ".join(text.split())) for text in said)))
 
     def _free_text(self, completion: str, example: Example) -> Parsed:
         """What the text inside the wrap is worth. Wraps around texts that differ once normalized: ambiguous."""
@@ -611,7 +621,13 @@ def _loose(part: str) -> str:
     return r"\s*".join(re.escape(word) for word in re.findall(r"\w+|[^\w\s]", part))
 
 
-AnswerFormat = Labels | ChoiceText | Number | Expression | Code | Plan | ToolCall | Wrapped
+Bare = Labels | ChoiceText | Number | Expression | Code | Plan | ToolCall
+AnswerFormat = Bare | Wrapped
+
+
+def without_wrap(answer: AnswerFormat) -> Bare:
+    """The format of what a wrap holds; a format that is no wrap is itself."""
+    return answer.of if isinstance(answer, Wrapped) else answer
 
 
 def answer_format_from(value: object) -> AnswerFormat:
@@ -679,145 +695,3 @@ def _one(found: set[int]) -> Parsed:
     if len(found) == 1:
         return Parsed("valid", next(iter(found)))
     return Parsed("ambiguous" if found else "invalid", None)
-
-
-def _spaced(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _folded(text: str) -> str:
-    return _spaced(text).casefold()
-
-
-# signs and points that belong to a number stay: -5 is not 5, and 1.5 holds no 5
-_PUNCTUATION = re.compile(r"(?P<number>(?<=\d)[.,:/](?=\d)|(?<!\w)[-+\u2212](?=\d))|[^\w\s]")
-
-
-def _plain(text: str) -> str:
-    return " ".join(_PUNCTUATION.sub(lambda match: match["number"] or " ", _folded(text)).split())
-
-
-@lru_cache(maxsize=4096)
-def _form(surfaces: tuple[str, ...]) -> Callable[[str], str]:
-    """The loosest way to compare texts under which surfaces that differ still do."""
-    kinds = len({_spaced(surface) for surface in surfaces})
-    for form in (_plain, _folded):
-        forms = {form(surface) for surface in surfaces}
-        if len(forms) == kinds and "" not in forms:
-            return form
-    return _spaced
-
-
-def _alone(completion: str, surfaces: tuple[str, ...]) -> set[int]:
-    """Surfaces that are all that the first line says."""
-    form = _form(surfaces)
-    first = form(next((line for line in completion.splitlines() if line.strip()), ""))
-    return {c for c, surface in enumerate(surfaces) if first and form(surface) == first}
-
-
-def _first_line_decides(completion: str, surfaces: tuple[str, ...]) -> bool:
-    """Whether the first line that says anything says nothing but a surface, and is over."""
-    line = next((line for line in completion.splitlines(keepends=True) if line.strip()), "")
-    return line.splitlines() != [line] and bool(_alone(line, surfaces))
-
-
-def _texts_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
-    """Surfaces that occur as whole words, the longest first: one inside another is not counted as well."""
-    form = _form(surfaces)
-    said = set(_any_of(surfaces).findall(form(completion)))
-    return {c for c, surface in enumerate(surfaces) if form(surface) in said}
-
-
-@lru_cache(maxsize=4096)
-def _any_of(surfaces: tuple[str, ...]) -> re.Pattern[str]:
-    form = _form(surfaces)
-    texts = sorted({form(surface) for surface in surfaces} - {""}, key=len, reverse=True)
-    words = [rf"{_NOT}{_edge(text[0])}{re.escape(text)}{_edge(text[-1])}" for text in texts]
-    return re.compile("|".join(words) or r"(?!)")
-
-
-_NOT = r"(?<!\bnot )(?<!n't )(?<!n t )"
-
-
-def _edge(character: str) -> str:
-    return r"\b" if re.match(r"\w", character) else ""
-
-
-_OPEN = r"(?:[-\u2022]\s+)?(?:[\s(\[{\"'\u2018\u201c*`<#]|\$(?!\d)){0,16}"
-_CLOSE = (
-    r"(?=\s*$|\s*\n|\s*[)\]}>\u201d;!?|\u3001\u3002\u0964\uff0c\uff09]|[\"*`'\u2019](?!\w)|\s*[.,:](?!\d|\w\b|\s\w\.)|\s+[-\u2013\u2014]\s|\$|<[/|]"
-    r"|\s+is\b(?!\s+(?:\w+ly\s+)?(?:not|wrong|false|incorrect|unlikely|impossible|invalid|ruled|less|worse|worst)\b)|\s+(?:because|since)\b"
-    r"|\s+da\b(?=\s*(?:$|[.\n])|\s+erantzun)|\s+है|\s*(?:입니다|です|が正解|是正确|是对)|\s+ဖြစ်)"
-)
-_SPACES = re.compile(r"\s+")
-_ARTICLE = re.compile(
-    r"(?<!\banswer )\b(?:is|be|it['\u2019]s|choose|pick|select|say) a$|\b(?:respuesta|resposta|réponse) a$|(?<=é) a$"
-)
-"""An article that a limit of tokens cut from its noun."""
-_NEXT = re.compile(
-    r"\n[ *#>]{0,8}(?:question|q|problem|passage|sentence|story|article|goal|context|text)\b[ \d*]{0,8}:"
-)
-"""Where a model that has answered goes on to ask itself the next question."""
-_CYRILLIC = re.compile(r"(?<!\w)[АВСЕ](?!\w)")
-"""Capitals that look like Latin ones."""
-_NAMED = re.compile(
-    r"^([ *#(\[>-]{0,6})(?!(?i:not|neither|nor|except|unlike|without|vitamin|hepatitis)\b)[^\W\d_]{2,20} (?=(?:[A-Z]|\d\d?)(?:\W|$))",
-    re.MULTILINE,
-)
-"""What a prompt calls its options, before a capital: Caller B, Remedy A."""
-_COLON = r"(?:[:=](?=\s)|\uff1a)"
-_CUE = (
-    r"(?:\b(?:(?<!than )(?<!not )(?<!instead of )(?<!eliminate )(?<!out )(?:option|choice)|(?<!not )(?<!n't )(?<!unlikely to )be"
-    r"|label|letter|number|numeral|ending|solution|(?<!think the answer )(?<!believe the answer )is|it['\u2019]s|choose|pick|select|say"
-    rf"|opción|opção|letra|lettre|buchstabe|вариант|буква|pilihan|huruf|chaguo|aukera)\b\s*[:=]?|选项?|विकल्प|الخيار|{_COLON})"
-)
-_SENTENCE = r"(?<=[.!?])[ \t]+"
-"""Before a label that is a sentence, which its end shows."""
-_IS = r"(?:\b(?:is|would be|should be|must be|es|est|ist|lautet|è|é|adalah|ialah|это|ni)\b|应该是|应为|是|为|は|은|는|هو|هي|မှာ)"
-_MARK = r"\s*(?:[:=]|[\u2013\u2014-](?=\s)|\uff1a)"
-_ANSWER = (
-    r"(?:(?:\b(?:(?<!n't think the )(?<!n't believe the )answer|respuesta|resposta|réponse|risposta|antwort|antwoord|jawaban|jawabannya|ответ|ответом|jibu"
-    r"|erantzuna|erantzun)\b|答案|答え|正解|정답|답|答|उत्तर|الإجابة|الجواب|సమాధానం|အဖြေ)"
-    r"(?:\s+(?:correcta|correta|certa|correcte|corretta|esatta|giusta|yang\s+(?:paling\s+)?(?:benar|tepat)|sahihi|zuzena|الصحيحة|الصحيح))?"
-    rf"(?:\s*{_IS}(?:\s+(?:la|el|die)\b|(?<=é) a\b)?(?:\s+(?:most\s+likely|likely|therefore|thus|\w+ly|donc|also|daher)\b)?)?(?:{_MARK})?"
-    r"|(?:\b(?:(?:correct|right|best)\s+(?:option|choice|ending)|opción\s+correcta|opção\s+correta|alternativa\s+correta|opzione\s+corretta"
-    r"|pilihan\s+yang\s+(?:benar|tepat))\b|正确选项|الخيار\s+الصحيح)"
-    rf"(?:\s*{_IS}(?:\s+la\b)?|{_MARK})"
-    r"|<answer>|\\boxed\s*\{(?:\s*\\(?:text|textbf|mathbf|mathrm)\s*\{)?)"
-)
-"""Words that give an answer, in the languages of the shipped prompts and tasks, and the box of mathematics."""
-_ALSO = r"[\s)\]\"'*`]{0,16}(?:[,/&]|\bor\b|\band\b)" + _OPEN
-
-
-def _codes_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
-    """Codes that are given (see Labels.parse), with those listed after them: "A or B" gives both."""
-    forms = [_folded(surface) for surface in surfaces]
-    # a particle of a language without spaces may follow a Latin letter
-    ends = {
-        form: r"(?![^\W\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af])" if form.isascii() else r"(?!\w)" for form in forms
-    }
-    code = "|".join(rf"{re.escape(form)}{ends[form]}" for form in sorted(forms, key=len, reverse=True))
-    more = rf"(?={_ALSO}(?:{code}))"
-    listed = re.compile(rf"{_ALSO}(?P<code>{code})(?:{_CLOSE}|{more})")
-    text = _SPACES.sub(lambda each: "\n" if "\n" in each[0] else " ", unicodedata.normalize("NFC", completion)).strip()
-    if all(form.isascii() for form in forms):
-        text = _NAMED.sub(r"\1", _CYRILLIC.sub(lambda each: "ABCE"["АВСЕ".index(each[0])], text))
-    text = _ARTICLE.sub("", text).casefold()
-
-    def said(given: str, text: str) -> set[int]:
-        found = set()
-        for each in re.finditer(given, text, re.MULTILINE):
-            hit: re.Match[str] | None = each
-            while hit:
-                found.add(hit["code"])
-                hit = listed.match(text, hit.end())
-        return {c for c, form in enumerate(forms) if form in found}
-
-    def read(text: str) -> set[int]:
-        here = rf"{_OPEN}(?P<code>{code})"
-        alone = rf"{_SENTENCE}{here}(?=[\s*_`\"'\u201d)\]]{{0,16}}[.!]?\s*$)"
-        weaker = rf"(?:^|{_CUE}){here}(?:{_CLOSE}|{more})"
-        return said(rf"{_ANSWER}{here}(?:{_CLOSE}|\s+\(|{more})", text) or said(weaker, text) | said(alone, text)
-
-    asks_on = _NEXT.search(text)
-    return (asks_on and read(text[: asks_on.start()])) or read(text)

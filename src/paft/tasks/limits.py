@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from paft.errors import TemplateError
-from paft.tasks.answers import AnswerFormat, Code, Expression, Number, Plan, Wrapped, varies, written
+from paft.tasks.answers import AnswerFormat, Code, Expression, Number, Plan, varies, without_wrap, written
 from paft.tasks.types import Example
 
 CODE_TOKENS, PLAN_TOKENS = 512, 1024
@@ -22,7 +22,7 @@ def answer_limits(
 ) -> Mapping[AnswerFormat, int]:
     """Token limit of a free answer in each format: the longest answer that it allows to any example of the population, in tokens of a
     model, and 4 more; for numbers and expressions at least `VALUE_TOKENS`, for texts and calls twice the longest."""
-    inner = {answer: answer.of if isinstance(answer, Wrapped) else answer for answer in answers}
+    inner = {answer: without_wrap(answer) for answer in answers}
     longest: dict[AnswerFormat, list[tuple[Example, int]]] = {
         kind: _longest(kind, population) for kind in set(inner.values()) if not isinstance(kind, Code | Plan)
     }

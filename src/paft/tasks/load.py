@@ -400,10 +400,10 @@ class FileTask:
                 raise DataError(f"column {name!r} is empty")
             return row[name]
 
-        fields = {name: _text(column(name), name) for name in self.spec.fields}
-        fields |= {name: _text(row[name], name) for name in self.spec.optional_fields if not _absent(row.get(name))}
-        name_of_row = _text(column(self.spec.id), self.spec.id) if self.spec.id else f"row {number}"
-        group = _text(column(self.spec.group_by), self.spec.group_by) if self.spec.group_by else ""
+        fields = {name: as_text(column(name), name) for name in self.spec.fields}
+        fields |= {name: as_text(row[name], name) for name in self.spec.optional_fields if not _absent(row.get(name))}
+        name_of_row = as_text(column(self.spec.id), self.spec.id) if self.spec.id else f"row {number}"
+        group = as_text(column(self.spec.group_by), self.spec.group_by) if self.spec.group_by else ""
         group = content_id({"group": group}, ()) if len(group) > 64 else group
         shown = self.spec.image
         images = images_in(column(shown), folder, f"column {shown!r}") if shown else ()
@@ -417,9 +417,9 @@ class FileTask:
                 value = column(name)
                 if not isinstance(value, list):
                     raise DataError(f"column {name!r} holds {value!r}; expected a list of choices")
-                choices = tuple(_text(choice, name) for choice in value)
+                choices = tuple(as_text(choice, name) for choice in value)
             case names:
-                choices = tuple(_text(column(name), name) for name in names)
+                choices = tuple(as_text(column(name), name) for name in names)
         answer = _answer_index(column(self.spec.answer), choices)
         return Example(name_of_row, fields, choices, answer, group=group, images=images)
 
@@ -427,7 +427,7 @@ class FileTask:
 def _open_answer(value: Any, kind: str, column: str) -> list[str]:
     """The right answer as text; of texts all that are accepted, the first of them first. Raises DataError for what is no such answer."""
     if kind == "text":
-        found = [_text(each, column).strip() for each in (value if isinstance(value, list) else [value])]
+        found = [as_text(each, column).strip() for each in (value if isinstance(value, list) else [value])]
         if not found or not all(found):
             raise DataError(
                 f"column {column!r} holds {str(value)[:40]!r}; expected a text, or a list of texts that are accepted"
@@ -435,7 +435,7 @@ def _open_answer(value: Any, kind: str, column: str) -> list[str]:
         return list(dict.fromkeys(found))
     if kind == "call":
         return [_call(value, column)]
-    gold = _text(value, column).strip()
+    gold = as_text(value, column).strip()
     if number_in(gold) is None if kind == "number" else not is_expression(plain(gold)):
         raise DataError(
             f"column {column!r} holds {gold[:40]!r}; expected {'a number' if kind == 'number' else 'an expression'}"
@@ -450,17 +450,17 @@ def _call(value: Any, column: str) -> str:
         call = told["function"] if isinstance(told.get("function"), dict) else told  # as chat APIs write it
         name = call["name"]
         arguments: Any = next((call[each] for each in ("args", "arguments", "parameters") if each in call), None)
-        if as_text := isinstance(arguments, str):
+        if in_json := isinstance(arguments, str):
             arguments = json.loads(arguments)
         sound = isinstance(name, str) and name.strip() and isinstance(arguments, dict) and len(call) == 2
         if not sound:
             raise ValueError
-        if told is value and not as_text and None in arguments.values():
+        if told is value and not in_json and None in arguments.values():
             raise DataError(
                 f"column {column!r}: an argument of {name[:40]!r} is null; Parquet has nulls for arguments that are not there, so write the "
                 "call as JSON text"
             )
-        return _text(write_json(FunctionCall(name.strip(), arguments)), column)
+        return as_text(write_json(FunctionCall(name.strip(), arguments)), column)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
@@ -476,7 +476,7 @@ def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))  # NaN: how tables write "nothing here"
 
 
-def _text(value: Any, column: str) -> str:
+def as_text(value: Any, column: str) -> str:
     """A cell as text. Raises DataError for what has no text of its own: a list, a mapping, bytes, half a character."""
     if not isinstance(value, str | int | float | datetime.date):
         raise DataError(

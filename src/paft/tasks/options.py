@@ -1,0 +1,152 @@
+"""Which options a completion names: texts as whole words, and codes (A, ii, 10), which are also articles, pronouns and numbers, where they are given."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from functools import lru_cache
+
+
+def _spaced(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def folded(text: str) -> str:
+    """A text without its differences of case and white space."""
+    return _spaced(text).casefold()
+
+
+# signs and points that belong to a number stay: -5 is not 5, and 1.5 holds no 5
+_PUNCTUATION = re.compile(r"(?P<number>(?<=\d)[.,:/](?=\d)|(?<!\w)[-+\u2212](?=\d))|[^\w\s]")
+
+
+def _plain(text: str) -> str:
+    return " ".join(_PUNCTUATION.sub(lambda match: match["number"] or " ", folded(text)).split())
+
+
+@lru_cache(maxsize=4096)
+def _form(surfaces: tuple[str, ...]) -> Callable[[str], str]:
+    """The loosest way to compare texts under which surfaces that differ still do."""
+    kinds = len({_spaced(surface) for surface in surfaces})
+    for form in (_plain, folded):
+        forms = {form(surface) for surface in surfaces}
+        if len(forms) == kinds and "" not in forms:
+            return form
+    return _spaced
+
+
+def named_alone(completion: str, surfaces: tuple[str, ...]) -> set[int]:
+    """Surfaces that are all that the first line says."""
+    form = _form(surfaces)
+    first = form(next((line for line in completion.splitlines() if line.strip()), ""))
+    return {c for c, surface in enumerate(surfaces) if first and form(surface) == first}
+
+
+def first_line_decides(completion: str, surfaces: tuple[str, ...]) -> bool:
+    """Whether the first line that says anything says nothing but a surface, and is over."""
+    line = next((line for line in completion.splitlines(keepends=True) if line.strip()), "")
+    return line.splitlines() != [line] and bool(named_alone(line, surfaces))
+
+
+def named_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
+    """Surfaces that occur as whole words, the longest first: one inside another is not counted as well."""
+    form = _form(surfaces)
+    said = set(_any_of(surfaces).findall(form(completion)))
+    return {c for c, surface in enumerate(surfaces) if form(surface) in said}
+
+
+@lru_cache(maxsize=4096)
+def _any_of(surfaces: tuple[str, ...]) -> re.Pattern[str]:
+    form = _form(surfaces)
+    texts = sorted({form(surface) for surface in surfaces} - {""}, key=len, reverse=True)
+    words = [rf"{_NOT}{_edge(text[0])}{re.escape(text)}{_edge(text[-1])}" for text in texts]
+    return re.compile("|".join(words) or r"(?!)")
+
+
+_NOT = r"(?<!\bnot )(?<!n't )(?<!n t )"
+
+
+def _edge(character: str) -> str:
+    return r"\b" if re.match(r"\w", character) else ""
+
+
+_OPEN = r"(?:[-\u2022]\s+)?(?:[\s(\[{\"'\u2018\u201c*`<#]|\$(?!\d)){0,16}"
+_CLOSE = (
+    r"(?=\s*$|\s*\n|\s*[)\]}>\u201d;!?|\u3001\u3002\u0964\uff0c\uff09]|[\"*`'\u2019](?!\w)|\s*[.,:](?!\d|\w\b|\s\w\.)|\s+[-\u2013\u2014]\s|\$|<[/|]"
+    r"|\s+is\b(?!\s+(?:\w+ly\s+)?(?:not|wrong|false|incorrect|unlikely|impossible|invalid|ruled|less|worse|worst)\b)|\s+(?:because|since)\b"
+    r"|\s+da\b(?=\s*(?:$|[.\n])|\s+erantzun)|\s+है|\s*(?:입니다|です|が正解|是正确|是对)|\s+ဖြစ်)"
+)
+_SPACES = re.compile(r"\s+")
+_ARTICLE = re.compile(
+    r"(?<!\banswer )\b(?:is|was|be|it['\u2019]s|choose|pick|select|say) a$|\b(?:respuesta|resposta|réponse) a$|(?<=é) a$"
+)
+"""An article that a limit of tokens cut from its noun."""
+_NEXT = re.compile(
+    r"\n[ *#>]{0,8}(?:question|q|problem|passage|sentence|story|article|goal|context|text)\b[ \d*]{0,8}:"
+)
+"""Where a model that has answered goes on to ask itself the next question."""
+_CYRILLIC = re.compile(r"(?<!\w)[АВСЕ](?!\w)")
+"""Capitals that look like Latin ones."""
+_NAMED = re.compile(
+    r"(?:^([ *#(\[>-]{0,6})|(?<=\bis )(?=[A-Z])|(?<=\bwas )(?=[A-Z]))(?!(?i:not|neither|nor|except|unlike|without|vitamin|hepatitis)\b)"
+    r"[^\W\d_]{2,20} (?=(?:[A-Z]|\d\d?)(?:\W|$))",
+    re.MULTILINE,
+)
+"""What a prompt calls its options, before a capital: Caller B, Remedy A."""
+_COLON = r"(?:[:=](?=\s)|\uff1a)"
+_CUE = (
+    r"(?:\b(?:(?<!than )(?<!not )(?<!instead of )(?<!eliminate )(?<!out )(?:option|choice)|(?<!not )(?<!n't )(?<!unlikely to )be"
+    r"|label|letter|number|numeral|ending|solution|(?<!think the answer )(?<!believe the answer )(?:is|was)|it['\u2019]s|choose|pick|select|say"
+    rf"|opción|opção|letra|lettre|buchstabe|вариант|буква|pilihan|huruf|chaguo|aukera)\b\s*[:=]?|选项?|विकल्प|الخيار|{_COLON})"
+)
+_SENTENCE = r"(?<=[.!?])[ \t]+"
+"""Before a label that is a sentence, which its end shows."""
+_IS = r"(?:\b(?:is|was|would be|should be|must be|es|est|ist|lautet|è|é|adalah|ialah|это|ni)\b|应该是|应为|是|为|は|은|는|هو|هي|မှာ)"
+_MARK = r"\s*(?:[:=]|[\u2013\u2014-](?=\s)|\uff1a)"
+_ANSWER = (
+    r"(?:(?:\b(?:(?<!n't think the )(?<!n't believe the )answer|respuesta|resposta|réponse|risposta|antwort|antwoord|jawaban|jawabannya|ответ|ответом|jibu"
+    r"|erantzuna|erantzun)\b|答案|答え|正解|정답|답|答|उत्तर|الإجابة|الجواب|సమాధానం|အဖြေ)"
+    r"(?:\s+(?:correcta|correta|certa|correcte|corretta|esatta|giusta|yang\s+(?:paling\s+)?(?:benar|tepat)|sahihi|zuzena|الصحيحة|الصحيح))?"
+    rf"(?:\s*{_IS}(?:\s+(?:la|el|die)\b|(?<=é) a\b)?(?:\s+(?:most\s+likely|likely|therefore|thus|\w+ly|donc|also|daher)\b)?)?(?:{_MARK})?"
+    r"|(?:\b(?:(?:correct|right|best)\s+(?:option|choice|ending)|opción\s+correcta|opção\s+correta|alternativa\s+correta|opzione\s+corretta"
+    r"|pilihan\s+yang\s+(?:benar|tepat))\b|正确选项|الخيار\s+الصحيح)"
+    rf"(?:\s*{_IS}(?:\s+la\b)?|{_MARK})"
+    r"|<answer>|\\boxed\s*\{(?:\s*\\(?:text|textbf|mathbf|mathrm)\s*\{)?)"
+)
+"""Words that give an answer, in the languages of the shipped prompts and tasks, and the box of mathematics."""
+_ALSO = r"[\s)\]\"'*`]{0,16}(?:[,/&]|\bor\b|\band\b)" + _OPEN
+
+
+def codes_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
+    """Codes that are given (see Labels.parse), with those listed after them: "A or B" gives both."""
+    forms = [folded(surface) for surface in surfaces]
+    # a particle of a language without spaces may follow a Latin letter
+    ends = {
+        form: r"(?![^\W\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af])" if form.isascii() else r"(?!\w)" for form in forms
+    }
+    code = "|".join(rf"{re.escape(form)}{ends[form]}" for form in sorted(forms, key=len, reverse=True))
+    more = rf"(?={_ALSO}(?:{code}))"
+    listed = re.compile(rf"{_ALSO}(?P<code>{code})(?:{_CLOSE}|{more})")
+    text = _SPACES.sub(lambda each: "\n" if "\n" in each[0] else " ", unicodedata.normalize("NFC", completion)).strip()
+    if all(form.isascii() for form in forms):
+        text = _NAMED.sub(r"\1", _CYRILLIC.sub(lambda each: "ABCE"["АВСЕ".index(each[0])], text))
+    text = _ARTICLE.sub("", text).casefold()
+
+    def said(given: str, text: str) -> set[int]:
+        found = set()
+        for each in re.finditer(given, text, re.MULTILINE):
+            hit: re.Match[str] | None = each
+            while hit:
+                found.add(hit["code"])
+                hit = listed.match(text, hit.end())
+        return {c for c, form in enumerate(forms) if form in found}
+
+    def read(text: str) -> set[int]:
+        here = rf"{_OPEN}(?P<code>{code})"
+        alone = rf"{_SENTENCE}{here}(?=[\s*_`\"'\u201d)\]]{{0,16}}[.!]?\s*$)"
+        weaker = rf"(?:^|{_CUE}){here}(?:{_CLOSE}|{more})"
+        return said(rf"{_ANSWER}{here}(?:{_CLOSE}|\s+\(|{more})", text) or said(weaker, text) | said(alone, text)
+
+    asks_on = _NEXT.search(text)
+    return (asks_on and read(text[: asks_on.start()])) or read(text)
