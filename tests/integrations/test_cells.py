@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from paft.lm.types import Message, Question
@@ -96,6 +97,37 @@ def test_answers_to_the_lines_fill_the_table_that_paft_fills(world, tmp_path, st
         assert arm["scores"]["generation"]["accuracy_K"] == wanted["accuracy_K"]
         assert arm["scores"]["generation"]["tokens_K"] == wanted["tokens_K"]
         assert arm["scores"]["generation"]["estimates"] == wanted["estimates"]
+
+
+def test_half_a_sign_that_a_limit_left_is_marked_as_such(world, tmp_path):  # noqa: F811
+    folder, _ = world
+    asked = tmp_path / "asked"
+    export("cells", folder, asked, "style=raw")
+    lines = tmp_path / "cut.jsonl"
+    given = [
+        {"id": row["id"], "generation": "red \U0001f600 \ud83d", "num_generated_tokens": 2, "finish_reason": "length"}
+        for row in answered(asked, "raw")
+    ]
+    lines.write_text("\n".join(map(json.dumps, given)), encoding="utf-8")
+    paft("import", "jsonl", lines, "--asked", asked, "--out", tmp_path / "run")
+    table = pyarrow.parquet.read_table(tmp_path / "run" / "scores.parquet").to_pylist()
+    assert {row["completion"] for row in table} == {"red \U0001f600 \ufffd"}
+
+
+def test_several_epochs_are_not_one(world, tmp_path):  # noqa: F811
+    folder, _ = world
+    asked = tmp_path / "asked"
+    export("cells", folder, asked, "style=raw")
+    rows = answered(asked, "raw")
+    as_inspect(rows, tmp_path / "one.json", zipped=False)
+    told = json.loads((tmp_path / "one.json").read_text("utf-8"))
+    again = json.loads(json.dumps(told["samples"][0]))
+    again["epoch"] = 2
+    again["output"]["choices"][0]["message"]["content"] = "something else"
+    (tmp_path / "one.json").write_text(json.dumps({**told, "samples": [*told["samples"], again]}), encoding="utf-8")
+    found = paft("import", "inspect", tmp_path / "one.json", "--asked", asked, "--out", tmp_path / "run", code=1)
+    assert "a second, different answer" in found
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_line_that_says_no_length_is_counted_and_log_likelihoods_are_taken(world, tmp_path):  # noqa: F811

@@ -331,10 +331,92 @@ def test_models_of_like_names_are_kept_apart(world, tmp_path):
     given = ["--asked", tmp_path / "a #1: b", "--tokenizer", folder / "model", "--out", tmp_path / "run"]
     paft("import", "lm-eval", tmp_path / "out", *given)
     told = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
-    assert [arm["title"] for arm in told["arms"].values()] == ["tiny", "tiny (two)"]
+    assert [arm["title"] for arm in told["arms"].values()] == ["tiny (one/tiny)", "tiny (two/tiny)"]
     for arm in told["arms"].values():
         mine, theirs = (each["scores"]["likelihood"]["accuracy_K"] for each in (arm, alone["raw"]["arms"]["base"]))
         assert mine == theirs
+
+
+def test_two_models_in_one_folder_of_lm_eval_are_two(world, tmp_path):
+    """--output_path FILE.json: samples of every model lie in one folder, the results beside them under the file's name."""
+    folder, _ = world
+    (tmp_path / "world").symlink_to(folder)
+    export("lm-eval", folder, tmp_path / "asked", "style=raw", "evaluate.scorers=[likelihood]")
+    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False))
+    place = tmp_path / "out" / "tiny"
+    for old in place.glob("*_2025-*"):
+        old.unlink()
+    (results,) = place.glob("results_*.json")
+    told = json.loads(results.read_text())
+    for file in list(place.glob("samples_*")):
+        (place / file.name.replace("2026", "2027")).write_bytes(file.read_bytes())
+    results.rename(place / "a_2026-01-02T03-04-05.6.json")
+    (place / "b_2027-01-02T03-04-05.6.json").write_text(json.dumps({**told, "model_name": "other"}))
+    paft("import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run")
+    arms = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))["arms"]
+    assert sorted(arm["title"] for arm in arms.values()) == ["other", "tiny"]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"chat_template": "{{ messages }}"}, "was asked with --apply_chat_template"),
+        ({"system_instruction": "Be brief."}, "was asked with --system_instruction"),
+        ({"n-shot": 5}, "was asked with --num_fewshot 5"),
+        ({"chat_template": None, "system_instruction": None, "n-shot": 0}, ""),
+    ],
+)
+def test_answers_to_something_else_are_not_taken_for_those_of_the_export(world, tmp_path, told, said):
+    folder, _ = world
+    (tmp_path / "world").symlink_to(folder)
+    export("lm-eval", folder, tmp_path / "asked", "style=raw", "evaluate.scorers=[likelihood]")
+    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False))
+    (file,) = (tmp_path / "out" / "tiny").glob("results_*.json")
+    if "n-shot" in told:
+        tasks = [each.stem for each in (tmp_path / "asked").glob("paft_*.yaml")]
+        told = {**told, "n-shot": dict.fromkeys(tasks, told["n-shot"])}
+    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    given = ["import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
+    assert said in paft(*given, code=1 if said else 0)
+    assert (tmp_path / "run").exists() == (not said)
+
+
+def test_predictions_of_several_workers_are_put_together(world, tmp_path, monkeypatch):
+    folder, _ = world
+    export("opencompass", folder, tmp_path / "asked", "style=raw", "dtype=float32")
+    as_opencompass(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False), monkeypatch)
+    (place,) = (tmp_path / "out").glob("*/predictions/*")
+    for number, file in enumerate(sorted(place.glob("*.json"))):
+        if number % 2:
+            continue
+        rows = list(json.loads(file.read_text()).values())
+        for part, some in enumerate((rows[:3], rows[3:6], rows[6:])):
+            told = {str(n): row for n, row in enumerate(some)}
+            file.with_name(f"{file.stem}_{part}.json").write_text(json.dumps(told), encoding="utf-8")
+        file.unlink()
+    newer = tmp_path / "out" / "20270102_030405" / "predictions" / place.name
+    newer.mkdir(parents=True)  # a run that was stopped before it wrote anything
+    (newer / "tmp_paft_colours.jsonl").write_text("{}")
+    given = ["import", "opencompass", tmp_path / "out", "--asked", tmp_path / "asked"]
+    paft(*given, "--out", tmp_path / "run")
+    (found,) = scores(tmp_path / "run").values()
+    expected = scores(folder / "raw")["base"]
+    assert {name: found[name] for name in expected} == expected
+    next(place.glob("*_0.json")).unlink()
+    assert "predictions, 8 examples were exported" in paft(*given, "--out", tmp_path / "two", code=1)
+
+
+def test_ppl_of_another_model_needs_its_tokenizer(world, tmp_path, monkeypatch):
+    folder, _ = world
+    export("opencompass", folder, tmp_path / "asked", "style=raw", "dtype=float32", "evaluate.scorers=[likelihood]")
+    as_opencompass(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False), monkeypatch)
+    (place,) = (tmp_path / "out").glob("*/predictions/*")
+    place.rename(place.with_name("llama"))
+    given = ["import", "opencompass", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
+    assert "PPL of another model than the exported one" in paft(*given, code=1)
+    paft(*given, "--tokenizer", folder / "model")
+    (found,) = scores(tmp_path / "run").values()
+    assert found["likelihood"] == scores(folder / "raw")["base"]["likelihood"]
 
 
 def test_models_that_answered_in_other_ways_are_not_compared(world, tmp_path):
@@ -424,6 +506,16 @@ def test_recorded_answers_that_cannot_be_read_are_named(world, tmp_path, row, sa
         row = {**row, "prompt": m.grid.templates[0].id, "example": m.grid.examples[0].id}
     with pytest.raises(DataError, match=said):
         load_recorded(write(tmp_path / "r.jsonl", row), [m.grid])
+
+
+def test_a_second_answer_to_a_cell_is_refused(world, tmp_path):
+    m = materials.prepare(load_run_config(world[0] / "config.yaml", ["arms={base: {}}"]))
+    row = {"prompt": m.grid.templates[0].id, "example": m.grid.examples[0].id, "tokens": 1, "ended": True}
+    same = write(tmp_path / "same.jsonl", {**row, "completion": "red"}, {**row, "completion": "red"})
+    assert len(load_recorded(same, [m.grid]).said) == 1
+    other = write(tmp_path / "other.jsonl", {**row, "completion": "red"}, {**row, "completion": "blue"})
+    with pytest.raises(DataError, match=r"line 2: a second, different answer to prompt .* one seed, epoch or run"):
+        load_recorded(other, [m.grid])
 
 
 def test_examples_of_one_text_and_other_choices_keep_their_own_answers(tmp_path):

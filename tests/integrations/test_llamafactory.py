@@ -101,6 +101,7 @@ def test_what_rows_and_settings_cannot_tell_is_refused(tmp_path, train, said):
 def test_quantised_weights_have_a_name_or_are_refused(tmp_path):
     config = run_config().model_copy(update={"quantization": {"load_in_4bit": True}})
     export(tmp_path, config)
-    assert yaml.safe_load((tmp_path / "out" / "sft.yaml").read_text())["quantization_bit"] == 4
+    told = yaml.safe_load((tmp_path / "out" / "sft.yaml").read_text())
+    assert (told["quantization_bit"], told["quantization_type"], told["double_quantization"]) == (4, "fp4", False)
     with pytest.raises(ConfigError, match="load_in_4bit"):
         export(tmp_path / "b", config.model_copy(update={"quantization": {"bnb_4bit_quant_type": "nf4"}}))

@@ -48,6 +48,9 @@ def write(folder: Path, rows: list[dict], entry: dict[str, Any] | None = None, *
     return file
 
 
+COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
+
+
 def with_input(n: int = 40) -> list[dict]:
     return [
         {"instruction": "Sort the ticket {now}.", "input": f"ticket {i} about {'money' if i % 2 else 'a fault'}", "output": "billing" if i % 2 else "technical"}
@@ -91,6 +94,58 @@ def test_the_prompt_around_a_text_is_what_all_rows_share(tmp_path):
     example = task.split("train").examples[0]
     number = int(example.choices[0]) // 2
     assert example.fields["text"] == f"{number} apples and {number}"
+
+
+def test_a_question_belongs_to_its_passage(tmp_path):
+    rows = [
+        {
+            "instruction": f"Which number is {word} in the list?",
+            "input": f"List {i}: {i}, {i + 1}",
+            "output": str(i + n),
+        }
+        for i in range(15)
+        for n, word in enumerate(("first", "second"))
+    ]
+    done = import_llamafactory(write(tmp_path, rows), tmp_path / "out")
+    assert done.prompts == ("Which number is {text}",)
+    examples = load_task(tmp_path / "out" / "task.yaml").split("train").examples
+    assert all("in the list?\nList" in each.fields["text"] for each in examples)
+    other = [{**row, "instruction": f"{row['instruction']} ({n})"} for n, row in enumerate(with_input())]
+    done = import_llamafactory(write(tmp_path / "other", other), tmp_path / "two")
+    assert done.prompts == ("Sort the ticket {{now}}. ({text}",)
+
+
+def test_several_instructions_over_the_same_inputs_are_prompts(tmp_path):
+    rows = [{**row, "instruction": f"{word} the ticket."} for word in ("Sort", "File") for row in with_input(20)]
+    done = import_llamafactory(write(tmp_path, rows), tmp_path / "out")
+    assert done.prompts == ("Sort the ticket.\n{text}", "File the ticket.\n{text}")
+
+
+def test_settings_mean_what_they_mean_there(tmp_path):
+    """Names with blanks or as a list; bf16 of full weights is mixed precision; 4 bits are doubly quantised nf4; the first rows count."""
+
+    def run_of(name: str, rows: list[dict] | None = None, **settings: Any):
+        done = import_llamafactory(write(tmp_path / name, rows or with_input(), **settings), tmp_path / name / "out")
+        return load_run_config(tmp_path / name / "out" / "run.yaml"), done
+
+    for n, target in enumerate(("q_proj, v_proj", ["q_proj", "v_proj"])):
+        config, _ = run_of(f"target{n}", lora_target=target, dataset=["tickets"], packing=False)
+        assert config.training_of("paft").lora["target_modules"] == ["q_proj", "v_proj"]
+    config, done = run_of("full", finetuning_type="full", packing=True)
+    assert (config.dtype, config.training_of("paft").arguments) == ("float32", {"bf16": True})
+    assert done.left_out == ("neftune_noise_alpha", "packing")
+    config, _ = run_of("pure", finetuning_type="full", bf16=False, pure_bf16=True)
+    assert (config.dtype, config.training_of("paft").arguments) == ("bfloat16", {})
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    assert run_of("four", quantization_bit=4)[0].quantization == four
+    config, _ = run_of("plain", quantization_bit=4, quantization_type="fp4", double_quantization=False)
+    assert config.quantization == {**four, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}
+    _, done = run_of("some", [*with_input(), {"instruction": "x", "input": "y", "output": "other"}], max_samples=40)
+    assert (done.rows, done.kind) == (40, "choice")
+    rows = [{"text": row["input"], "output": row["output"]} for row in with_input()]
+    info = {"file_name": "tickets.json", "columns": {"query": "text", "response": "output"}}
+    done = import_llamafactory(write(tmp_path / "query", rows, info), tmp_path / "query" / "out")
+    assert done.prompts == ("{text}",)
 
 
 def test_answers_of_every_kind_are_free_texts(tmp_path):
@@ -150,11 +205,22 @@ def test_a_run_follows_once_there_are_prompts(tmp_path):
         (with_input(), {}, {"finetuning_type": "freeze"}, "expected lora or full"),
         ([], {}, {}, "holds no rows"),
         ([{**row, "output": None} for row in with_input()], {}, {}, "row 1: output is empty"),
-        ([{**row, "system": "Be brief."} for row in with_input()], {}, {}, "row 1: has a system"),
+        ([{**row, "system": "Be brief."} for row in with_input()], {"columns": {**COLUMNS, "system": "system"}}, {}, "row 1: has system"),
+        ([{**row, "images": ["a.png"]} for row in with_input()], {"columns": {**COLUMNS, "images": "images"}}, {}, "row 1: has images"),
+        (with_input(), {"columns": {"response": "output"}}, {}, "expected prompt, or query, and response"),
+        (with_input(), {"split": "train[:20]"}, {}, "split 'train.:20.' takes a part of its rows"),
+        (with_input(), {"num_samples": 20}, {}, "num_samples 20 takes a part of its rows"),
+        (with_input(), {"ranking": True}, {}, "ranking; only alpaca rows"),
+        (with_input(), {"hf_hub_url": "a/b"}, {}, "is not a file here"),
+        ([{**row, "output": "half \ud83d"} for row in with_input()], {}, {}, "row 1: column 'output' holds half a surrogate pair"),
+        ([{**row, "input": ["a"]} for row in with_input()], {}, {}, "row 1: column 'input' holds list"),
+        (with_input(), {}, {"num_train_epochs": 1.5}, "num_train_epochs 1.5: expected a whole number from 1"),
+        (with_input(), {}, {"max_samples": 0}, "max_samples 0: expected a whole number from 1"),
+        (with_input(), {}, {"quantization_bit": 4, "quantization_method": "hqq"}, "expected 4 or 8, by bnb"),
         (with_input(), {}, {"num_train_epochs": "abc"}, "num_train_epochs 'abc': expected a number"),
         (with_input(), {}, {"per_device_train_batch_size": "auto"}, "per_device_train_batch_size 'auto'"),
         (with_input(), {}, {"seed": "x"}, "seed 'x'"),
-        (with_input(), {}, {"quantization_bit": 3}, "quantization_bit 3: expected 4 or 8"),
+        (with_input(), {}, {"quantization_bit": 3}, "quantization_bit 3 by bnb: expected 4 or 8"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_task_is_refused(tmp_path, rows, entry, settings, said):

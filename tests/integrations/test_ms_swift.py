@@ -45,6 +45,12 @@ def test_settings_are_told_in_its_words(tmp_path):
     assert (told["per_device_train_batch_size"], told["gradient_accumulation_steps"]) == (2, CONFIG.batch_size // 2)
     assert (told["lora_rank"], told["lora_alpha"], told["lora_dropout"], told["use_rslora"]) == (4, 8, 0.0, True)
     assert (told["quant_method"], told["quant_bits"], told["bnb_4bit_quant_type"]) == ("bnb", 4, "fp4")
+    assert (told["bnb_4bit_use_double_quant"], told["bf16"], told["fp16"], told["adam_beta2"]) == (
+        False,
+        False,
+        False,
+        0.999,
+    )
     assert (told["dataset_shuffle"], told["train_dataloader_shuffle"], told["num_train_epochs"]) == (False, False, 1)
     assert None not in told.values()
 

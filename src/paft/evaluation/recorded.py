@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +82,20 @@ def _key(question: Question) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
+def by_cell(rows: Iterable[tuple[str, Any]]) -> dict[tuple[str, str], _Parts]:
+    """Answers by prompt and example, of rows each with where it stands. Raises DataError for one that is none, and for a second answer to a cell."""
+    found: dict[tuple[str, str], _Parts] = {}
+    for where, row in rows:
+        prompt, example, parts = _read(row, where)
+        before = found.get((prompt, example), _Parts((), None))
+        if any(a and b and a != b for a, b in zip(before, parts, strict=True)):
+            raise DataError(
+                f"{where}: a second, different answer to prompt {prompt} and example {example!r}; give one, of one seed, epoch or run"
+            )
+        found[prompt, example] = _Parts(parts.logp_C or before.logp_C, parts.completion or before.completion)
+    return found
+
+
 def load_recorded(file: Path, grids: Sequence[Grid]) -> RecordedLM:
     """The answers of a file to the cells of some grids; answers to other cells are not read.
 
@@ -89,11 +103,7 @@ def load_recorded(file: Path, grids: Sequence[Grid]) -> RecordedLM:
     """
     if not file.is_file():
         raise DataError(f"{file}: no such file; expected recorded answers (.jsonl, docs/harnesses.md)")
-    rows: dict[tuple[str, str], _Parts] = {}
-    for number, row in enumerate(read_table(file), 1):
-        prompt, example, parts = _read(row, f"{file} line {number}")
-        before = rows.get((prompt, example), _Parts((), None))
-        rows[prompt, example] = _Parts(parts.logp_C or before.logp_C, parts.completion or before.completion)
+    rows = by_cell((f"{file} line {number}", row) for number, row in enumerate(read_table(file), 1))
     scored: dict[str, tuple[float, ...]] = {}
     said: dict[str, Completion] = {}
     for grid in grids:

@@ -16,6 +16,7 @@ from typing import Any
 
 from paft.config import RunConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, few
+from paft.evaluation.recorded import by_cell
 from paft.materials import Materials
 from paft.store import disk_errors, new_folder, write_text
 from paft.tasks.answers import varies, written
@@ -76,7 +77,7 @@ def exported(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
     """Write the answers into a run directory; returns the settings of a run that judges them, an arm for each model.
 
-    Scorers are those that all models have answers for. Raises DataError when there are none.
+    Scorers are those that all models have answers for. Raises DataError when there are none, and for two answers to one cell.
     """
     if not found:
         raise DataError("no answers found; give the directory that the harness wrote its output to")
@@ -89,6 +90,8 @@ def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
         raise DataError(
             f"{few(found)}: some answered by choice only and some freely only, so nothing can be compared; import them one by one"
         )
+    for title, rows in found.items():
+        by_cell((title, row) for row in rows)  # before anything is written
     arms: dict[str, Any] = {}
     for title, rows in found.items():
         plain = "".join(c if c.isalnum() else "_" for c in title).strip("_") or "model"
@@ -102,10 +105,11 @@ def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON Lines, whole or not at all."""
+    """JSON Lines, whole or not at all. Half a surrogate pair, which a limit on tokens may leave of a sign, becomes U+FFFD."""
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(file, text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 class Tokens:

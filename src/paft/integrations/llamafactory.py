@@ -89,7 +89,8 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "overwrite_cache": True,
         **trainer_arguments(config, train, out / arm),
         "warmup_ratio": train.warmup_ratio,
-        "bf16": precision(config) == "bfloat16",
+        # its bf16 is mixed precision over float32 weights
+        "pure_bf16": precision(config) == "bfloat16",
         "fp16": precision(config) == "float16",
         **train.arguments,
     }
@@ -105,5 +106,5 @@ def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
         lora["lora_target"] = "all"
     elif not isinstance(target, str):
         lora["lora_target"] = ",".join(target)
-    quantised = {"quantization_bit": bits, "quantization_type": "fp4"} if bits else {}
+    quantised = {"quantization_bit": bits, "quantization_type": "fp4", "double_quantization": False} if bits else {}
     return {"finetuning_type": "lora", **lora, **quantised}

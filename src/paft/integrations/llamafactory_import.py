@@ -6,6 +6,7 @@ are told apart by what all rows share.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from paft.errors import ConfigError, DataError, few, nearest
 from paft.integrations.harness import write_lines
 from paft.store import new_folder, write_text
 from paft.tasks.answers import number_in
-from paft.tasks.load import read_table
+from paft.tasks.load import as_text, read_table
 from paft.training.schedule import subset
 
 MOST_CHOICES = 26
+ROWS_EACH = 5
 SPLIT = 401
 """Stream of the keyed cut of the rows."""
 
@@ -45,9 +47,9 @@ def import_llamafactory(settings: Path, out: Path) -> Imported:
     if told.get("stage", "sft") != "sft":
         raise ConfigError(f"{settings}: stage {told['stage']!r}; expected sft, whose rows have an answer each")
     name, file, columns = _dataset(told, settings)
-    shown, answers = _rows(file, columns)
+    shown, answers = _rows(file, columns, _whole(told, "max_samples", None))
     kind, choices = _kind(answers, file)
-    prompts, texts = _apart(shown)
+    prompts, texts = _apart(shown, answers)
     order = subset(len(texts), len(texts), SPLIT)
     rows = [
         {"id": f"r{n}", "text": text, "answer": answer}
@@ -93,7 +95,7 @@ def import_llamafactory(settings: Path, out: Path) -> Imported:
 
 def _dataset(told: Mapping[str, Any], settings: Path) -> tuple[str, Path, Mapping[str, str]]:
     """Name, file and columns of the one dataset that the settings name."""
-    named = str(told.get("dataset", "")).split(",")
+    named = _names(told.get("dataset", ""))
     if len(named) != 1 or not named[0]:
         raise ConfigError(
             f"{settings}: dataset {told.get('dataset')!r}; expected one name, as rows of several are no one task"
@@ -104,35 +106,62 @@ def _dataset(told: Mapping[str, Any], settings: Path) -> tuple[str, Path, Mappin
     if named[0] not in info:
         raise ConfigError(f"{folder / 'dataset_info.json'}: no dataset {named[0]!r}{nearest(named[0], info)}")
     entry = info[named[0]]
-    if not isinstance(entry, dict) or "file_name" not in entry:
-        raise ConfigError(f"dataset {named[0]!r} is not a file here; save it as one and name it by file_name")
-    if entry.get("formatting", "alpaca") != "alpaca":
+    if not isinstance(entry, dict) or "file_name" not in entry or any(entry.get(key) for key in _ELSEWHERE):
+        raise ConfigError(f"dataset {named[0]!r} is not a file here; save it as one and name it by file_name alone")
+    if entry.get("formatting", "alpaca") != "alpaca" or entry.get("ranking"):
+        what = "ranking" if entry.get("ranking") else f"formatting {entry['formatting']!r}"
+        raise ConfigError(f"dataset {named[0]!r}: {what}; only alpaca rows (instruction, input, output) can be read")
+    if entry.get("split", "train") != "train" or entry.get("num_samples"):
+        key = "num_samples" if entry.get("num_samples") else "split"
         raise ConfigError(
-            f"dataset {named[0]!r}: formatting {entry['formatting']!r}; only alpaca rows (instruction, input, output) can be read"
+            f"dataset {named[0]!r}: {key} {entry[key]!r} takes a part of its rows; save those as a file of their own"
         )
     usual = {"prompt": "instruction", "query": "input", "response": "output"}
-    return named[0], folder / entry["file_name"], entry.get("columns") or usual
+    columns = entry.get("columns") or usual
+    if "response" not in columns or not {"prompt", "query"} & columns.keys():
+        raise ConfigError(f"dataset {named[0]!r}: columns {columns}; expected prompt, or query, and response")
+    return named[0], folder / entry["file_name"], columns
 
 
-def _rows(file: Path, columns: Mapping[str, str]) -> tuple[list[tuple[str, str]], list[str]]:
+_ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+"""Where LLaMA-Factory looks before it looks for a file."""
+_UNREAD = ("system", "history", "images", "videos", "audios", "tools")
+"""Columns that no task has; one that is not named in `columns` is not read by LLaMA-Factory either."""
+
+
+def _names(value: object) -> list[str]:
+    """A list of names, or names parted by commas."""
+    return [str(each).strip() for each in (value if isinstance(value, list) else str(value).split(","))]
+
+
+def _rows(file: Path, columns: Mapping[str, str], most: int | None) -> tuple[list[tuple[str, str]], list[str]]:
     """Instruction and input of each row, and its answer. Raises DataError for a row that lacks one, or has what no task has."""
     shown, answers = [], []
-    for number, row in enumerate(read_table(file), 1):
+    for number, row in enumerate(itertools.islice(read_table(file), most), 1):
         try:
-            instruction, answer = str(row[columns["prompt"]] or ""), str(row[columns["response"]] or "").strip()
+            query = columns["query"] if columns.get("query") in row else None
+            instruction, query, answer = (
+                _cell(row, each) for each in (columns.get("prompt"), query, columns["response"])
+            )
         except KeyError as error:
             raise DataError(f"{file} row {number}: column {error} is missing; columns: {few(row, 9)}") from None
-        if not answer:
+        except DataError as error:
+            raise DataError(f"{file} row {number}: {error}") from None
+        if not answer.strip():
             raise DataError(f"{file} row {number}: {columns['response']} is empty; expected an answer to judge by")
-        more = [column for role in ("system", "history") if row.get(column := columns.get(role, role))]
-        if more:
+        if more := [column for role in _UNREAD if row.get(column := columns.get(role, ""))]:
             raise DataError(
-                f"{file} row {number}: has a {more[0]}; only an instruction, an input and an output are understood, so put it into "
+                f"{file} row {number}: has {more[0]}; only an instruction, an input and an output are understood, so put it into "
                 "the instruction or take it out"
             )
-        shown.append((instruction, str(row.get(columns.get("query", ""), "") or "")))
-        answers.append(answer)
+        shown.append((instruction, query))
+        answers.append(answer.strip())
     return shown, answers
+
+
+def _cell(row: Mapping[str, Any], column: str | None) -> str:
+    value = row[column] if column else None
+    return "" if value is None else as_text(value, str(column))
 
 
 def _kind(answers: Sequence[str], file: Path) -> tuple[str, tuple[str, ...]]:
@@ -148,12 +177,20 @@ def _kind(answers: Sequence[str], file: Path) -> tuple[str, tuple[str, ...]]:
     return "text", ()
 
 
-def _apart(shown: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Templates, and the text that each row puts into one of them."""
-    if all(query.strip() for _, query in shown):
-        prompts = list(dict.fromkeys(instruction for instruction, _ in shown))
-        return [f"{_escaped(instruction)}\n{{text}}" for instruction in prompts], [query for _, query in shown]
-    texts = [f"{instruction}\n{query}" if query else instruction for instruction, query in shown]
+def _apart(shown: Sequence[tuple[str, str]], answers: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Templates, and the text that each row puts into one of them.
+
+    Where every row has an input, instructions are prompts if each has ROWS_EACH rows on average, and no input is answered differently
+    under two of them; else they belong to the text, as a question to its passage does.
+    """
+    prompts = list(dict.fromkeys(instruction for instruction, _ in shown))
+    answered = {(query, answer) for (_, query), answer in zip(shown, answers, strict=True)}
+    one_each = len(answered) == len({query for _, query in shown})
+    if all(query.strip() for _, query in shown) and (
+        len(prompts) == 1 or (one_each and len(prompts) * ROWS_EACH <= len(shown))
+    ):
+        return [f"{_escaped(each)}\n{{text}}" if each else "{text}" for each in prompts], [query for _, query in shown]
+    texts = ["\n".join(each for each in pair if each) for pair in shown]
     before = _shared(texts)
     after = _shared([text[len(before) :][::-1] for text in texts])[::-1]
     inside = [text[len(before) : len(text) - len(after)] for text in texts]
@@ -184,27 +221,9 @@ _SAME: dict[str, tuple[str, Any]] = {
 }
 """Names here, and what LLaMA-Factory takes where nothing is said."""
 _SILENT = {
-    *(
-        "stage",
-        "do_train",
-        "dataset",
-        "dataset_dir",
-        "template",
-        "output_dir",
-        "overwrite_cache",
-        "overwrite_output_dir",
-        "logging_steps",
-    ),
-    *(
-        "preprocessing_num_workers",
-        "plot_loss",
-        "disable_shuffling",
-        "packing",
-        "max_samples",
-        "trust_remote_code",
-        "report_to",
-    ),
-}
+    "stage", "do_train", "dataset", "dataset_dir", "template", "output_dir", "overwrite_cache", "overwrite_output_dir", "logging_steps",
+    "preprocessing_num_workers", "plot_loss", "disable_shuffling", "max_samples", "trust_remote_code", "report_to",
+}  # fmt: skip
 """Settings that paft does in another way, or that change no result."""
 
 
@@ -216,20 +235,29 @@ def _number(told: Mapping[str, Any], key: str, usual: float) -> float:
         raise ConfigError(f"{key} {value!r}: expected a number") from None
 
 
+def _whole(told: Mapping[str, Any], key: str, usual: int | None) -> Any:
+    if told.get(key) is None:
+        return usual
+    value = _number(told, key, 0)
+    if value < 1 or value != int(value):
+        raise ConfigError(f"{key} {told[key]!r}: expected a whole number from 1")
+    return int(value)
+
+
 def _run(told: Mapping[str, Any], name: str, out: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    left = {key for key in told if key not in _SILENT}
+    left = {key for key, value in told.items() if key not in _SILENT and value not in (None, False)}
     train: dict[str, Any] = {ours: told.get(theirs, usual) for theirs, (ours, usual) in _SAME.items()}
-    train["epochs"] = max(1, round(_number(told, "num_train_epochs", 3.0)))
-    micro = round(_number(told, "per_device_train_batch_size", 8))
-    steps = round(_number(told, "gradient_accumulation_steps", 1))
+    train["epochs"] = _whole(told, "num_train_epochs", 3)
+    micro = _whole(told, "per_device_train_batch_size", 8)
+    steps = _whole(told, "gradient_accumulation_steps", 1)
     train |= {"batch_size": micro * steps, "micro_batch_size": micro}
     if told.get("finetuning_type", "lora") == "lora":
-        rank, target = round(_number(told, "lora_rank", 8)), str(told.get("lora_target", "all"))
+        rank, target = _whole(told, "lora_rank", 8), _names(told.get("lora_target", "all"))
         train["lora"] = {
             "r": rank,
             "lora_alpha": told.get("lora_alpha") or 2 * rank,
             "lora_dropout": _number(told, "lora_dropout", 0.0),
-            "target_modules": "all-linear" if target == "all" else target.split(","),
+            "target_modules": "all-linear" if target == ["all"] else target,
             **{key: True for key in ("use_dora", "use_rslora") if told.get(key)},
         }
     elif told["finetuning_type"] == "full":
@@ -242,35 +270,41 @@ def _run(told: Mapping[str, Any], name: str, out: Path) -> tuple[dict[str, Any],
         "task": str(out / "task.yaml"),
         "prompts": str(out / "prompts" / "prompts.yaml"),
         "model": told.get("model_name_or_path"),
-        "dtype": "bfloat16" if told.get("bf16") or told.get("pure_bf16") else "float16" if told.get("fp16") else "auto",
-        "data": {"train_examples": told.get("max_samples"), "dev_split": "validation"},
+        "dtype": _dtype(told),
+        "data": {"dev_split": "validation"},
         "train": train,
         "evaluate": {"split": "test"},
     }
+    if told.get("bf16") and train["lora"] is None and not told.get("pure_bf16"):
+        train["arguments"] = {"bf16": True}  # its weights stay float32 there, and passes are computed in bfloat16
     if bits := told.get("quantization_bit"):
-        if bits not in (4, 8):
-            raise ConfigError(f"quantization_bit {bits!r}: expected 4 or 8")
-        run["quantization"] = {f"load_in_{bits}bit": True}
+        run["quantization"] = _quantization(told, bits)
     validate(RunConfig, run, "run.yaml")
-    used = {
-        *_SAME,
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "finetuning_type",
-        "seed",
-        "bf16",
-        "fp16",
+    return run, tuple(sorted(left - _SAME.keys() - _USED))
+
+
+_USED = {
+    "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "finetuning_type", "seed", "bf16", "fp16", "pure_bf16",
+    "model_name_or_path", "quantization_bit", "quantization_method", "quantization_type", "double_quantization", "lora_rank", "lora_alpha",
+    "lora_dropout", "lora_target", "use_dora", "use_rslora",
+}  # fmt: skip
+
+
+def _dtype(told: Mapping[str, Any]) -> str:
+    if told.get("pure_bf16") or (told.get("bf16") and told.get("finetuning_type", "lora") == "lora"):
+        return "bfloat16"
+    return "float32" if told.get("bf16") else "float16" if told.get("fp16") else "auto"
+
+
+def _quantization(told: Mapping[str, Any], bits: object) -> dict[str, Any]:
+    if bits not in (4, 8) or told.get("quantization_method", "bnb") not in ("bnb", "bitsandbytes"):
+        raise ConfigError(
+            f"quantization_bit {bits!r} by {told.get('quantization_method', 'bnb')}: expected 4 or 8, by bnb"
+        )
+    if bits == 8:
+        return {"load_in_8bit": True}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": told.get("quantization_type", "nf4"),
+        "bnb_4bit_use_double_quant": told.get("double_quantization", True),
     }
-    used |= {
-        "pure_bf16",
-        "model_name_or_path",
-        "quantization_bit",
-        "lora_rank",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_target",
-        "use_dora",
-        "use_rslora",
-    }
-    return run, tuple(sorted(left - used))

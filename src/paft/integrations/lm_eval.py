@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from paft.config import RunConfig, dump_yaml
-from paft.errors import ConfigError, DataError
+from paft.errors import ConfigError, DataError, PaftError
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, new_export, with_limit
 from paft.materials import prepare
@@ -208,25 +208,28 @@ def import_lm_eval(config: RunConfig, output: Path, tokenizer: str | None = None
 
     tokenizer: of the model, to count free answers in; by default the one named in its `results_*.json`.
     """
-    newest: dict[tuple[Path, str], Path] = {}
+    newest: dict[tuple[Path, str, str], tuple[Path, str | None]] = {}
     for file in sorted(output.rglob("samples_*.jsonl"), key=lambda file: file.name):
-        if match := _SAMPLES.fullmatch(file.name):
-            newest[file.parent, match["task"]] = file
+        match = _SAMPLES.fullmatch(file.name)
+        if match and match["task"].startswith("paft_"):
+            title, named = _model(file.parent, match["date"], match["task"], config.style)
+            newest[file.parent, title, match["task"]] = file, named
+    folders: dict[str, set[Path]] = {}
+    for folder, title, _ in newest:
+        folders.setdefault(title, set()).add(folder)
     found: Recorded = {}
-    titles: dict[str, Path] = {}
-    for (folder, task), file in newest.items():
-        if not task.startswith("paft_"):
-            continue
-        title, named = _model(folder)
-        if titles.setdefault(title, folder) != folder:  # two runs of one model, such as with and without an adapter
-            title = f"{title} ({folder.parent.name})" if folder.parent != output else f"{title} ({folder.name})"
+    for (folder, title, task), (file, named) in newest.items():
+        # several of one model, such as with and without an adapter
+        whose = title if len(folders[title]) == 1 else f"{title} ({folder.relative_to(output)})"
         tokens = Tokens(config, tokenizer or named)
-        found.setdefault(title, []).extend(_rows(file, task.rpartition("_")[2], tokens))
+        found.setdefault(whose, []).extend(_rows(file, task.rpartition("_")[2], tokens))
     return found
 
 
-def _model(folder: Path) -> tuple[str, str | None]:
-    for file in sorted(folder.glob("results_*.json"), reverse=True):
+def _model(folder: Path, date: str, task: str, style: str) -> tuple[str, str | None]:
+    """Name and tokenizer of the model of a run. Raises DataError for a run that asked in another way than was exported."""
+    own = sorted(folder.glob(f"*_{date}.json"))
+    for file in own or sorted(folder.glob("results_*.json"), reverse=True):
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
             arguments = told["config"]["model_args"]
@@ -235,9 +238,21 @@ def _model(folder: Path) -> tuple[str, str | None]:
             title = str(told.get("model_name") or folder.name)
             if arguments.get("peft"):
                 title += f" + {Path(str(arguments['peft'])).name}"
-            return title, arguments.get("tokenizer") or arguments.get("pretrained")
+            named = arguments.get("tokenizer") or arguments.get("pretrained")
+            shots = (told.get("n-shot") or {}).get(task)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
+        other = {
+            f"--num_fewshot {shots}": shots,
+            "--system_instruction": told.get("system_instruction"),
+            "--apply_chat_template": style == "raw" and told.get("chat_template"),
+            "no --apply_chat_template": style == "chat" and "chat_template" in told and not told["chat_template"],
+        }
+        if own and (way := next((way for way, so in other.items() if so), None)):
+            raise DataError(
+                f"{file}: was asked with {way}, and the export is for style={style} without examples; run lm-eval as it says"
+            )
+        return title, named
     return folder.name, None
 
 
@@ -261,5 +276,7 @@ def _rows(file: Path, prompt: str, tokens: Tokens) -> Iterator[dict[str, Any]]:
                 yield row | tokens.completion(replies[0][0])
             else:
                 yield row | {"logp": [float(reply[0][0]) for reply in replies]}
+        except PaftError:
+            raise
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise DataError(f"{file} line {number}: not a sample of lm-eval ({type(error).__name__} {error})") from None

@@ -73,6 +73,9 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "model": config.model,
         **_adapter(config, train),
         "torch_dtype": precision(config),
+        "bf16": False,  # where nothing is said, passes are in mixed precision, of float32 weights in float16
+        "fp16": False,
+        "adam_beta2": 0.999,  # its own is 0.95
         "dataset": str(out / DATA),
         "template": "dummy",
         "split_dataset_ratio": 0,
@@ -92,5 +95,9 @@ def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
     bits = quantised_bits(config, "ms-swift")
     if train.lora is None:
         return {"tuner_type": "full"}
-    quantised = {"quant_method": "bnb", "quant_bits": bits, "bnb_4bit_quant_type": "fp4"} if bits else {}
+    plain = {
+        "bnb_4bit_quant_type": "fp4",
+        "bnb_4bit_use_double_quant": False,
+    }  # what transformers takes where nothing is said
+    quantised = {"quant_method": "bnb", "quant_bits": bits, **plain} if bits else {}
     return {"tuner_type": "lora", **adapter_settings(train, _LORA, "ms-swift"), **quantised}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import RunConfig
-from paft.errors import ConfigError, DataError
+from paft.errors import ConfigError, DataError, PaftError
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
 from paft.integrations.model import older_words
@@ -171,7 +171,7 @@ def _config(config: RunConfig, grid: Grid, groups: Mapping[Any, str], out: Path)
             model_class="HuggingFacewithChatTemplate" if chat else "HuggingFaceBaseModel",
             ids=[template.id for template in grid.templates],
             options=letters,
-            abbr=repr(str(config.model).rstrip("/").rpartition("/")[2]),
+            abbr=repr(_abbr(config)),
             path=repr(config.model),
             dtype=repr("auto" if config.dtype == "auto" else f"torch.{config.dtype}"),
             meta=_META if system else "",
@@ -213,42 +213,68 @@ def import_opencompass(config: RunConfig, asked: Path, output: Path, tokenizer: 
     """
     if config.evaluate.normalization != "sum":
         raise ConfigError("evaluate.normalization: OpenCompass leaves no log-likelihood of a choice by itself; use sum")
-    folders = sorted(folder for folder in [output, *output.glob("*")] if (folder / "predictions").is_dir())
+    folders = sorted(
+        folder for folder in [output, *output.glob("*")] if any(folder.joinpath("predictions").glob("*/paft_*.json"))
+    )
     if not folders:
         raise DataError(
             f"{output}: no predictions of OpenCompass in it; give its work directory (-w, default outputs/default)"
         )
     tokens = Tokens(config, tokenizer or config.model)
+    models = sorted(path for path in (folders[-1] / "predictions").iterdir() if path.is_dir())
     found: Recorded = {}
-    for model in sorted(path for path in (folders[-1] / "predictions").iterdir() if path.is_dir()):
+    for model in models:
+        own = model.name == _abbr(config) or (tokenizer is not None and len(models) == 1)
         for file in sorted(asked.joinpath(ROWS).glob("*.jsonl")):
             lines = file.read_text(encoding="utf-8").split("\n")
             examples = [json.loads(line)["example_id"] for line in lines if line]
-            for predicted in sorted(model.glob(f"paft_*_{file.stem}.json")) + sorted(
-                model.glob(f"paft_*_{file.stem}_*.json"), key=_part
-            ):
-                found.setdefault(model.name, []).extend(_answers(predicted, file.stem, examples, tokens))
+            for files in _predicted(model, file.stem):
+                found.setdefault(model.name, []).extend(_answers(files, file.stem, examples, tokens, own))
     return found
 
 
-def _part(file: Path) -> int:
-    return int(file.stem.rpartition("_")[2]) if file.stem.rpartition("_")[2].isdecimal() else 0
+def _abbr(config: RunConfig) -> str:
+    """Name of the exported model in the config file, and so of the directory of its predictions."""
+    return str(config.model).rstrip("/").rpartition("/")[2]
 
 
-def _answers(file: Path, prompt: str, examples: Sequence[str], tokens: Tokens) -> Iterator[dict[str, Any]]:
+def _predicted(folder: Path, prompt: str) -> list[list[Path]]:
+    """Files of each dataset of a prompt: one, or the parts _0, _1 ... that several workers wrote."""
+    whole = {file.stem: [file] for file in sorted(folder.glob(f"paft_*_{prompt}.json"))}
+    parts: dict[str, list[tuple[int, Path]]] = {}
+    for file in folder.glob(f"paft_*_{prompt}_*.json"):
+        name, _, number = file.stem.rpartition("_")
+        if number.isdecimal() and name.endswith(prompt):
+            parts.setdefault(name, []).append((int(number), file))
+    return list(({name: [file for _, file in sorted(each)] for name, each in sorted(parts.items())} | whole).values())
+
+
+def _answers(
+    files: Sequence[Path], prompt: str, examples: Sequence[str], tokens: Tokens, own: bool
+) -> Iterator[dict[str, Any]]:
+    """own: whether the tokens are those of the model that answered."""
+    rows: list[Any] = []
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        rows = [told[str(n)] for n in range(len(told))]
+        for file in files:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            rows += [told[str(n)] for n in range(len(told))]
         if len(rows) != len(examples):
             raise DataError(
-                f"{file}: {len(rows)} predictions, {len(examples)} examples were exported; let OpenCompass finish (-r latest)"
+                f"{files[0]}: {len(rows)} predictions, {len(examples)} examples were exported; let OpenCompass finish (-r latest)"
             )
         for example, row in zip(examples, rows, strict=True):
             labels = [row[f"label: {c}"] for c in range(sum(key.startswith("label: ") for key in row))]
+            if labels and not own:
+                raise DataError(
+                    f"{files[0]}: PPL of another model than the exported one, a mean over its own tokens; import its predictions alone, "
+                    "with its tokenizer (--tokenizer)"
+                )
             if labels:
                 logp = [-float(each["PPL"]) * tokens.length(each["prompt"]) for each in labels]
                 yield {"prompt": prompt, "example": example, "logp": logp}
             else:
                 yield {"prompt": prompt, "example": example} | tokens.completion(row["prediction"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: not predictions of OpenCompass ({type(error).__name__} {error})") from None
+    except PaftError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{files[0]}: not predictions of OpenCompass ({type(error).__name__} {error})") from None
