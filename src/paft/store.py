@@ -418,14 +418,18 @@ class ArmDir:
         )
         write_json(self.train, {**held, "report": dict(report)})
 
-    def save_model(self, model: Any, tokenizer: Any = None, **how: Any) -> None:
-        """Save adapter or model with its own `save_pretrained`, whole or not at all under the final name."""
+    def save_model(
+        self, model: Any, tokenizer: Any = None, beside: Mapping[str, object] | None = None, **how: Any
+    ) -> None:
+        """Save adapter or model with its own `save_pretrained`, whole or not at all under the final name. beside: more files, JSON."""
         final = self.adapter if tokenizer is None else self.model
         scratch = final.with_name(f".{final.name}-{os.getpid()}")
         with disk_errors(final):
             model.save_pretrained(scratch, **how)
             if tokenizer is not None:
                 tokenizer.save_pretrained(scratch)
+            for name, value in (beside or {}).items():
+                write_json(scratch / name, value)
             if final.exists():
                 import shutil
 

@@ -618,8 +618,14 @@ def test_the_weights_of_the_best_check_are_kept_and_the_earliest_of_equals(tmp_p
     assert check_on_dev(learner, dev)["accuracy_K"] == best["accuracy_K"]
     assert not arm.best.root.exists()
     if lora is not None:
-        again = tiny.hf_model().with_adapter(arm.adapter)
+        told: list[str] = []
+        again = replace(tiny.hf_model(), say=told.append).with_adapter(arm.adapter)
         assert again.fingerprint == learner.fingerprint
+        assert not told
+        other = replace(tiny.hf_model(seed=1), origin="hub:tiny", say=told.append).with_adapter(arm.adapter)
+        assert other.fingerprint != again.fingerprint
+        (line,) = told
+        assert "was trained on memory, and is put on hub:tiny" in line
         assert check_on_dev(again, dev)["accuracy_K"] == best["accuracy_K"]
 
 

@@ -30,6 +30,9 @@ from paft.lm.render import Rendered, Renderer
 from paft.lm.types import Answered, Chat, Completion, Question
 from paft.tasks.images import Image
 
+MADE_ON = "paft.json"
+"""Beside an adapter: the weights that it was trained on ({"origin", "identity"}); those that its base names may be others elsewhere."""
+
 RENDERED = 20_000
 """Questions whose token ids are kept between being asked for their keys and being answered."""
 
@@ -92,7 +95,7 @@ def load_model(
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     model.eval().requires_grad_(False)
-    told: dict[str, Any] = {"style": style, "identity": identity, "name": name, "say": say}
+    told: dict[str, Any] = {"style": style, "identity": identity, "name": name, "origin": files.origin, "say": say}
     loaded = (
         HFModel(model, tokenizer, **told)
         if processor is None
@@ -235,6 +238,7 @@ class HFModel:
     style: Literal["auto", "chat", "raw"] = "auto"
     identity: str = "memory"
     name: str = ""
+    origin: str = "memory"
     say: Say = field(default=lambda _: None, repr=False)
 
     def __post_init__(self) -> None:
@@ -286,11 +290,19 @@ class HFModel:
         return digest.hexdigest()[:16]
 
     def with_adapter(self, directory: Path) -> HFModel:
-        """This model with a saved PEFT adapter on top; the base weights are shared, not copied."""
+        """This model with a saved PEFT adapter on top; the base weights are shared, not copied. Says so where the adapter was trained on
+        others."""
         from peft import PeftModel
 
         if not (directory / "adapter_config.json").exists():
             raise AssetError(f"adapter {directory}: no adapter_config.json; expected a directory saved by PEFT")
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of another trainer, or of older days
+            made_on = json.loads((directory / MADE_ON).read_text(encoding="utf-8"))
+            if made_on["identity"] != self.identity:
+                self.say(
+                    f"adapter {directory} was trained on {made_on['origin']}, and is put on {self.origin}: other weights, another revision "
+                    "or other settings of them; its scores may differ from those of its training (`source` says where a model comes from)"
+                )
         with _quiet():
             model = PeftModel.from_pretrained(self.model, directory)
         model.eval().requires_grad_(False)

@@ -27,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from paft.config import GRPOConfig, TrainingConfig
 from paft.errors import ConfigError, nearest
 from paft.grid import Cell, Grid
-from paft.lm.hf import HFModel, lora_config, without_chatter
+from paft.lm.hf import MADE_ON, HFModel, lora_config, without_chatter
 from paft.lm.ranks import Ranks
 from paft.lm.types import Question
 from paft.store import ArmDir, read_jsonl, write_text
@@ -275,7 +275,8 @@ def save_tuned(
     embeds = "embed" in touched or "lm_head" in touched
     # "auto" would ask the hub whether the vocabulary grew; here it never does
     saved = {"save_embedding_layers": "auto" if embeds else False, "selected_adapters": ["default"]}
-    out.save_model(tuned, **saved, state_dict=state_dict)
+    made_on = {"origin": model.origin, "identity": model.identity}
+    out.save_model(tuned, beside={MADE_ON: made_on}, **saved, state_dict=state_dict)
 
 
 def rewind(logs: Iterable[Path], step: int) -> None:
