@@ -244,6 +244,18 @@ def test_dry_run_sends_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_without_prompts_to_show_all_requests_are_zero_shot(tmp_path: Path) -> None:
+    """A task of one's own has no shipped set. Who asks for few-shot requests by name is told what they need."""
+    told: list[str] = []
+    given = {**settings(tmp_path, "http://127.0.0.1:9/v1"), "examples": None}
+    plan = plan_build(BuildConfig.model_validate(given), say=told.append)
+    assert {request.strategy for request in plan.requests} == {"zero-shot"}
+    assert "every request is zero-shot" in told[0]
+    for more in ({"strategies": ["zero-shot", "few-shot"]}, {"split_by": "strategy"}):
+        with pytest.raises(ConfigError, match="name a set in `examples`, or use strategies"):
+            plan_build(BuildConfig.model_validate({**given, **more}))
+
+
 @pytest.mark.parametrize("line", ['{"key": "zz"}', "[1]", "5", '{"key": "k", "writer": "gone", "text": ""}'])
 def test_a_damaged_file_of_replies_is_refused_and_left_as_it_is(tmp_path: Path, line: str) -> None:
     with ChatServer() as server:

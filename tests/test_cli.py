@@ -241,10 +241,21 @@ def test_prompts_can_be_listed_checked_and_shown(tmp_path):
     assert "<|start|>system\nSay red or blue, nothing else.<|end|>" in seen
     assert "<|start|>assistant\nred<|end|>" in seen
     assert "tokens, answer" in seen
-    assert "examples 0 to 9" in refused(call(*where, "--example", "10"))
+    assert "the validation split has examples 0 to 9" in refused(call(*where, "--example", "10"))
+    told = yaml.safe_load(config_task.read_text())
+    for splits in (("train", "test"), ("train",)):
+        config_task.write_text(yaml.safe_dump({**told, "files": {name: told["files"][name] for name in splits}}))
+        assert f"the {splits[-1]} split has examples" in refused(call(*where, "--example", "1000"))
     assert "name its task with --task" in refused(call("prompts", "show", "piqa", "--model", "x"))
     assert "did you mean 'train'?" in refused(call("prompts", "show", "piqa", "--split", "trian"))
     assert "prompts 0 to" in refused(call("prompts", "show", "piqa", "-n", "1000"))
+
+
+def test_tasks_are_listed_with_what_they_need():
+    told = call("tasks").stdout
+    assert "gsm8k: open answers: evaluate.scorers=[generation]; evaluate.max_new_tokens=256" in " ".join(told.split())
+    assert "arc-easy, arc-challenge: a few rows have 3 or 5 choices" in " ".join(told.split())
+    assert json.loads(call("tasks", "--json").stdout)["humaneval"]["note"].startswith("answers are run, confined")
 
 
 def test_a_set_for_no_known_task_asks_for_one(tmp_path):

@@ -93,9 +93,9 @@ class Plan:
     money: dict[str, float]
 
 
-def plan_build(config: BuildConfig) -> Plan:
+def plan_build(config: BuildConfig, say: Say = lambda _: None) -> Plan:
     """What a build would ask first. Nothing is sent."""
-    builder = _Build(config, BuildDir(Path()), {})
+    builder = _Build(config, BuildDir(Path()), {}, say)
     requests = builder.round_requests([])
     tokens: dict[str, int] = defaultdict(int)
     money: dict[str, float] = defaultdict(float)
@@ -228,6 +228,7 @@ class _Build:
             answers = "scored by similarity, which a build does not judge"
         if config.solver is not None and answers:
             raise ConfigError(f"solver: answers to {self.task.name!r} are {answers}; leave it out")
+        self.strategies: Sequence[str] = config.strategies
         self.shown = self._shown()
         self.settings = {each.name: each for each in config.everybody}
         self.replies = Replies(place.replies, self.settings, writers, say, tick)
@@ -238,14 +239,17 @@ class _Build:
         self.sizes = {"train": config.train, "dev": config.dev, "test": config.test}
 
     def _shown(self) -> Sequence[Template]:
-        if "few-shot" not in self.config.strategies:
+        """Prompts for few-shot requests. Without any, and unless `strategies` asks for them, all requests are zero-shot."""
+        if "few-shot" not in self.strategies:
             return ()
         name = self.config.examples or self.task.prompts
         if name is None or (self.config.examples is None and name not in shipped_sets()):
-            raise ConfigError(
-                f"few-shot needs prompts to show and task {self.task.name!r} ships none: name a set in `examples`, or use "
-                "strategies: [zero-shot]"
-            )
+            missing = f"few-shot needs prompts to show and task {self.task.name!r} ships none"
+            if "strategies" in self.config.model_fields_set or self.config.split_by == "strategy":
+                raise ConfigError(f"{missing}: name a set in `examples`, or use strategies: [zero-shot]")
+            self.say(f"{missing}: every request is zero-shot; a set named in `examples` adds the others")
+            self.strategies = ["zero-shot"]
+            return ()
         templates = PromptSet.load(name).train
         for template in templates:
             template.check(self.task)
@@ -294,7 +298,7 @@ class _Build:
         for writer in self.config.writers:
             if writer.name in self.replies.stopped:
                 continue
-            for strategy in self.config.strategies:
+            for strategy in self.strategies:
                 for n in range(math.ceil(wanted / size)):
                     requests.append(
                         make_request(
@@ -316,7 +320,7 @@ class _Build:
     def _more(self, requests: list[Request], report: BuildReport) -> list[Request]:
         short = sum(size - len(report.splits[name]) for name, size in self.sizes.items())
         share = max(0.1, len(report.selection.kept) / max(1, report.asked))
-        cells = len(self.config.writers) * len(self.config.strategies)
+        cells = len(self.config.writers) * len(self.strategies)
         each = math.ceil(short / share / cells)
         return self.round_requests(requests, min(each, 4 * self.config.first_round))
 

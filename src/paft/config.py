@@ -803,6 +803,7 @@ class BuildConfig(Strict):
     solver: SolverConfig | None = None
     """A model that answers items under every candidate; None leaves the check out."""
     strategies: Annotated[list[Literal["zero-shot", "few-shot"]], Field(min_length=1)] = ["zero-shot", "few-shot"]
+    """How writers are asked; where there are no prompts to show and this is left out, zero-shot alone."""
     per_request: Annotated[int, Field(ge=1, le=20)] = 5
     """Prompts asked for at a time."""
     first_round: Annotated[int, Field(ge=1)] = 20

@@ -55,6 +55,7 @@ def tasks(as_json: Json = False) -> None:
                 "wheel": sorted(row.wheel.members) if row.wheel else [],
                 "licence": row.licence,
                 "prompts": row.prompts,
+                "note": row.note,
             }
             for name, row in TASKS.items()
         }
@@ -66,7 +67,15 @@ def tasks(as_json: Json = False) -> None:
     for name, row in TASKS.items():
         splits = ", ".join(row.wheel.members) if row.wheel else "-"
         table.add_row(name, row.title, row.prompts or "-", splits, row.licence)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a file has no width to keep to
+    console = Console(width=None if sys.stdout.isatty() else 160)  # a file has no width to keep to
+    console.print(table)
+    notes: dict[str, list[str]] = {}
+    for name, row in TASKS.items():
+        if row.note:
+            notes.setdefault(row.note, []).append(name)
+    console.print(
+        *(f"\n{', '.join(names)}: {note}" for note, names in notes.items()), sep="", markup=False, highlight=False
+    )
 
 
 @machine_app.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +12,9 @@ import typer
 
 from paft.cli.common import Embeddings, Json, say, watcher
 from paft.config import load_mapping
-from paft.errors import ConfigError, few, nearest
+from paft.errors import ConfigError, DataError, few, nearest
 from paft.prompts import ALL_SPLITS, SPLITS, PromptSet, PromptSplit, audit, shipped_sets
-from paft.tasks import TASKS, load_task
+from paft.tasks import TASKS, Example, Task, load_task
 
 prompts_app = typer.Typer(
     help="Build prompt sets, look at them, check them.", no_args_is_help=True, rich_markup_mode=None
@@ -49,7 +51,7 @@ def prompts_build(
 
     settings = validate(BuildConfig, load_mapping(config), str(config))
     if dry_run:
-        plan = plan_build(settings)
+        plan = plan_build(settings, say)
         for role, text in ((message.role, message.text) for message in plan.requests[0].chat):
             typer.secho(f"--- {role}", bold=True)
             typer.echo(text)
@@ -272,7 +274,9 @@ def prompts_show(
     split: Annotated[str, typer.Option(help="train, dev, test or adversarial")] = "train",
     number: Annotated[int | None, typer.Option("--number", "-n", help="Only this one (from 0).")] = None,
     task: Annotated[str | None, typer.Option(help="Render on an example of this task.")] = None,
-    example: Annotated[int, typer.Option(help="Which example of its validation split (from 0).")] = 0,
+    example: Annotated[
+        int, typer.Option(help="Which of its examples (from 0): of validation, else test or train.")
+    ] = 0,
     model: Annotated[
         str | None, typer.Option(help="Show what this model reads, chat template and special tokens.")
     ] = None,
@@ -293,9 +297,9 @@ def prompts_show(
     if task:
         if source not in ("auto", "hub", "wheel"):
             raise ConfigError(f"source {source!r}: expected auto, hub or wheel")
-        examples = load_task(task, source, say).split("validation").examples  # type: ignore[arg-type]
+        part, examples = _labelled(load_task(task, source, say))  # type: ignore[arg-type]
         if not 0 <= example < len(examples):
-            raise ConfigError(f"--example {example}: the validation split has examples 0 to {len(examples) - 1}")
+            raise ConfigError(f"--example {example}: the {part} split has examples 0 to {len(examples) - 1}")
         item = examples[example]
     if model:
         from paft.lm.hf import load_renderer
@@ -321,3 +325,11 @@ def prompts_show(
             typer.echo(renderer.tokenizer.decode(ids[:start]), nl=False)
             typer.secho(renderer.tokenizer.decode(ids[start:]), fg="green")
             typer.echo(f"({start} tokens, answer {len(ids) - start})")
+
+
+def _labelled(task: Task) -> tuple[str, Sequence[Example]]:
+    """The first split that a task has of those that show it best."""
+    for name in ("validation", "test"):
+        with contextlib.suppress(DataError):
+            return name, task.split(name).examples
+    return "train", task.split("train").examples

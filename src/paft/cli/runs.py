@@ -44,7 +44,7 @@ def run(
 ) -> None:
     """All stages: train every arm, score it over unseen prompts, compare, report. Finished stages are skipped.
 
-    Example: paft run examples/piqa.yaml train.epochs=1 --out runs/piqa
+    Example: paft run examples/piqa-small.yaml train.epochs=1 --out runs/piqa-small
     """
     settings = load_run_config(config, overrides or [])
     go(settings, out or Path("runs") / settings.name, show_config, as_json)
@@ -111,7 +111,7 @@ def train(
 ) -> None:
     """Only train: leaves an adapter per trained arm in the run directory; `paft run` later scores them.
 
-    Example: paft train examples/piqa.yaml --out runs/piqa
+    Example: paft train examples/piqa-small.yaml --out runs/piqa-small
     """
     from paft import pipeline
 

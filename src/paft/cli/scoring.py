@@ -64,7 +64,7 @@ def evaluate(
 
     paft eval --task piqa --server http://localhost:8000/v1 --tokenizer Qwen/Qwen3-8B
 
-    Example: paft eval --task piqa --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter runs/piqa/paft/adapter evaluate.examples=200
+    Example: paft eval --task piqa --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter runs/piqa-small/paft/adapter evaluate.examples=200
     """
     served = {"base_url": server, "tokenizer": tokenizer, "key_env": key_env}
     if server is None and any(served.values()):
