@@ -237,7 +237,7 @@ def compare_runs(runs: Sequence[str], scorer: str | None = None) -> list[Pairwis
 
 
 def _named(runs: Sequence[str], scorer: str | None) -> dict[str, ScoreMatrix]:
-    tables: dict[str, ScoreMatrix] = {}
+    tables: dict[str, Mapping[str, ScoreMatrix]] = {}
     named: dict[tuple[Path, str], str] = {}
     for each in runs:
         folder, _, arm = each.partition(":")
@@ -247,10 +247,19 @@ def _named(runs: Sequence[str], scorer: str | None) -> dict[str, ScoreMatrix]:
             before = named.setdefault((Path(folder).resolve(), name), each)
             if before != each or title in tables:
                 raise DataError(f"{before} and {each} both name the arm {name!r} of one run; name another run or arm")
-            tables[title] = table_of(held[name], scorer, f"{folder}:{name}")
+            tables[title] = held[name]
     if len(tables) < 2:
         raise DataError(f"{' '.join(runs)}: one model only; name another run or arm to compare it with")
-    return tables
+    return _by_one_scorer(tables, scorer)
+
+
+def _by_one_scorer(tables: Mapping[str, Mapping[str, ScoreMatrix]], scorer: str | None) -> dict[str, ScoreMatrix]:
+    """Tables by the scorer that is named, or the first of SCORERS that all have. Raises ConfigError when one lacks it."""
+    common = [each for each in SCORERS if all(each in by for by in tables.values())]
+    if scorer is None and not common:
+        told = "; ".join(f"{title} by {few(by)}" for title, by in tables.items())
+        raise ConfigError(f"no scorer in common: {told}; score them by the same one")
+    return {title: table_of(by, scorer or common[0], title) for title, by in tables.items()}
 
 
 def changed_cells(runs: Sequence[str], scorer: str | None = None) -> list[dict[str, Any]]:
@@ -341,18 +350,17 @@ def compare_seeds(runs: Sequence[str], scorer: str | None = None, level: float =
     arms = [arm for arm in held[runs[0]] if all(arm in tables for tables in held.values())]
     if not arms:
         raise DataError(f"{' '.join(runs)}: no arm in common; they have {few(arm for t in held.values() for arm in t)}")
-    named = {
-        f"{each}:{arm}": table_of(tables[arm], scorer, f"{each}:{arm}") for each, tables in held.items() for arm in arms
-    }
+    named = _by_one_scorer({f"{each}:{arm}": tables[arm] for each, tables in held.items() for arm in arms}, scorer)
     scores = _on_shared_cells(named)
     for title, values_KN in scores.items():
         if np.isnan(values_KN).any():
             raise DataError(f"{title}: cells were not bought; score it with evaluate.budget.kind=full")
     of = {arm: [scores[f"{each}:{arm}"] for each in runs] for arm in arms}
-    found = [Seeded(arm, None, over_seeds(of[arm], level)) for arm in arms]
+    groups_N = _shared_groups(named)
+    found = [Seeded(arm, None, over_seeds(of[arm], level, clusters_N=groups_N)) for arm in arms]
     for earlier, later in itertools.combinations(arms, 2):
         differences = [a_KN - b_KN for a_KN, b_KN in zip(of[later], of[earlier], strict=True)]
-        found.append(Seeded(later, earlier, over_seeds(differences, level, (-1.0, 1.0))))
+        found.append(Seeded(later, earlier, over_seeds(differences, level, (-1.0, 1.0), groups_N)))
     return found
 
 
@@ -380,5 +388,6 @@ def _on_shared_cells(tables: Mapping[str, ScoreMatrix]) -> dict[str, np.ndarray]
 
 
 def _shared_groups(tables: Mapping[str, ScoreMatrix]) -> tuple[str, ...] | None:
-    """Groups of the examples that all tables hold."""
-    return next(iter(tables.values())).on(*_shared(tables)).groups_N
+    """Groups of the examples that all tables hold, by the first that knows any (old runs do not)."""
+    shared = _shared(tables)
+    return next((groups_N for table in tables.values() if (groups_N := table.on(*shared).groups_N)), None)

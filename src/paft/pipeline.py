@@ -25,7 +25,7 @@ from paft.evaluation.budget import planned_cells
 from paft.evaluation.evaluate import Asker, Evaluation
 from paft.evaluation.gate import Verdict, hunt, judge
 from paft.evaluation.matrix import ScoreMatrix
-from paft.finished import aligned, arm_of, load_exhibit, load_tables, table_of
+from paft.finished import aligned, arm_of, load_exhibit, load_results, load_tables, table_of
 from paft.grid import Cell, Grid
 from paft.lm.energy import EnergyMeter
 from paft.lm.ranks import Ranks, launched
@@ -194,7 +194,13 @@ def gate(
         name = arm_of(list(tables), arm)
         scorer: str = policy.scorer or next(iter(tables[name]))
         matrix = table_of(tables[name], scorer, f"{target}:{name}")
-        return judge(matrix, policy, _baselines(policy, matrix, scorer))
+        limit = 0
+        if any(
+            criterion.measure == "tokens" for criterion in policy.criteria
+        ):  # longer answers than any that was seen may come
+            told = load_results(target)
+            limit = told["arms"][name].get("answer_limit") or told["config"]["evaluate"]["max_new_tokens"] or 0
+        return judge(matrix, policy, _baselines(policy, matrix, scorer), answer_limit=limit)
     config = load_run_config(target)
     name = arm_of(list(config.arms), arm)
     scorer = policy.scorer or ("generation" if "generation" in config.evaluate.scorers else "likelihood")

@@ -345,7 +345,10 @@ def _differences(planned: Plan, folders: Sequence[Path], scorer: str) -> dict[st
     else:
         tables = load_tables(folders[0])
         over = {
-            name: compare(tables[last][scorer].values_KN, tables[name][scorer].values_KN).mean for name in names[:-1]
+            name: compare(
+                tables[last][scorer].values_KN, tables[name][scorer].values_KN, clusters_N=tables[last][scorer].groups_N
+            ).mean
+            for name in names[:-1]
         }
     return {name: {"value": e.value, "low": e.low, "high": e.high} for name, e in over.items()}
 

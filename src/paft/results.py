@@ -86,8 +86,11 @@ def arm_result(
         "scores": {scorer: done.summary(scorer) for scorer in done.scores},
         "mismatch": None
         if len(done.scores) < 2
-        else scorer_mismatch(done.scores["likelihood"], done.scores["generation"], done.level).to_dict(),
+        else scorer_mismatch(
+            done.scores["likelihood"], done.scores["generation"], done.level, done.spent.sampled_KN
+        ).to_dict(),
         "others": {split: _other_result(other, done) for split, other in others.items()},
+        "answer_limit": done.answer_limit,
         "seconds_K": done.seconds_K,
         "cells_asked": done.asked,
         "tokens_read": done.tokens_read,
@@ -103,7 +106,7 @@ def _other_result(other: Evaluation, done: Evaluation) -> dict[str, Any]:
         scorer: {
             "accuracy_K": matrix.accuracy_K.tolist(),
             "estimates": {name: each.to_dict() for name, each in other.estimates(scorer).items()},
-            "gap": gap(matrix.values_KN, done.scores[scorer].values_KN, done.level).to_dict(),
+            "gap": gap(matrix.values_KN, done.scores[scorer].values_KN, done.level, matrix.groups_N).to_dict(),
         }
         for scorer, matrix in other.scores.items()
     }

@@ -190,7 +190,8 @@ class _Purse:
         block_KN[:, order[: min(FIRST, self.limit // num_prompts)]] = True
         spent = before or Spent(self.budget.kind, block_KN, 0, self.level)
         names = [f"table_{end}" for end in ends]
-        tolerance = min(self.budget.targets[name] for name in names)
+        widths = {name: self.budget.targets[name] for name in names}
+        tolerance = min(widths.values())
         self.say(
             f"plan: race for the {' and the '.join(ends)} prompt to +-{100 * tolerance:g} points, from {FIRST} examples "
             f"under each of {num_prompts} prompts; all who may still be it go on"
@@ -211,7 +212,8 @@ class _Purse:
             name
             for name in names
             if any(
-                name not in (found := extremes.get(s, {})) or found[name].high - found[name].low > 2 * tolerance + 1e-12
+                name not in (found := extremes.get(s, {}))
+                or found[name].high - found[name].low > 2 * widths[name] + 1e-12
                 for s in self.scorers
             )
         ]

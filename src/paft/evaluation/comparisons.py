@@ -61,14 +61,16 @@ def pairwise(
 
 
 def mean_p(difference_KN: np.ndarray, clusters_N: Sequence[object] | None = None) -> float:
-    """Two-sided p value that the mean over new prompts and new examples is 0; 1 for differences of 0 throughout."""
+    """Two-sided p value that the mean over new prompts and new examples is 0; of differences that are the same throughout the one that
+    belongs to the interval of `mean_estimate`, 1 for those of 0."""
     if np.isnan(difference_KN).any():
         squared, freedom = sampled(difference_KN).error_anew
     else:
         squared, freedom = squared_error(difference_KN, "both", clusters_N)
     mean = abs(float(np.nanmean(difference_KN)))
     if squared == 0:
-        return float(mean == 0)
+        units = len(set(clusters_N)) if clusters_N is not None else int((~np.isnan(difference_KN)).any(0).sum())
+        return float(min(1.0, 2 * (1 + mean) ** -units))
     return float(2 * distributions.t.sf(mean / math.sqrt(squared), freedom))
 
 
@@ -87,12 +89,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def gap(seen_KN: np.ndarray, unseen_KN: np.ndarray, level: float = 0.95) -> Estimate:
+def gap(
+    seen_KN: np.ndarray, unseen_KN: np.ndarray, level: float = 0.95, clusters_N: Sequence[object] | None = None
+) -> Estimate:
     """Mean over one set of prompts (those of training, say) minus mean over another, on the same examples: t interval, prompts of
     both sets and examples drawn anew.
 
     Squared error: var(contrast of an example) / N + var(accuracies of each set) / K of that set, less the residual that
-    both count, and not below either part. Raises ShapeError when the examples do not match.
+    both count, and not below either part. clusters_N: as in `stats.mean_estimate`. Raises ShapeError when the examples do not match.
     """
     if seen_KN.shape[1:] != unseen_KN.shape[1:]:
         raise ShapeError(
@@ -102,15 +106,17 @@ def gap(seen_KN: np.ndarray, unseen_KN: np.ndarray, level: float = 0.95) -> Esti
     found = [decompose(table_KN) for table_KN in tables]
     n = seen_KN.shape[1]
     freedoms = [d.prompts - 1 for d in found]
-    contrast_N = seen_KN.mean(0) - unseen_KN.mean(0)
-    item = float(contrast_N.var(ddof=1)) / n
+    contrast_1N = (seen_KN.mean(0) - unseen_KN.mean(0))[None]
+    item, item_freedom = squared_error(np.repeat(contrast_1N, 2, axis=0), "examples", clusters_N)
     prompts = [d.ms_prompt / n / d.prompts for d in found]
     ms_residual = sum(d.ms_residual * f for d, f in zip(found, freedoms, strict=True)) / sum(freedoms)
     residual = ms_residual / n * sum(1 / d.prompts for d in found)
     squared = max(item + sum(prompts) - residual, item, sum(prompts))
-    parts = (item, n - 1), *zip(prompts, freedoms, strict=True), (residual, sum(freedoms) * (n - 1))
-    half = float(distributions.t.ppf(0.5 + level / 2, satterthwaite(squared, parts))) * math.sqrt(squared)
+    parts = (item, item_freedom), *zip(prompts, freedoms, strict=True), (residual, sum(freedoms) * (n - 1))
     value = found[0].mean - found[1].mean
+    half = float(distributions.t.ppf(0.5 + level / 2, satterthwaite(squared, parts))) * math.sqrt(squared)
+    if squared == 0:
+        half = mean_estimate(contrast_1N.repeat(2, axis=0), level, bounds=(-1, 1), clusters_N=clusters_N).high - value
     method = (
         f"two-way t, {found[0].prompts} prompts against {found[1].prompts}, new prompts of both sets and new examples"
     )
@@ -118,12 +124,17 @@ def gap(seen_KN: np.ndarray, unseen_KN: np.ndarray, level: float = 0.95) -> Esti
     return Estimate("gap", value, low, high, level, method, found[0].prompts + found[1].prompts, n)
 
 
-def scorer_mismatch(restricted: ScoreMatrix, free: ScoreMatrix, level: float = 0.95) -> Estimate:
+def scorer_mismatch(
+    restricted: ScoreMatrix, free: ScoreMatrix, level: float = 0.95, sampled_KN: np.ndarray | None = None
+) -> Estimate:
     """Share of the readable free answers that name another choice than restricted choice: near 0 after tuning on the answer form.
 
-    NaN when no answer can be read. Interval: jackknife over prompts and over examples, new ones of both.
+    NaN when no answer can be read. Interval: jackknife over prompts and over examples, new ones of both. sampled_KN: the cells to
+    count, all unless given; those that a race bought for what others showed are none.
     """
     read_KN = (free.answers_KN >= 0) & (restricted.answers_KN >= 0)
+    if sampled_KN is not None:
+        read_KN &= sampled_KN
     differ_KN = read_KN & (free.answers_KN != restricted.answers_KN)
     read, differ = int(read_KN.sum()), int(differ_KN.sum())
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -166,19 +177,22 @@ class Seeded:
 
 
 def over_seeds(
-    tables: Sequence[np.ndarray], level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)
+    tables: Sequence[np.ndarray],
+    level: float = 0.95,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    clusters_N: Sequence[object] | None = None,
 ) -> OverSeeds:
     """Mean over new prompts, new examples and new seeds, from a complete table of the same cells per seed; of paired differences
     with bounds (-1, 1).
 
     The table averaged over seeds is decomposed and var(mean of a seed) / S added, which counts noise of single cells
-    twice: a little wide. seed_sd: chi-square interval. Raises ShapeError for one seed or tables that do not match.
+    twice: a little wide. seed_sd: chi-square interval. clusters_N: as in `stats.mean_estimate`. Raises ShapeError for one seed or tables that do not match.
     """
     shapes = sorted({table.shape for table in tables})
     if len(tables) < 2 or len(shapes) > 1:
         raise ShapeError(f"{len(tables)} seeds of shapes {shapes}; expected 2 seeds or more, scored on the same cells")
     averaged_KN = np.mean(tables, axis=0)
-    squared, freedom = squared_error(averaged_KN)
+    squared, freedom = squared_error(averaged_KN, "both", clusters_N)
     mean_S = np.array([table.mean() for table in tables])
     seeds, seed_variance = len(tables), float(mean_S.var(ddof=1))
     total = squared + seed_variance / seeds
@@ -187,7 +201,7 @@ def over_seeds(
         value = float(mean_S.mean())
         low, high = mean_interval(value, total, freedom, level, bounds)
     else:
-        alike = mean_estimate(averaged_KN, level, bounds=bounds)
+        alike = mean_estimate(averaged_KN, level, bounds=bounds, clusters_N=clusters_N)
         value, low, high = alike.value, alike.low, alike.high
     k, n = averaged_KN.shape
     sd = math.sqrt(seed_variance)

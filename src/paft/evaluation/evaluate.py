@@ -50,6 +50,8 @@ class Evaluation:
     tokens_alone: int = 0
     reference: int | None = None
     """The prompt (row) against which flips are counted."""
+    answer_limit: int = 0
+    """Most tokens that a free answer might have."""
 
     @property
     def seconds_K(self) -> list[float]:
@@ -265,7 +267,7 @@ def evaluate(
     scores: dict[Scorer, ScoreMatrix] = {scorer: asker.matrix(scorer) for scorer in config.scorers}
     settings = config.level, tuple(config.thresholds), spent
     cost = asker.asked, asker.tokens_read, asker.tokens_alone
-    return Evaluation(grid, asker.fingerprint, scores, rows, *settings, *cost, reference)
+    return Evaluation(grid, asker.fingerprint, scores, rows, *settings, *cost, reference, asker.longest)
 
 
 def reference_row(wanted: int | str | None, grid: Grid) -> int | None:

@@ -78,8 +78,8 @@ def judge(
     """The verdict on a complete table (prompts x examples).
 
     against: for every `against` of the policy the baseline's values_KN on the same cells. looks: how often the table has
-    been or will be judged as it grows; 1 means this once, with all its cells. last: it will grow no more. answer_limit: most tokens of an answer, which
-    the demand on tokens needs while the table grows. Raises ShapeError for a table with holes, ConfigError for a demand that
+    been or will be judged as it grows; 1 means this once, with all its cells. last: it will grow no more. answer_limit: most tokens of an answer, on which
+    the demand on tokens rests; the longest that was seen where it is 0. Raises ShapeError for a table with holes, ConfigError for a demand that
     the table cannot answer.
     """
     if not matrix.observed_KN.all():
@@ -247,6 +247,10 @@ def hunt(
     columns in the order of `order`.
     """
     done, known = 0, dict(against or {})
+    if holes := next((name for name, values_KN in known.items() if np.isnan(values_KN).any()), None):
+        raise ShapeError(
+            f"drop against {holes!r}: some of its cells are not scored; score it with evaluate.budget.kind=full"
+        )
     for number, size in enumerate(looks(policy, examples), 1):
         matrix = ask(order[done:size])
         done = size

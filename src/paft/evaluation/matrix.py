@@ -89,6 +89,6 @@ def restricted_choice(
     (0, 1.0)
     """
     best = max(scores_C)
-    tied = [c for c, score in enumerate(scores_C) if best - score <= tolerance]
+    tied = [c for c, score in enumerate(scores_C) if score == best or best - score <= tolerance]  # -inf too
     chosen = next(c for c in tie_order(example_id, len(scores_C), seed) if c in tied) if len(tied) > 1 else tied[0]
     return chosen, (1.0 / len(tied) if gold in tied else 0.0)

@@ -78,7 +78,7 @@ def lowest_mean(accuracy_RK: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def share_reaching(values_KN: np.ndarray, bar: float, strict: bool = False) -> float:
-    """Share of prompts whose accuracy reaches `bar`, or exceeds it (`strict`); decided in counts of right answers.
+    """Share of prompts whose accuracy reaches `bar`, or exceeds it (`strict`); decided in sums of scores.
 
     >>> share_reaching(np.array([[1, 1, 1, 1, 1, 1, 1, 0, 0, 0.0]]), 0.7)
     1.0
@@ -87,7 +87,7 @@ def share_reaching(values_KN: np.ndarray, bar: float, strict: bool = False) -> f
     if not scored_K.all():
         raise ShapeError(f"prompt {int(np.argmin(scored_K))} has no score; expected one or more of each, leave it out")
     right_K, needed_K = np.nansum(values_KN, axis=1), bar * scored_K
-    reached_K = right_K > needed_K + 1e-9 if strict else right_K >= np.ceil(needed_K - 1e-9)
+    reached_K = right_K > needed_K + 1e-9 if strict else right_K >= needed_K - 1e-9
     return float(reached_K.mean())
 
 

@@ -169,8 +169,9 @@ class PromptMixture:
             name: str, drawn_R: np.ndarray, slack: float = 0.0, whom: str = "these prompts, these examples"
         ) -> Estimate:
             low, high = np.quantile(drawn_R, [tail, 1 - tail])
-            low, high = max(0.0, float(low) - slack), min(1.0, float(high) + slack)
-            return Estimate(name, float(drawn_R.mean()), low, high, level, f"{about}, {whom}", *shape)
+            value = float(drawn_R.mean())  # of draws that are nearly all alike it may lie beyond their quantiles
+            low, high = max(0.0, min(float(low) - slack, value)), min(1.0, max(float(high) + slack, value))
+            return Estimate(name, value, low, high, level, f"{about}, {whom}", *shape)
 
         sd = found("prompt_sd", np.sqrt(np.maximum(0.0, variance_R * chance_R - noise)), whom="new prompts")
         spread = math.sqrt(max(0.0, float(variance_R.mean()) - noise))

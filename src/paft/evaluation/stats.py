@@ -66,8 +66,8 @@ def mean_estimate(
 
     clusters_N: what each example belongs to, when several stand on one passage; clusters are then drawn, not examples.
     bounds: the possible values. Below 0 they are those of a difference, whose interval is the t interval, cut to them. When
-    every cell is at the same bound, the interval is the exact binomial one for as many equal outcomes as there are examples
-    (clusters; prompts, when only they are drawn).
+    every cell is the same, the interval is the exact binomial one for as many equal outcomes as there are examples (clusters;
+    prompts, when only they are drawn), and another outcome as far away as the bounds allow.
     """
     squared, freedom = squared_error(values_KN, over, clusters_N)
     (k, n), value = values_KN.shape, float(values_KN.mean())
@@ -75,7 +75,7 @@ def mean_estimate(
         low, high = mean_interval(value, squared, freedom, level, bounds)
     else:
         units = k if over == "prompts" else n if clusters_N is None else len(set(clusters_N))
-        half = (bounds[1] - bounds[0]) * _alike(units, level) if value in bounds or over != "both" else 0.0
+        half = max(value - bounds[0], bounds[1] - value) * _alike(units, level)
         low, high = max(bounds[0], value - half), min(bounds[1], value + half)
     shape = "t" if bounds[0] < 0 else "score interval"
     kind = f"two-way {shape}, new prompts and new examples"
@@ -110,6 +110,8 @@ def prompt_sd(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
     k, n = d.prompts, d.examples
     low2, high2 = s2_prompt_interval(values_KN, level)
     high2 = min(high2, max(0.25, d.s2_prompt))  # accuracies cannot vary by more
+    if d.ms_prompt == d.ms_item == d.ms_residual == 0:  # all cells alike tell no more than that another outcome is rare
+        high2 = _alike(n, level) ** 2
     root = [math.sqrt(max(0.0, x)) for x in (d.s2_prompt, low2, high2)]
     method = f"debiased: variance component, F interval, new prompts{_assumed(k)}"
     return Estimate("prompt_sd", root[0], root[1], root[2], level, method, k, n)
@@ -496,7 +498,8 @@ def jackknifed(
     It is centred on the value freed of its bias by the jackknife, which is none for means over pairs, and holds the value.
 
     The variances of both are added, which counts what they share twice: a little wide. Where prompts cannot be left out
-    (None) it is of new examples only. When nothing varies, it is that of N examples alike, times scale.
+    (None) it is of new examples only. When nothing varies, it is that of N examples alike, times scale. Where leaving one out leaves
+    nothing to tell the value from (NaN), there is none: NaN.
     """
     k, n = shape
     parts, centre = [], value
@@ -506,11 +509,13 @@ def jackknifed(
             parts.append((freedom * float(without.var()), freedom))
             centre += freedom * (value - float(without.mean()))
     variance = sum(part for part, _ in parts)
-    if variance < 1e-24:  # rounding
+    if math.isnan(variance):
+        half = math.nan
+    elif variance < 1e-24:  # rounding
         half = scale * _alike(n, level)
     else:
         half = float(distributions.t.ppf(0.5 + level / 2, satterthwaite(variance, parts))) * math.sqrt(variance)
-    low, high = np.clip([min(value, centre - half), max(value, centre + half)], least, 1).tolist()
+    low, high = np.clip([np.minimum(value, centre - half), np.maximum(value, centre + half)], least, 1).tolist()
     method = (
         "jackknife, new examples, these prompts" if without_K is None else "jackknife, new prompts and new examples"
     )

@@ -237,7 +237,7 @@ def _map(
         if not free:
             return []
         tokens, ended = row["written"] or (math.nan, math.nan)
-        return [wording.MISSING if math.isnan(tokens) else f"{tokens:.1f}", wording.number(ended)]
+        return [wording.MISSING] * 2 if math.isnan(tokens) else [f"{tokens:.1f}", wording.number(ended)]
 
     def listed(which: str) -> list[Listed]:
         return [_listed(examples[i], right, asked, table, prompts, texts) for i, right, asked in table[which]["listed"]]

@@ -80,9 +80,9 @@ def _check_scores(where: str, scores: Mapping[str, Any], num_prompts: int) -> No
         )
     for key, estimate in estimates.items():
         if key.startswith("share>="):
-            # the bar is decided in counts of right answers, so a sum that rounding moves may fall on either side
+            # the bar is decided in sums of scores, so one that rounding moves may fall on either side
             counts_K = [accuracy * estimate["examples"] for accuracy in accuracy_K]
-            needed = math.ceil(float(key.removeprefix("share>=")) * estimate["examples"] - 1e-9)
+            needed = float(key.removeprefix("share>=")) * estimate["examples"]
             surely, perhaps = (
                 sum(count >= needed + slack for count in counts_K) / num_prompts for slack in (CLOSE, -CLOSE)
             )
