@@ -449,7 +449,7 @@ class CellKey:
 class CellStore:
     """Every answer, once. SQLite in WAL mode: a kill loses at most what was not committed, and never damages the rest."""
 
-    SCORER = 2
+    SCORER = 3
     """Version of the scoring code: a change that alters answers raises it, and old cells are left alone."""
     WAIT = 30.0
     """Seconds to wait for another process that is writing."""

@@ -11,7 +11,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, VeraConf
 from paft.assets import ModelFiles
 from paft.errors import AssetError, ConfigError, RenderError, ResourceError
 from paft.lm.hf import _identity, load_model
-from paft.lm.passes import Cost
+from paft.lm.passes import Cost, kernel_mask
 from paft.lm.types import Message, Question
 from tests import tiny
 
@@ -335,3 +335,30 @@ def test_done_hears_of_every_answer_once():
     heard: list[int] = []
     tiny.hf_model().answer(questions(), batch_tokens=64, done=lambda index, answer: heard.append(index))
     assert sorted(heard) == list(range(12))
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_models_own_penalties_do_not_change_greedy_answers(tuned):
+    """Whichever way it is decoded: alone, with others, or as a model that shares nothing."""
+    lm = tiny.hf_model()
+    if tuned:
+        lm = lm.wrapping(get_peft_model(lm.model, LoraConfig(r=2, target_modules=["q_proj"])).eval())
+    asked = [replace(question, choices=(), max_new_tokens=8) for question in questions(4)]
+    inner = lm.model.get_base_model() if tuned else lm.model
+    inner.generation_config.repetition_penalty = 50.0
+    inner.generation_config.suppress_tokens = [5, 6, 7]
+    wanted = [plain_text(lm, question, 8)[0] for question in asked]
+    together = [found.completion.text for found in lm.answer(asked)]
+    lm._engine._shares = False
+    apart = [found.completion.text for found in lm.answer(asked)]
+    assert together == apart == wanted
+    assert inner.generation_config.repetition_penalty == 50.0
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flash_attention_3"])
+def test_a_kernel_that_takes_no_mask_is_not_tried_with_one(kernel):
+    """It would read the mask as lengths, past the end of its rows, and end the process on a GPU."""
+    lm = tiny.hf_model()
+    lm.model.config._attn_implementation_internal = kernel
+    with pytest.raises(ValueError, match="takes no mask of its own"):
+        kernel_mask(torch.ones(1, 1, 4, 4, dtype=torch.bool), lm.model)

@@ -69,3 +69,9 @@ def test_the_answer_starts_where_prompt_and_whole_text_part():
     ids, start = renderer.pair_ids((Message("user", "the ca"),), "t")
     assert renderer.tokenizer.decode(ids) == "the ca t"
     assert renderer.tokenizer.decode(ids[start:]).strip() == "t"
+
+
+def test_a_template_that_writes_the_date_writes_one_day():
+    words = tiny.tokenizer(chat=True)
+    words.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}"
+    assert Renderer(words, "chat").prompt_text((Message("user", "hi"),)) == "26 Jul 2024 hi"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from paft.errors import DataError, TemplateError
 from paft.tasks import AnswerFormat, ChoiceText, Example, Labels, Parsed, answer_format_from
-from paft.tasks.answers import OTHER, Number, Wrapped, answer_format_to, number_in
+from paft.tasks.answers import OTHER, Expression, Number, Wrapped, answer_format_to, number_in
 
 AMBIGUOUS, INVALID = Parsed("ambiguous", None), Parsed("invalid", None)
 
@@ -128,6 +128,19 @@ def test_choice_text(choices: tuple[str, ...], completion: str, expected: int | 
 
 
 TAG, JSON, BOX, QUOTE = "<answer>{answer}</answer>", '{"answer": "{answer}"}', r"\boxed{{answer}}", '"{answer}"'
+
+
+def test_what_is_thought_aloud_is_no_answer() -> None:
+    """Whatever the format; a thought that a limit cut leaves none."""
+    number = Example("e", {}, ("36",), 0, is_open=True)
+    for answer, example, right, wrong in (
+        (Labels(), FOUR, "B", "C"), (ChoiceText(), FOUR, "she sits", "we go"), (Labels(("yes", "no", "so", "na")), FOUR, "no", "yes"), (Number(), number, "36", "12"),
+        (Expression(), number, "36", "12"), (Wrapped(TAG, Labels()), FOUR, "<answer>B</answer>", "<answer>C</answer>"), (Wrapped("#### {answer}", Number()), number, "#### 36", "#### 12"),
+    ):  # fmt: skip
+        said = answer.parse(right, example)
+        assert said.status == "valid"
+        assert answer.parse(f"<think>\nIs it {wrong}?\n{wrong}\n</think>\n\n{right}", example) == said
+        assert answer.parse(f"<think>\n{right}\nIs it {wrong}", example) == INVALID
 
 
 def test_a_letter_after_a_fixed_phrase_is_read_in_its_line() -> None:

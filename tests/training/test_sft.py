@@ -183,6 +183,26 @@ def test_workers_and_accumulation_change_neither_cells_nor_losses(tmp_path, work
 GOLDEN = Path(__file__).parent / "golden_sft.json"
 
 
+def test_a_model_that_takes_no_count_of_tokens_is_trained_by_tokens_all_the_same(tmp_path):
+    """Models that read images say accepts_loss_kwargs = False; an update of several passes would be their plain mean."""
+    plain = train(tmp_path / "a", CONFIG.model_copy(update={"micro_batch_size": 1}), rows=16)
+    model = tiny.hf_model()
+    model.model.accepts_loss_kwargs = False
+    other = train(tmp_path / "b", CONFIG.model_copy(update={"micro_batch_size": 1}), rows=16, model=model)
+    assert [row["loss"] for row in other] == [row["loss"] for row in plain]
+
+
+def test_mixed_precision_ends_with_the_training(tmp_path):
+    """What is scored afterwards are the weights as a reloaded adapter has them."""
+    config = CONFIG.model_copy(update={"arguments": {"bf16": True}})
+    folder = ArmDir(tmp_path / "arm")
+    folder.root.mkdir(parents=True)
+    learner = train_sft(tiny.hf_model(), grid(tmp_path, 16), config, folder, seed=0)
+    again = tiny.hf_model().with_adapter(folder.adapter)
+    asked = [grid(tmp_path, 16).question(Cell(0, k, 0)) for k in range(2)]
+    assert [a.logp_C for a in learner.answer(asked)] == [a.logp_C for a in again.answer(asked)]
+
+
 def test_golden_losses(tmp_path):
     """Eight updates on the tiny model in float32. The values change only when data order, rendering, loss or the
     optimizer's defaults change: `python -m tests.training.test_sft` writes them anew, with a reason in the commit."""

@@ -17,6 +17,7 @@ from typing import Any
 from paft.config import RunConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, DataError, few
 from paft.evaluation.recorded import by_cell
+from paft.lm.types import whole_signs
 from paft.materials import Materials
 from paft.store import disk_errors, new_folder, write_text
 from paft.tasks.answers import varies, written
@@ -71,7 +72,7 @@ def exported(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     file = folder / SETTINGS
     if not file.is_file():
         raise ConfigError(f"{folder}: holds no {SETTINGS}; give the folder that `paft export` made")
-    return load_run_config(file, [*overrides, f"prompts={json.dumps(str(folder / PROMPTS))}"])
+    return load_run_config(file, [*overrides, f"prompts={json.dumps(str(folder / PROMPTS), ensure_ascii=False)}"])
 
 
 def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
@@ -108,8 +109,7 @@ def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """JSON Lines, whole or not at all. Half a surrogate pair, which a limit on tokens may leave of a sign, becomes U+FFFD."""
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(file, text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    write_text(file, whole_signs("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
 
 
 class Tokens:

@@ -23,6 +23,7 @@ from paft.lm.render import shown_in
 from paft.lm.types import Chat
 
 TRIES = 8
+_NEWER = "max_completion_tokens"
 LONGEST_WAIT = 120.0
 """Seconds; a server that asks for a longer pause is asked again after this."""
 
@@ -89,7 +90,7 @@ class Endpoint:
                 f"{self.who} {self.model!r}: base_url is not a web address of the form https://host/v1, without a user or password in "
                 "it (keys go into key_env)"
             )
-        self._pace = _Pace(self.concurrency)
+        self._pace, self._newer, self._untaken = _Pace(self.concurrency), False, set[str]()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.AsyncClient(
             headers=headers,
@@ -123,13 +124,16 @@ class Endpoint:
             async with self._pace:
                 try:
                     url = f"{self.base_url.rstrip('/')}/{path}"
-                    response = await (self._client.get(url) if body is None else self._client.post(url, json=body))
+                    sent = body and self._in_its_words(body)
+                    response = await (self._client.get(url) if sent is None else self._client.post(url, json=sent))
                     if response.status_code == 200:
                         found = _read(response, read)
                         self._pace.went_well()
                         return found
                     status = response.status_code
                     last, wait = f"HTTP {status}", _asked_wait(response)
+                    if status == 400 and sent and self._learns(response.text, sent):
+                        continue
                     if status not in (408, 409, 425, 429) and status < 500:
                         raise RefusedError(self._refusal(response), status)
                 except (httpx2.HTTPError, _UnreadableError) as error:
@@ -148,6 +152,29 @@ class Endpoint:
             "are kept, run the same command again to go on"
         )
         raise RefusedError(message, status) if status == 500 else EndpointError(message)
+
+    def _in_its_words(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A body without what the model was found not to take."""
+        return {
+            (_NEWER if key == "max_tokens" and self._newer else key): value
+            for key, value in body.items()
+            if key not in self._untaken
+        }
+
+    def _learns(self, refusal: str, sent: Mapping[str, Any]) -> bool:
+        """Whether a refusal names something that can be asked in another way: OpenAI's later models count by another name, and some
+        draw at their own temperature only."""
+        if "max_tokens" in sent and _NEWER in refusal:
+            self._newer = True
+            return True
+        if "temperature" in sent and "temperature" in refusal:
+            if "temperature" not in self._untaken:
+                self._untaken.add("temperature")
+                self.say(
+                    f"{self.who} {self.model!r} takes no temperature: it draws at its own, and may answer differently each time"
+                )
+            return True
+        return False
 
     def _refusal(self, response: httpx2.Response) -> str:
         what = " ".join(self._hidden(response.text).split())[:160]

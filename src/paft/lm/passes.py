@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from paft.errors import ResourceError
 from paft.lm.prefix import Head, Row, flat, plan, take
@@ -114,7 +114,10 @@ class _Prefilled:
 def kernel_mask(sees: Tensor, model: Any) -> Any:
     """Where tokens may look, bool [B, 1, T, S], as the model's kernel of attention takes it: flex attention leaves out the blocks where
     nothing is seen; all others add a number to every score."""
-    if getattr(model.config, "_attn_implementation", None) == "flex_attention":
+    kernel = str(getattr(model.config, "_attn_implementation", None))
+    if kernel.startswith("flash_attention"):  # would read a mask of this form as lengths, and past the end of its rows
+        raise ValueError(f"{kernel} takes no mask of its own")
+    if kernel == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
 
         size, _, rows, columns = sees.shape
@@ -123,6 +126,17 @@ def kernel_mask(sees: Tensor, model: Any) -> Any:
         )
     kind = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     return torch.zeros_like(sees, dtype=kind).masked_fill_(~sees, torch.finfo(kind).min)
+
+
+@contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """The model's own settings of generation set aside: penalties among them change greedy answers, and `Engine._decode` knows none."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, inner.generation_config = inner.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = own
 
 
 class Engine:
@@ -488,16 +502,14 @@ class Engine:
             started = time.perf_counter()
             try:
                 fed = self._fed(batch)
-                whole = self.model.generate(
-                    **fed,
-                    max_new_tokens=batch[0].limit,
-                    do_sample=False,
-                    temperature=None,
-                    top_p=None,
-                    top_k=None,
-                    eos_token_id=sorted(self.end_ids),
-                    pad_token_id=self.pad,
-                )
+                with _without_own_settings(self.model):
+                    whole = self.model.generate(
+                        **fed,
+                        max_new_tokens=batch[0].limit,
+                        do_sample=False,
+                        eos_token_id=sorted(self.end_ids),
+                        pad_token_id=self.pad,
+                    )
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

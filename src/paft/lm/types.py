@@ -39,6 +39,11 @@ class Question:
     settled: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)
 
 
+def whole_signs(text: str) -> str:
+    """A text whose halves of surrogate pairs, which no file can hold and a limit on tokens may leave of a sign, are U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 @dataclass(frozen=True)
 class Completion:
     """A free answer. `stop` tells why it ended: the model ended it, the limit did, or it was settled (`Question.settled`)."""
@@ -46,6 +51,9 @@ class Completion:
     text: str
     tokens: int
     stop: Stop
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", whole_signs(self.text))
 
 
 @dataclass(frozen=True)

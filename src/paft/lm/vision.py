@@ -22,7 +22,7 @@ from paft.errors import ConfigError, RenderError
 from paft.lm.hf import HFModel, loading
 from paft.lm.passes import Engine, Layers, Work
 from paft.lm.prefix import Row
-from paft.lm.render import Rendered, Renderer, common_prefix, shown_in
+from paft.lm.render import Rendered, Renderer, common_prefix, on_one_day, shown_in
 from paft.lm.types import Chat, Completion, Question
 from paft.tasks.images import Image
 
@@ -82,7 +82,8 @@ class VisionRenderer(Renderer):
             }
             for message in chat
         ]
-        text = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        with on_one_day():
+            text = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         if (count := text.count(self.mark)) != len(shown_in(chat)):
             raise RenderError(
                 f"the model's chat template has places for {count} of {len(shown_in(chat))} images; give another model"

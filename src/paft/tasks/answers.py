@@ -103,7 +103,7 @@ class Labels:
         where none is given so, at the start of a line, after a weaker cue such as "option" or a colon, or as a whole sentence; closed by
         punctuation, the end, "is" or "because". No label: invalid. Different ones: ambiguous.
         """
-        surfaces = self.surfaces(example)
+        surfaces, completion = self.surfaces(example), after_thought(completion)
         alone = named_alone(completion, surfaces)
         if alone or any(sum(c.isalpha() for c in surface) < 2 for surface in surfaces):
             return _one(alone or codes_in(completion, surfaces))
@@ -140,7 +140,8 @@ class ChoiceText:
         if example.is_open:
             accepted = _accepted(example)
             return _worth_of(readings(completion, accepted, example.score), accepted, example)
-        return _one(named_alone(completion, example.choices) or named_in(completion, example.choices))
+        said = after_thought(completion)
+        return _one(named_alone(said, example.choices) or named_in(said, example.choices))
 
     def settled(self, completion: str, example: Example) -> bool:
         """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
@@ -202,7 +203,8 @@ class Number:
         A first line that says nothing but a number decides. Else the last number that is given as the answer ("answer is",
         "answer:", "####", "equals", "=") decides, and without one the last number. No number: invalid.
         """
-        found = self._first_line(completion) or self._last(completion)
+        said = after_thought(completion)
+        found = self._first_line(said) or self._last(said)
         return _one({self._judged(found, example)} if found else set())
 
     def settled(self, completion: str, example: Example) -> bool:
@@ -257,7 +259,8 @@ class Expression:
         A first line that says nothing but an expression (no equation) decides. Else the last \\boxed{}; else the last expression that is given as the
         answer ("answer is", "answer:", "####", "equals", "="); else the last one. No expression: invalid.
         """
-        return _one(self._first(completion, example) or self._last(completion, example))
+        said = after_thought(completion)
+        return _one(self._first(said, example) or self._last(said, example))
 
     def settled(self, completion: str, example: Example) -> bool:
         """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
@@ -297,6 +300,7 @@ class Code:
 
         A text that is neither: invalid.
         """
+        completion = after_thought(completion)
         fenced = _FENCE.search(completion)
         code = fenced[1] if fenced else completion
         name = re.escape(example.fields["entry_point"])
@@ -335,7 +339,7 @@ class Plan:
 
     def parse(self, completion: str, example: Example) -> Parsed:
         """How much of the right plan the completion has. It holds one list (`read_list`), or one step at least (`read_steps`): else invalid."""
-        gold = self._gold(example)
+        gold, completion = self._gold(example), after_thought(completion)
         plan = (
             read_list(completion)
             if self.form == "list"
@@ -487,10 +491,9 @@ class Wrapped:
         content must be the answer alone, but for a label without text after it, which is read in its line as it is without a wrap. A free text ends where the text after it stands first; without text after it, as it does without
         a wrap.
         """
+        completion = after_thought(completion)
         if isinstance(self.of, ChoiceText) and example.is_open:
-            return self._free_text(after_thought(completion), example)
-        if isinstance(self.of, ToolCall):
-            completion = after_thought(completion)
+            return self._free_text(completion, example)
         surfaces = self.of.surfaces(example)
 
         def only(text: str) -> set[int]:

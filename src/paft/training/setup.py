@@ -374,10 +374,8 @@ def check_on_dev(learner: HFModel, dev: Grid, limits_K: Sequence[int] | None = N
         hits: Sequence[float]
         if limits_K is None:
             answers = learner.answer([dev.question(cell) for cell in cells])
-            hits = [
-                max(range(len(a.logp_C)), key=a.logp_C.__getitem__) == dev.examples[i].answer
-                for i, a in enumerate(answers)
-            ]
+            tied = [[c for c, logp in enumerate(a.logp_C) if max(a.logp_C) - logp <= 1e-6] for a in answers]
+            hits = [(e.answer in best) / max(1, len(best)) for best, e in zip(tied, dev.examples, strict=True)]
         else:
             answers = learner.answer([Question(dev.chat(cell), (), limits_K[k]) for cell in cells])
             said = [a.completion.text if a.completion else "" for a in answers]

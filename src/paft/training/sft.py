@@ -260,6 +260,10 @@ def _train(
         )
         keeper.hand_over(report, whole)
     ranks.gather(None)  # nobody reads what is not written yet
+    if not trainer.is_fsdp_enabled:
+        trainer.accelerator.unwrap_model(
+            tuned, keep_fp32_wrapper=False
+        )  # mixed precision is for training: scores are those of the weights
     return learner
 
 
@@ -308,6 +312,8 @@ class _Trainer(InScheduleOrder, Trainer):
 
     def __init__(self, **given: Any):
         super().__init__(**given)
+        # models that say no, as many that read images do, would have their updates counted in passes, not in answer tokens
+        self.model_accepts_loss_kwargs = True
         self.passes: list[tuple[list[int], list[int], torch.Tensor]] = []
         self.seen_tokens = 0
         self.update: list[Seen] = []

@@ -1,0 +1,59 @@
+"""A server that takes other words than most, as OpenAI's later models do."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from paft.errors import EndpointError
+from paft.lm.endpoint import Endpoint
+from paft.lm.types import Message
+from tests.chat_server import ChatServer
+
+
+class Newer(ChatServer):
+    """Refuses max_tokens and every temperature but its own, as gpt-5-mini was found to."""
+
+    def respond(self, request: Any, body: dict[str, Any]) -> tuple[int, Any]:
+        if "max_tokens" in body:
+            return 400, {
+                "error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}
+            }
+        if body.get("temperature", 1) != 1:
+            return 400, {"error": {"message": "Unsupported value: 'temperature' does not support 0.0 with this model."}}
+        return super().respond(request, body)
+
+
+def test_a_model_that_takes_other_words_is_asked_in_them():
+    told: list[str] = []
+    with Newer(reply="yes") as server:
+
+        async def ask() -> list[str]:
+            endpoint = Endpoint("m", server.url, temperature=0.0, max_tokens=7, say=told.append)
+            replies = await asyncio.gather(*(endpoint.ask((Message("user", f"{n}?"),), n) for n in range(6)))
+            more = [await endpoint.ask((Message("user", "more?"),), 9)]
+            await endpoint.close()
+            return [reply.text for reply in (*replies, *more)]
+
+        assert asyncio.run(ask()) == ["yes"] * 7
+        last = server.asked[-1]
+    assert (last["max_completion_tokens"], "max_tokens" in last, "temperature" in last) == (7, False, False)
+    assert len(told) == 1
+    assert "takes no temperature" in told[0]
+
+
+def test_another_refusal_is_not_asked_again():
+    with ChatServer(status=400) as server:
+
+        async def ask() -> None:
+            endpoint = Endpoint("m", server.url)
+            try:
+                await endpoint.ask((Message("user", "?"),), 0)
+            finally:
+                await endpoint.close()
+
+        with pytest.raises(EndpointError, match="HTTP 400"):
+            asyncio.run(ask())
+        assert len(server.asked) == 1
