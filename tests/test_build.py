@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from paft.build import BuildReport, build_prompts, plan_build
+from paft.build import BuildReport, build_prompts, import_prompts, plan_build
 from paft.config import BuildConfig, dump_yaml, validate
 from paft.errors import ConfigError, EndpointError, PaftError, PromptSetError, StoreError
 from paft.prompts import PromptSet
 from paft.prompts.strategies import read_reply
 from paft.store import CellStore, read_jsonl
+from paft.tasks import load_task
 from tests import tiny
 from tests.chat_server import ChatServer, identity, prompts_for
 
@@ -539,3 +540,11 @@ def test_a_solver_of_this_process_keeps_its_cells(tmp_path: Path) -> None:
     assert ids(again) == ids(report)
     with CellStore(tmp_path / "out" / "cells.sqlite") as cells:
         assert len(cells) >= 8 * len(report.selection.kept)
+
+
+def test_a_prompt_set_made_by_hand_is_not_written_over(tmp_path: Path) -> None:
+    task, prompts = tiny.write_task(tmp_path / "data"), tiny.write_prompts(tmp_path)
+    before = prompts.read_bytes()
+    with pytest.raises(PromptSetError, match="is there already, and no build or import of paft made it"):
+        import_prompts([prompts], load_task(task), tmp_path, shares={"train": 0.7, "dev": 0.1, "test": 0.2})
+    assert prompts.read_bytes() == before

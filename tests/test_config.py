@@ -253,3 +253,31 @@ def test_the_shipped_demo_is_a_valid_run() -> None:
     with resources.as_file(resources.files("paft") / "configs" / "demo.yaml") as path:
         found = load_run_config(path)
     assert set(found.arms) == {"base", "single", "paft"}
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        ("task: piqa\nmodel: x\ntrain:\n", ["train.lora.r=4"], None),
+        ("task: piqa\nmodel: x\ntrain: 3\n", [], "train"),
+        (
+            "task: piqa\nmodel: x\ntrain: {objective: {worst: {kind: cvarr}}}\n",
+            [],
+            "did you mean 'cvar'?; expected group_dro or cvar",
+        ),
+        (
+            "task: piqa\nmodel: x\ntrain: {schedule: {kind: pafft}}\n",
+            [],
+            "did you mean 'paft'?; expected fixed or static or paft",
+        ),
+    ],
+)
+def test_settings_that_are_no_mapping_or_of_no_kind_are_one_line(tmp_path, text, overrides, said):
+    (tmp_path / "run.yaml").write_text(text)
+    if said is None:
+        assert load_run_config(tmp_path / "run.yaml", overrides).training_of("paft").lora["r"] == 4
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(tmp_path / "run.yaml", overrides)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

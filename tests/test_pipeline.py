@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import yaml
 
 from paft import finished, materials, pipeline
 from paft.config import dump_yaml, load_mapping, load_run_config
-from paft.errors import ConfigError, DataError, StoreError
+from paft.errors import ConfigError, DataError, PaftError, StoreError
+from paft.store import CellStore
 from paft.watch import LineWatcher
 from tests import tiny
 
@@ -442,3 +444,64 @@ def test_grpo_on_numbers_and_sft_side_by_side(tmp_path, monkeypatch):
     assert all(arm["cells_asked"] == 0 for arm in again["arms"].values())
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Reward" in html
+
+
+def test_a_task_whose_train_rows_are_all_scored_is_refused(tmp_path):
+    config = tiny.write_config(tmp_path)
+    file = tmp_path / "data" / "task.yaml"
+    told = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**told, "files": dict.fromkeys(told["files"], told["files"]["test"])}))
+    with pytest.raises(DataError, match="every train example is scored or held out too"):
+        run(config, tmp_path / "out")
+
+
+def test_what_an_arm_lacks_is_said_before_anything_is_written(world, tmp_path, monkeypatch):
+    config, _, _ = world
+    monkeypatch.delenv("PAFT_NO_KEY", raising=False)
+    server = "{base_url: 'http://127.0.0.1:9/v1', model: m, tokenizer: t, key_env: PAFT_NO_KEY}"
+    for arm, said in (
+        ("{adapter: nowhere}", "adapter nowhere: no adapter_config.json"),
+        ("{recorded: nowhere.jsonl}", "nowhere.jsonl: no such file"),
+        (f"{{server: {server}}}", "environment variable PAFT_NO_KEY is empty"),
+    ):
+        with pytest.raises(PaftError, match=said):
+            run(config, tmp_path / "out", f"arms={{base: {{}}, paft: {{train: {{}}}}, x: {arm}}}")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_run_leaves_what_the_finished_one_kept(world, tmp_path):
+    config, _, _ = world
+    run(config, tmp_path, "train.epochs=1", "evaluate.examples=4")
+    kept = {name: (tmp_path / name).read_bytes() for name in ("config.yaml", "prompts.yaml", "environment.json")}
+    with pytest.raises(StoreError, match="other settings"):
+        run(config, tmp_path, "train.epochs=2")
+    assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
+
+
+def test_models_are_compared_by_a_scorer_that_all_have(world, tmp_path):
+    config, out, _ = world
+    only = {}
+    for scorer in ("likelihood", "generation"):
+        only[scorer] = tmp_path / f"12:30 {scorer}"  # a colon in the name
+        run(
+            config,
+            only[scorer],
+            f"evaluate.scorers=[{scorer}]",
+            "arms={base: {}}",
+            f"evaluate.cells={out / 'cells.sqlite'}",
+        )
+    (pair,) = finished.compare_runs([f"{only['likelihood']}:base", f"{out}:base"])
+    assert (pair.comparison.mean.value, pair.p) == (0, 1)
+    with pytest.raises(ConfigError, match=r"no scorer in common: .* by likelihood; .* by generation"):
+        finished.compare_runs([f"{only['likelihood']}", f"{only['generation']}:base"])
+    assert finished.changed_cells([f"{only['likelihood']}:base", f"{out}:base"]) == []
+
+
+def test_a_shard_asks_nothing_that_the_run_holds(world, tmp_path):
+    config, _, _ = world
+    run(config, tmp_path, "arms={base: {}}", "evaluate.examples=4")
+    settings = load_run_config(config, ["arms={base: {}}"])
+    asked = [pipeline.score_shard(settings, tmp_path, LineWatcher(quiet=True), number, 2) for number in (1, 2)]
+    with CellStore(asked[0]) as first, CellStore(asked[1]) as second, CellStore(tmp_path / "cells.sqlite") as whole:
+        assert len(whole) < len(first) < len(second)  # the second knows those of the first
+    assert run(config, tmp_path, "arms={base: {}}")["arms"]["base"]["cells_asked"] == 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -14,7 +16,18 @@ from hypothesis import strategies as st
 
 from paft.errors import AssetError, RenderError, StoreError, disk_fault
 from paft.lm.types import Answered, Completion
-from paft.store import ArmDir, CellKey, CellStore, RunDir, append_jsonl, disk_errors, read_jsonl, write_json, write_text
+from paft.store import (
+    ArmDir,
+    CellKey,
+    CellStore,
+    RunDir,
+    append_jsonl,
+    disk_errors,
+    new_folder,
+    read_jsonl,
+    write_json,
+    write_text,
+)
 
 
 def answer(text: str | None = "x", n: int = 2) -> Answered:
@@ -381,3 +394,30 @@ def test_only_what_means_the_disk_is_turned_into_a_disk_error(tmp_path: Path) ->
     for error in (ValueError("x"), AssetError("y"), RenderError("the field says: disk is full")):
         with pytest.raises(type(error)), disk_errors(tmp_path):
             raise error
+
+
+def test_an_export_fills_a_folder_that_is_there(tmp_path: Path) -> None:
+    """Such as a mounted disk, which cannot be replaced; a failure leaves it as empty as it was."""
+    out = tmp_path / "out"
+    out.mkdir()
+    place = out.stat().st_ino
+    with contextlib.suppress(RuntimeError), new_folder(out) as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert list(out.iterdir()) == []
+    with new_folder(out) as folder:
+        (folder / "a").write_text("x")
+        (folder / "b").mkdir()
+    assert sorted(each.name for each in out.iterdir()) == ["a", "b"]
+    assert out.stat().st_ino == place
+
+
+def test_a_file_system_without_locks_is_told_from_a_held_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with pytest.raises(StoreError, match=r"knows no locks \(No locks available\)"), RunDir(tmp_path / "run").locked():
+        pass

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft.config import FixedSchedule, GRPOConfig, RunConfig, SearchConfig, ServerConfig, SFTConfig
-from paft.errors import ConfigError
+from paft.errors import AssetError, ConfigError, DataError
 from paft.evaluation.evaluate import Asker, Scorer
 from paft.evaluation.recorded import load_recorded
 from paft.grid import Grid
@@ -66,6 +67,21 @@ def learners(
         elif settings is not None:
             del learner, model
             model = _load(config, config.model, watch.say, m.shows_images)
+
+
+def check_arms(config: RunConfig, folder: RunDir) -> None:
+    """Raises an error for what an arm names and is not there, and for a directory that holds another training of it, before anything is
+    loaded, trained or written."""
+    for name, arm in config.arms.items():
+        settings = config.training_of(name)
+        if settings is not None and not (isinstance(settings.schedule, FixedSchedule) and settings.schedule.search):
+            folder.arm(name).check_training(settings.decisive())
+        if arm.adapter is not None and not (Path(arm.adapter) / "adapter_config.json").exists():
+            raise AssetError(f"adapter {arm.adapter}: no adapter_config.json; expected a directory saved by PEFT")
+        if arm.recorded is not None and not Path(arm.recorded).is_file():
+            raise DataError(f"{arm.recorded}: no such file; expected recorded answers (.jsonl, docs/harnesses.md)")
+        if arm.server is not None and arm.server.key_env and not os.environ.get(arm.server.key_env, "").strip():
+            raise ConfigError(f"arms.{name}.server: environment variable {arm.server.key_env} is empty; export the key")
 
 
 def untrained(config: RunConfig, say: Callable[[str], None] = lambda _: None, images: bool = False) -> HFModel:

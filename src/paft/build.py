@@ -135,6 +135,7 @@ def build_prompts(
             raise PromptSetError(
                 f"{out}: holds a build with other settings ({place.settings.name}); choose another --out"
             )
+        _require_own(place)
         decisions = read_decisions(place.review)
         opened = (
             {each.name: open_writer(each, config.source, say) for each in config.everybody}
@@ -155,6 +156,14 @@ def build_prompts(
             )
             write_text(place.prompts, prompts.to_yaml())
     return report
+
+
+def _require_own(place: BuildDir) -> None:
+    """Raises PromptSetError for a directory with a prompt set that no build or import made, which would be written over."""
+    if place.prompts.exists() and not place.audit.exists():
+        raise PromptSetError(
+            f"{place.prompts}: is there already, and no build or import of paft made it; choose another --out"
+        )
 
 
 def import_prompts(
@@ -190,6 +199,7 @@ def import_prompts(
         **({"separation": separation(splits, embed)} if full else {}),
     }
     with place.locked():
+        _require_own(place)
         write_text(place.review, review_text(selection, decisions))
         write_text(place.audit, json.dumps(notes, ensure_ascii=False, indent=1) + "\n")
         if not full:
@@ -508,7 +518,10 @@ def _identity(settings: str) -> str:
     # more rounds or a larger budget go on with a build; everything else makes it another one
     import yaml
 
-    values = yaml.safe_load(settings) or {}
+    try:
+        values = dict(yaml.safe_load(settings) or {})
+    except (yaml.YAMLError, ValueError, TypeError):
+        return ""  # edited by hand, and no settings any more
     values.pop("rounds", None)
     solver = [values["solver"]] if values.get("solver") else []
     for writer in [*values.get("writers", []), *values.get("judges", []), *solver]:

@@ -873,7 +873,7 @@ def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model
             message = f"key {place!r} is missing"
         elif first["type"] == "union_tag_invalid":
             tag, key = str(first["ctx"]["tag"]), first["ctx"]["discriminator"].strip("'")
-            known_tags = METHODS if key == "method" else KINDS
+            known_tags = [each.strip(" '") for each in str(first["ctx"]["expected_tags"]).split(",")]
             message = f"{place}.{key} = {tag!r}{nearest(tag, known_tags)}; expected {' or '.join(known_tags)}"
         elif first["type"] in ("dict_type", "model_type", "model_attributes_type"):
             within = sorted(_keys_at(model, whole))
@@ -981,7 +981,8 @@ def load_run_config(
     if "arms" not in values and any(override.startswith("arms.") for override in overrides):
         arms: dict[str, ArmConfig] = RunConfig.model_fields["arms"].default
         values["arms"] = {name: arm.model_dump() for name, arm in arms.items()}  # changed, not replaced
-    if "lora" not in values.get("train", {}) and any(override.startswith("train.lora.") for override in overrides):
+    train = values.get("train") or {}
+    if isinstance(train, Mapping) and "lora" not in train and any(each.startswith("train.lora.") for each in overrides):
         values = _merge(values, {"train": {"lora": SFTConfig.model_fields["lora"].default}})
     for override in overrides:
         dotted, equals, text = override.partition("=")

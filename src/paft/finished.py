@@ -188,6 +188,12 @@ def _tables(rows: Any, sampled_only: bool) -> dict[str, ScoreMatrix]:
     }
 
 
+def run_and_arm(named: str) -> tuple[str, str]:
+    """RUN:ARM in its parts, or RUN and nothing; a directory may have a colon in its name."""
+    folder, _, arm = named.rpartition(":")
+    return (named, "") if not folder or Path(named).exists() else (folder, arm)
+
+
 def arm_of(names: Sequence[str], wanted: str | None) -> str:
     """The arm that is wanted, the last when none is. Raises ConfigError when the run lacks it."""
     if wanted is not None and wanted not in names:
@@ -240,7 +246,7 @@ def _named(runs: Sequence[str], scorer: str | None) -> dict[str, ScoreMatrix]:
     tables: dict[str, Mapping[str, ScoreMatrix]] = {}
     named: dict[tuple[Path, str], str] = {}
     for each in runs:
-        folder, _, arm = each.partition(":")
+        folder, arm = run_and_arm(each)
         held = load_tables(Path(folder))
         for name in [arm_of(list(held), arm)] if arm else held:
             title = f"{folder}:{name}" if len(runs) > 1 else name
@@ -274,7 +280,7 @@ def changed_cells(runs: Sequence[str], scorer: str | None = None) -> list[dict[s
     prompts, examples = _shared(tables)
     sides = []
     for side, (title, table) in zip("ab", tables.items(), strict=True):
-        folder, _, arm = (title if len(runs) > 1 else f"{runs[0]}:{title}").partition(":")
+        folder, _, arm = (title if len(runs) > 1 else f"{runs[0]}:{title}").rpartition(":")
         rows = load_cells(Path(folder)).of(arm)
         cells = zip(rows["prompt"].to_pylist(), rows["example"].to_pylist(), strict=True)
         sides.append(

@@ -83,6 +83,10 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
         if not train:
             raise DataError(f"task {task.name!r}: no example left to train on after holding out {len(dev)}")
         train = _unscored(train, (*test, *dev), say)
+        if not train:
+            raise DataError(
+                f"task {task.name!r}: every train example is scored or held out too; give data.train_split and evaluate.split rows of their own"
+            )
         for arm in config.arms:
             if (settings := config.training_of(arm)) is not None:
                 _check_training(settings, train_grid(prompts, train, settings, config.seed), config.seed)

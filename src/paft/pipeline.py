@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from paft import evaluation
-from paft.arms import learners
+from paft.arms import check_arms, learners
 from paft.config import FixedSchedule, GRPOConfig, PolicyConfig, RunConfig, dump_yaml, load_run_config
 from paft.errors import ConfigError, few
 from paft.evaluation.budget import planned_cells
 from paft.evaluation.evaluate import Asker, Evaluation
 from paft.evaluation.gate import Verdict, hunt, judge
 from paft.evaluation.matrix import ScoreMatrix
-from paft.finished import aligned, arm_of, load_exhibit, load_results, load_tables, table_of
+from paft.finished import aligned, arm_of, load_exhibit, load_results, load_tables, run_and_arm, table_of
 from paft.grid import Cell, Grid
 from paft.lm.energy import EnergyMeter
 from paft.lm.ranks import Ranks, launched
@@ -54,6 +54,7 @@ def run(
     with launched() as ranks:
         materials = prepare(config, watch.say)
         folder = RunDir(out)
+        check_arms(config, folder)
         if ranks.rank > 0:
             return _run_arms(config, materials, folder, watch, wanted, ranks)
         with folder.locked():
@@ -95,7 +96,11 @@ def _run_arms(
 
 
 def _cells(config: RunConfig, folder: RunDir) -> CellStore:
-    return CellStore(Path(config.evaluate.cells) if config.evaluate.cells is not None else folder.cells)
+    return CellStore(_cells_file(config, folder))
+
+
+def _cells_file(config: RunConfig, folder: RunDir) -> Path:
+    return Path(config.evaluate.cells).expanduser() if config.evaluate.cells is not None else folder.cells
 
 
 def _score_arm(
@@ -162,6 +167,9 @@ def score_shard(config: RunConfig, out: Path, watch: Watcher, number: int, of: i
             if ranks.rank == 0:
                 file = held.enter_context(folder.shard(number, of))
                 store = held.enter_context(CellStore(file))
+                for known in {_cells_file(config, folder), *folder.shards} - {file}:  # nothing is asked twice
+                    if known.exists():
+                        store.absorb(known)
             for name, learner in learners(config, m, folder, watch, list(config.arms), ranks):
                 for which, (grid, wanted) in grids.items():
                     cells = [cell for cell in wanted if cell[1] % of == number - 1]
@@ -213,6 +221,8 @@ def gate(
         _cells(config, folder) as store,
         closing(learners(config, m, folder, watch, [name])) as models,
     ):
+        for shard in folder.shards:
+            store.absorb(shard)
         _, learner = next(models)
         with watch.stage(f"judge {name}") as tick:
             asker = Asker(learner, m.grid, config.evaluate, store, tick)
@@ -232,7 +242,7 @@ def _baselines(policy: PolicyConfig, matrix: ScoreMatrix, scorer: str) -> dict[s
     """Scores of the baselines that the policy names, on the cells of a table."""
     found = {}
     for name in {criterion.against for criterion in policy.criteria if criterion.against is not None}:
-        folder, _, arm = name.partition(":")
+        folder, arm = run_and_arm(name)
         tables = load_tables(Path(folder))
         other = table_of(tables[arm_of(list(tables), arm or None)], scorer, name)
         found[name] = aligned(other, matrix, name)

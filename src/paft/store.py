@@ -16,6 +16,7 @@ RUN/
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -61,16 +62,20 @@ def require_new(out: Path) -> Path:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A scratch directory that becomes `out` at the end, whole or not at all. Raises ConfigError when something is there already."""
+    """A scratch directory that becomes `out` at the end, whole or not at all; of an empty one that is there, such as a mounted disk, the
+    content. Raises ConfigError when something is there already."""
     require_new(out)
-    scratch = out.with_name(f".{out.name}-{os.getpid()}")
+    name = f".{out.name}-{os.getpid()}"
+    scratch = out / name if out.exists() else out.with_name(name)
     with disk_errors(out):
         try:
             scratch.mkdir(parents=True)
             yield scratch
-            if out.exists():
-                out.rmdir()
-            os.replace(scratch, out)
+            if scratch.parent != out:
+                os.replace(scratch, out)
+                return
+            for each in list(scratch.iterdir()):
+                os.replace(each, out / each.name)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -184,7 +189,11 @@ def _locked(root: Path, name: str = ".lock") -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:
             pass
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                raise StoreError(
+                    f"{root}: this file system knows no locks ({error.strerror}); choose a directory on a local disk"
+                ) from None
             raise StoreError(
                 f"{root}: another paft process is writing here; wait for it or choose another --out"
             ) from None
@@ -370,6 +379,21 @@ class ArmDir:
         whole = [path.parent for path in self.checkpoints.glob(f"checkpoint-*/{self.WHOLE}")]
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
+    def check_training(self, settings: Mapping[str, Any]) -> None:
+        """Raises StoreError when the directory holds a training of other settings, as far as these tell it."""
+        try:
+            before = dict(json.loads(self.train.read_text(encoding="utf-8"))["settings"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if changed := before and _changed(json.loads(json.dumps(settings)), before):
+            raise self._other(changed)
+
+    def _other(self, changed: Sequence[str]) -> StoreError:
+        return StoreError(
+            f"{self.root} holds a training with other settings (changed: {few(changed) or 'seed, data, prompts or model'}); "
+            "choose another --out, or delete that directory"
+        )
+
     def begin_training(self, settings: Mapping[str, Any], fingerprint: str) -> bool:
         """Whether training is still to be done. Raises StoreError when the directory holds a training of other settings."""
         if self.train.exists():
@@ -379,11 +403,7 @@ class ArmDir:
             except (ValueError, KeyError, TypeError):
                 raise StoreError(f"{self.train}: damaged; delete {self.root} to train anew") from None
             if not same:
-                changed = [key for key in {**settings, **before} if before.get(key) != settings.get(key)]
-                raise StoreError(
-                    f"{self.root} holds a training with other settings (changed: {few(changed) or 'seed, data, prompts or model'}); "
-                    "choose another --out, or delete that directory"
-                )
+                raise self._other(_changed(settings, before))
             return held.get("report") is None
         write_json(self.train, {"settings": dict(settings), "fingerprint": fingerprint, "report": None})
         return True
@@ -435,6 +455,10 @@ class ArmDir:
 
                 shutil.rmtree(final)
             os.replace(scratch, final)
+
+
+def _changed(settings: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    return [key for key in {**settings, **before} if before.get(key) != settings.get(key)]
 
 
 @dataclass(frozen=True)

@@ -255,3 +255,19 @@ def test_machines_can_read_the_verdict():
     text = verdict_text(verdict)
     assert text.startswith("NO-GO: worst prompt at least 0.7")
     assert "(advisory)" in text
+
+
+def test_a_limit_of_tokens_that_was_not_met_may_be_met_yet():
+    """Twenty answers of one token say little of a mean where one may have 32."""
+    short = table(np.ones((3, 20)), tokens_KN=np.ones((3, 20), dtype=int))
+    demand = policy({"measure": "tokens", "at_most": 1.5})
+    assert judge(short, demand).word == "GO"
+    assert judge(short, demand, answer_limit=32).word == "INCONCLUSIVE"
+
+
+def test_a_baseline_with_holes_is_refused_before_anything_is_bought():
+    holes = np.ones((3, 40))
+    holes[0, 7] = np.nan
+    demand = policy({"measure": "drop", "against": "runs/a", "at_most": 0.1})
+    with pytest.raises(ShapeError, match="'runs/a': some of its cells are not scored"):
+        hunt(demand, 40, lambda _: pytest.fail("it was asked"), range(40), {"runs/a": holes})

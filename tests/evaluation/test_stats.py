@@ -885,3 +885,51 @@ def test_lags_by_hand() -> None:
     difference_N = -np.array([1, 1, 2 / 3, 1 / 3])
     assert lag.se == pytest.approx(difference_N.std(ddof=1) / 2)
     assert lags(values_KN[:1], ["x"])[0].gap == 0.0
+
+
+def test_tables_that_are_all_alike_are_not_certain():
+    """No interval of one point for what N examples alike cannot show: two equal tables, prompts all right, sets all right."""
+    right = np.ones((5, 20))
+    rare = 1 - 0.025 ** (1 / 20)
+    same = compare(right, right).mean
+    assert (same.value, same.low, same.high) == pytest.approx((0, -rare, rare))
+    sd = prompt_sd(right)
+    assert (sd.value, sd.low, sd.high) == pytest.approx((0, 0, rare))
+    between = gap(right, right[:3])
+    assert (between.value, between.low, between.high) == pytest.approx((0, -rare, rare))
+    for n in (2, 5, 6, 40):  # p says what the interval says
+        difference = compare(np.ones((3, n)), np.zeros((3, n))).mean
+        assert (mean_p(np.ones((3, n))) < 0.05) == (difference.low > 0), n
+
+
+def test_a_jackknife_that_leaves_nothing_to_tell_has_no_bounds():
+    """All other answers of one prompt: without it there is one label, and no agreement beyond chance to be told."""
+    answers_KN = np.zeros((5, 20), dtype=int)
+    answers_KN[4, :4] = 1
+    found = kappa(matrix(answers_KN))
+    assert found.value == pytest.approx((0.92 - 0.9232) / 0.0768)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert found.to_dict()["low"] is None
+
+
+def test_passages_are_drawn_whole_over_seeds_and_in_gaps():
+    rng = np.random.default_rng(5)
+    passages = np.repeat(np.arange(12), 5)
+    tables = [(rng.random((6, 60)) < 0.2 + 0.6 * rng.random(12)[passages]).astype(float) for _ in range(2)]
+    tables[1][:, :] = np.where(rng.random((6, 60)) < 0.1, 1 - tables[0], tables[0])
+    plain, clustered = (over_seeds(tables, clusters_N=each).mean for each in (None, passages))
+    assert clustered.high - clustered.low > 1.3 * (plain.high - plain.low)
+    seen, unseen = tables[0][:3], (rng.random((4, 60)) < 0.5).astype(float)
+    assert gap(seen, unseen, clusters_N=range(60)).high == pytest.approx(gap(seen, unseen).high)
+    one, whole = gap(seen, unseen), gap(seen, unseen, clusters_N=passages)
+    assert whole.value == one.value
+    assert whole.high - whole.low > one.high - one.low
+
+
+def test_a_bar_is_reached_by_sums_of_parts():
+    values_KN = np.full((2, 25), 0.7)
+    values_KN[0, 0] += 0.3  # 17.8 of 25, 0.712
+    values_KN[1, 0] -= 0.3
+    assert share_above(values_KN, 0.7).value == 0.5
+    assert share_above(np.full((3, 9), 7 / 9), 7 / 9).value == 1

@@ -137,11 +137,12 @@ def test_a_bad_file_is_an_error_of_one_line(name: str, content: bytes | str, mes
         ({"q": "a", "options": "x|y", "label": 0}, r"column 'options' holds 'x\|y'; expected a list of choices"),
         ({"q": "a", "options": ["x"], "label": 0}, "1 choices; expected at least 2"),
         ({"q": "a", "options": ["x", ["y"]], "label": 0}, "holds list"),
+        ({"q": "a", "options": ["x", "y", " "], "label": 0}, "a choice is empty; leave it out"),
         ({"q": "a", "options": ["x", "x"], "label": 0}, "the right choice 'x' occurs twice"),
         ({"q": "a", "options": ["x", "x"], "label": "x"}, "names a choice that occurs twice"),
         ({"q": "a", "label": 0}, "column 'options' is missing"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_choices_of_a_row_are_checked(row: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from paft.cli.common import Embeddings, Json, say, watcher
 from paft.config import load_mapping
 from paft.errors import ConfigError, DataError, few, nearest
 from paft.prompts import ALL_SPLITS, SPLITS, PromptSet, PromptSplit, audit, shipped_sets
-from paft.tasks import TASKS, Example, Task, load_task
+from paft.tasks import TASKS, Example, Task, answer_format_from, load_task
 
 prompts_app = typer.Typer(
     help="Build prompt sets, look at them, check them.", no_args_is_help=True, rich_markup_mode=None
@@ -137,7 +138,7 @@ def prompts_import(
 
     shares = _shares(share)
     pairs = dict(_pair(each) for each in rename or [])
-    form: object = json.loads(answer) if answer.lstrip().startswith("{") else answer
+    form = _form(answer)
     report = import_prompts(
         sources, load_task(task), out, answer=form, rename=pairs, shares=shares, embeddings=embeddings, say=say
     )
@@ -325,6 +326,16 @@ def prompts_show(
             typer.echo(renderer.tokenizer.decode(ids[:start]), nl=False)
             typer.secho(renderer.tokenizer.decode(ids[start:]), fg="green")
             typer.echo(f"({start} tokens, answer {len(ids) - start})")
+
+
+def _form(text: str) -> object:
+    """The answer form of --answer, as YAML or JSON writes it. Raises an error for one that there is not."""
+    try:
+        form: object = yaml.safe_load(text)
+    except yaml.YAMLError:
+        form = text
+    answer_format_from(form)
+    return form
 
 
 def _labelled(task: Task) -> tuple[str, Sequence[Example]]:

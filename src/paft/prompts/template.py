@@ -234,7 +234,9 @@ def template_from(entry: Mapping[str, Any], where: str) -> Template:
         answer = answer_format_from(entry["answer"])
     except TemplateError as error:
         raise TemplateError(f"{where}: {error}") from None
-    given = {key: entry[key] for key in ("options", "joiner", "origin") if entry.get(key) is not None}
+    given = {key: entry[key] for key in ("options", "joiner") if entry.get(key) is not None}
+    if entry.get("origin") is not None:
+        given["origin"] = _origin(entry["origin"], where)
     if entry.get("system"):
         given["system"] = entry["system"]
     template = Template(entry["text"], answer, **given)
@@ -243,6 +245,15 @@ def template_from(entry: Mapping[str, Any], where: str) -> Template:
             f"{where}: stored id {entry['id']!r} is not that of its content ({template.id}); remove the id after editing"
         )
     return template
+
+
+def _origin(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TemplateError(f"{where}: origin is {value!r}; expected a mapping, such as {{writer: Anna}}")
+    return {
+        str(key): told if isinstance(told, str | int | float | list | dict) else str(told)
+        for key, told in value.items()
+    }
 
 
 def template_to(template: Template) -> dict[str, Any]:

@@ -420,6 +420,8 @@ class FileTask:
                 choices = tuple(as_text(choice, name) for choice in value)
             case names:
                 choices = tuple(as_text(column(name), name) for name in names)
+        if not all(choice.strip() for choice in choices):
+            raise DataError("a choice is empty; leave it out of a list of choices, or such rows out (on_bad_row: skip)")
         answer = _answer_index(column(self.spec.answer), choices)
         return Example(name_of_row, fields, choices, answer, group=group, images=images)
 
