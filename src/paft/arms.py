@@ -149,6 +149,14 @@ def _train_arm(
     if start is not None:
         parts.append(start.fingerprint)
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    if settings.lora is None and (kind := str(next(model.model.parameters()).dtype)) in (
+        "torch.bfloat16",
+        "torch.float16",
+    ):
+        watch.say(
+            f"{name}: all weights are trained in {kind.removeprefix('torch.')}, where steps below its precision are lost; mixed precision over "
+            "float32 weights is dtype=float32 train.arguments={bf16: true}"
+        )
     with watch.stage(f"train {name}") as tick:
         if ranks.share(out.begin_training(what, fingerprint) if ranks.rank == 0 else None):
             dev = Grid(m.prompts.dev[: settings.dev_prompts], take(m.dev, settings.dev_examples, DEV_SUBSET))

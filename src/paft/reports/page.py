@@ -128,6 +128,8 @@ class Run:
     main: str
     scorers: Sequence[ScorerView]
     level: str
+    part: bool
+    """Whether a part of the cells was bought: accuracies of prompts are then what the cells let expect."""
     lead: Sequence[tables.Figure]
     """Mean and worst prompt of the last arm."""
     extremes: Sequence[Extremes]
@@ -241,7 +243,8 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
         titles={arm.name: arm.title for arm in arms},
         main=main,
         scorers=[_scorer_view(result, arms, scorer) for scorer in scorers],
-        level=wording.level(last["mean"]),
+        level=wording.levels(result, main),
+        part=arms[-1].result["scores"][main]["raw_sd"] is None,
         lead=[tables.figure_of(wording.pick(last, key)) for key in ("mean", "worst")],
         extremes=[_extremes(arm, prompts, main) for arm in reversed(arms)],
         prompts=[prompts[k] for k in sorted(range(len(prompts)), key=lambda k: (last_accuracy_K[k], k))],

@@ -12,6 +12,7 @@ from paft.evaluation.comparisons import Pairwise
 from paft.reports.checks import check, complete
 from paft.reports.wording import (
     MISSING,
+    NBSP,
     SCORERS,
     bar_title,
     bars,
@@ -20,6 +21,7 @@ from paft.reports.wording import (
     headline,
     interval,
     level,
+    levels,
     main_scorer,
     number,
     p_value,
@@ -338,9 +340,8 @@ def _markdown(result: Mapping[str, Any]) -> list[str]:
         lines.append("")
         lines += _differences(result, scorer)
         lines += _comparisons(result, scorer)
-    confidence = next(iter(result["arms"].values()))["scores"][main]["estimates"]["mean"]["level"]
     lines.append(
-        f"Percent, standard deviations in points with item noise removed; in brackets {100 * confidence:g} % intervals. "
+        f"Percent, standard deviations in points with item noise removed; in brackets {levels(result, main).replace(NBSP, ' ')} intervals. "
         + " ".join(
             [
                 *([f"Paired differences: first minus second. {P_MEANS}"] if result["comparisons"] else []),

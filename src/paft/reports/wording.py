@@ -82,6 +82,12 @@ def level(estimate: Mapping[str, Any]) -> str:
     return f"{100 * estimate['level']:g}{NBSP}%"
 
 
+def levels(result: Mapping[str, Any], scorer: str) -> str:
+    """Level of all intervals of a table: 95 %; from the least to the greatest where budgets that look have left different ones."""
+    found = {each["level"] for arm in result["arms"].values() for each in arm["scores"][scorer]["estimates"].values()}
+    return " to ".join(f"{100 * each:g}" for each in dict.fromkeys((min(found), max(found)))) + f"{NBSP}%"
+
+
 def in_brackets(estimate: Mapping[str, Any], difference: bool = False, lead: str = "") -> str:
     """The interval in brackets after a figure, with what is written before it; empty where there is none."""
     text = interval(estimate, difference)
