@@ -505,3 +505,27 @@ def test_a_shard_asks_nothing_that_the_run_holds(world, tmp_path):
     with CellStore(asked[0]) as first, CellStore(asked[1]) as second, CellStore(tmp_path / "cells.sqlite") as whole:
         assert len(whole) < len(first) < len(second)  # the second knows those of the first
     assert run(config, tmp_path, "arms={base: {}}")["arms"]["base"]["cells_asked"] == 0
+
+
+def test_settings_of_a_chat_template_reach_training_and_scoring(world, tmp_path):
+    config, _, _ = world
+    model = Path(load_run_config(config).model)
+    file = model / "chat_template.jinja"
+    before = file.read_text()
+    try:
+        file.write_text(before + "{% if enable_thinking is defined and not enable_thinking %}red{% endif %}")
+        few = ["arms={base: {}, paft: {train: {}}}", "train.epochs=1", "evaluate.scorers=[likelihood]"]
+        plain, settled = (
+            run(config, tmp_path / name, *few, *more)
+            for name, more in (("plain", []), ("settled", ["chat_template_kwargs.enable_thinking=false"]))
+        )
+    finally:
+        file.write_text(before)
+    for arm in ("base", "paft"):
+        assert plain["arms"][arm]["fingerprint"] != settled["arms"][arm]["fingerprint"]
+    tokens = [
+        sum(row["prompt_tokens"] for row in pyarrow.parquet.read_table(tmp_path / name / "scores.parquet").to_pylist())
+        for name in ("plain", "settled")
+    ]
+    assert tokens[1] > tokens[0]
+    assert plain["arms"]["paft"]["train"]["tokens"] < settled["arms"]["paft"]["train"]["tokens"]

@@ -100,6 +100,7 @@ def _load(config: RunConfig, name: str | None, say: Callable[[str], None], image
         source=config.source,
         dtype=config.dtype,
         style=config.style,
+        chat_template_kwargs=config.chat_template_kwargs,
         quantization=config.quantization,
         attention=config.attention,
         images=images,
@@ -110,7 +111,8 @@ def _load(config: RunConfig, name: str | None, say: Callable[[str], None], image
 def _served(config: RunConfig, server: ServerConfig, watch: Watcher) -> ServerLM:
     from paft.lm.server import open_server
 
-    return open_server(server, source=config.source, style=config.style, say=watch.say)
+    settings = {"source": config.source, "style": config.style, "chat_template_kwargs": config.chat_template_kwargs}
+    return open_server(server, **settings, say=watch.say)  # type: ignore[arg-type]
 
 
 def _train_arm(

@@ -543,6 +543,8 @@ class RunConfig(Strict):
     """Kernel of attention by transformers' name (sdpa, flex_attention, flash_attention_2, eager); None: transformers chooses."""
     style: Literal["auto", "chat", "raw"] = "auto"
     """auto: the model's chat template when it has one, else raw text."""
+    chat_template_kwargs: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], str | int | float | bool | None] = {}
+    """Settings of the model's own chat template, such as {enable_thinking: false}: for training and scoring alike."""
     data: DataConfig = DataConfig()
     train: TrainConfig = SFTConfig()
     arms: dict[str, ArmConfig] = {

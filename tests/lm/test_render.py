@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from paft.errors import ConfigError, RenderError
 from paft.grid import Cell, Grid
-from paft.lm.render import Renderer
+from paft.lm.render import Renderer, settle_template
 from paft.lm.types import Message
 from paft.prompts import Template
 from paft.tasks import ChoiceText, Example, Labels
@@ -75,3 +75,24 @@ def test_a_template_that_writes_the_date_writes_one_day():
     words = tiny.tokenizer(chat=True)
     words.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}"
     assert Renderer(words, "chat").prompt_text((Message("user", "hi"),)) == "26 Jul 2024 hi"
+
+
+THINKS = "\n{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{% if enable_thinking is defined and enable_thinking is false %}<none>{% endif %}{{ tone }}{% endif %}"
+
+
+def test_settings_of_a_template_are_written_into_it():
+    words = tiny.tokenizer(chat=True)
+    words.chat_template = THINKS
+    plain = Renderer(words, "chat").prompt_text((Message("user", "hi"),))
+    settle_template(words, {"enable_thinking": False, "tone": 'say "hi" {{ 1 }}'})
+    settled = Renderer(words, "chat").prompt_text((Message("user", "hi"),))
+    assert settled == f'{plain}<none>say "hi" {{{{ 1 }}}}'
+    before = words.chat_template
+    with pytest.raises(
+        ConfigError, match=r"chat_template_kwargs\.enable_thinkin: the model's chat template reads nothing"
+    ):
+        settle_template(words, {"enable_thinkin": False})
+    settle_template(words, {})
+    assert words.chat_template == before
+    with pytest.raises(ConfigError, match="reads nothing of that name"):
+        settle_template(tiny.tokenizer(chat=False), {"enable_thinking": False})

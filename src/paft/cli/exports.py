@@ -135,7 +135,13 @@ def _training(path: Path, overrides: list[str] | None, arm: str, say: Any) -> tu
         raise ConfigError(f"--arm {arm}: expected an arm that is trained: {few(tuned)}")
     materials = prepare(settings, say, judges=False)
     assert settings.model is not None  # an arm is trained
-    renderer = load_renderer(settings.model, source=settings.source, style=settings.style, say=say)
+    renderer = load_renderer(
+        settings.model,
+        source=settings.source,
+        style=settings.style,
+        chat_template_kwargs=settings.chat_template_kwargs,
+        say=say,
+    )
     return settings, training, train_grid(materials.prompts, materials.train, training, settings.seed), renderer
 
 

@@ -32,6 +32,11 @@ Recorded = dict[str, list[dict[str, Any]]]
 @contextlib.contextmanager
 def new_export(config: RunConfig, materials: Materials, out: Path) -> Iterator[Path]:
     """A folder to write an export into, which becomes `out` whole or not at all, with what is asked kept in it. Raises ConfigError for a task that shows images."""
+    if config.chat_template_kwargs:
+        raise ConfigError(
+            f"chat_template_kwargs {config.chat_template_kwargs}: another tool renders by the model's template as it is; leave it out, "
+            "or score with paft eval"
+        )
     if materials.shows_images:
         raise ConfigError(
             f"task {materials.task.name!r} shows images, which an export would leave out; score it with paft eval"

@@ -59,6 +59,7 @@ def _merged(config: RunConfig, folder: ArmDir, out: Path, say: Say, *, images: b
         source=config.source,
         dtype=config.dtype,
         style=config.style,
+        chat_template_kwargs=config.chat_template_kwargs,
         adapter=folder.adapter,
         images=images,
         say=say,

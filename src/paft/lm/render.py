@@ -10,7 +10,8 @@ import contextlib
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,6 +75,23 @@ def _hash(ids: list[list[int]], shown: list[str]) -> str:
 def shown_in(chat: Chat) -> tuple[Image, ...]:
     """The images of all turns, in order."""
     return tuple(image for message in chat for image in message.images)
+
+
+def settle_template(words: Any, settings: Mapping[str, Any]) -> None:
+    """Write settings of a chat template, such as {"enable_thinking": False}, into the template of a tokenizer or processor: they hold
+    wherever it goes, and it is known by them. Raises ConfigError for one that it does not read."""
+    template = getattr(words, "chat_template", None)
+    for name in settings:
+        if not isinstance(template, str) or not re.search(rf"\b{re.escape(name)}\b", template):
+            raise ConfigError(
+                f"chat_template_kwargs.{name}: the model's chat template reads nothing of that name; leave it out"
+            )
+    if settings:
+        told = (
+            f"{{% set {name} = {'none' if value is None else json.dumps(value)} %}}" for name, value in settings.items()
+        )
+        # what is empty keeps a line break at the template's beginning
+        words.chat_template = "".join(told) + "{{ '' }}" + str(template)
 
 
 class _OneDay(datetime.datetime):

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 from paft.assets import Say, Source
@@ -95,10 +96,16 @@ def open_server(
     *,
     source: Source = "auto",
     style: Literal["auto", "chat", "raw"] = "auto",
+    chat_template_kwargs: Mapping[str, Any] = MappingProxyType({}),
     say: Say = lambda _: None,
 ) -> ServerLM:
     """The model that a server serves, by name, or the only one it has. Raises EndpointError when the server does not answer,
-    ConfigError when it has no such model."""
+    ConfigError when it has no such model, and for settings of a chat template that is the server's."""
+    if chat_template_kwargs and config.tokenizer is None:
+        raise ConfigError(
+            f"chat_template_kwargs {dict(chat_template_kwargs)}: the server makes the prompt, by a template that is not here; name the "
+            "model's tokenizer"
+        )
     endpoint = Endpoint(
         config.model or "served",
         config.base_url,
@@ -112,7 +119,9 @@ def open_server(
     if config.tokenizer is not None:
         from paft.lm.hf import load_renderer
 
-        renderer = load_renderer(config.tokenizer, source=source, style=style, say=say)
+        renderer = load_renderer(
+            config.tokenizer, source=source, style=style, chat_template_kwargs=chat_template_kwargs, say=say
+        )
     runner = asyncio.Runner()
     try:
         card = runner.run(_model_card(endpoint, config.model))
