@@ -18,6 +18,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from paft import pipeline
 from paft.config import AdaptiveSchedule, FixedSchedule, PaftSchedule, SFTConfig, load_run_config
@@ -190,6 +192,34 @@ def test_a_model_that_takes_no_count_of_tokens_is_trained_by_tokens_all_the_same
     model.model.accepts_loss_kwargs = False
     other = train(tmp_path / "b", CONFIG.model_copy(update={"micro_batch_size": 1}), rows=16, model=model)
     assert [row["loss"] for row in other] == [row["loss"] for row in plain]
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
+def test_lora_on_texts_stays_out_of_the_part_that_reads_images(tmp_path, targets):
+    """Its layers have the same names; adapters there would never train, and keep several processes waiting for their gradients."""
+    words = tiny.tokenizer(chat=True)
+    text = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "vocab_size": len(words), "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    whole = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
+    whole.generation_config.eos_token_id = 1
+    model = HFModel(whole.eval().requires_grad_(False), words, identity="both")
+    config = CONFIG.model_copy(update={"lora": {"r": 2, "target_modules": targets}, "epochs": 1})
+    rows = train(tmp_path, config, rows=12, model=model)
+    assert len(rows) == 3
+    adapter = load_file(tmp_path / "arm" / "adapter" / "adapter_model.safetensors")
+    assert adapter
+    assert all("language_model" in name for name in adapter)
+    assert all(bool(weight.any()) for name, weight in adapter.items() if "lora_B" in name)  # all of them were trained
 
 
 def test_mixed_precision_ends_with_the_training(tmp_path):

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -258,9 +259,19 @@ def with_lora(model: HFModel, settings: dict[str, Any], seed: int, start: Path |
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return get_peft_model(model.model, lora_config(settings))
+            return get_peft_model(model.model, lora_config(_where_texts_are_read(model, settings)))
     except ValueError as error:
         raise ConfigError(f"train.lora {settings!r}: {str(error).splitlines()[0][:200]}") from None
+
+
+def _where_texts_are_read(model: HFModel, settings: dict[str, Any]) -> dict[str, Any]:
+    """LoRA of a model that could read images or sounds too, on texts: kept out of those parts, where nothing would train it."""
+    config = model.model.config
+    if model.renderer.reads_images or "exclude_modules" in settings or config.get_text_config() is config:
+        return settings
+    decoder = model.model.get_decoder()
+    prefix = next((name for name, module in model.model.named_modules() if module is decoder), "")
+    return {**settings, "exclude_modules": rf"(?!{re.escape(prefix)}\.|lm_head).+"} if prefix else settings
 
 
 def save_tuned(
