@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from paft.store import (
     new_folder,
     read_jsonl,
     write_json,
+    write_rows,
     write_text,
 )
 
@@ -272,6 +274,11 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     killed.kill()
     killed.communicate()
     assert path.read_text() == "ab" * 500_000
+
+
+def test_a_table_without_rows_is_a_table(tmp_path: Path) -> None:
+    write_rows(iter(()), tmp_path / "none.parquet")
+    assert pyarrow.parquet.read_table(tmp_path / "none.parquet").num_rows == 0
 
 
 def test_json_holds_any_text(tmp_path: Path) -> None:

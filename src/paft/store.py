@@ -116,6 +116,8 @@ def _write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> None:
             table = pyarrow.Table.from_pylist(batch, schema=writer.schema if writer else None)
             writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
             writer.write_table(table)
+        if writer is None:
+            pyarrow.parquet.write_table(pyarrow.table({}), path)  # no rows, and a file that can be read all the same
     finally:
         if writer is not None:
             writer.close()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from paft.errors import EndpointError
+from paft.lm import endpoint as endpoint_module
 from paft.lm.endpoint import Endpoint
 from paft.lm.types import Message
 from tests.chat_server import ChatServer
@@ -57,3 +58,25 @@ def test_another_refusal_is_not_asked_again():
         with pytest.raises(EndpointError, match="HTTP 400"):
             asyncio.run(ask())
         assert len(server.asked) == 1
+
+
+def test_a_body_that_is_no_reply_is_shown_and_one_without_choices_is_an_empty_reply(monkeypatch):
+    monkeypatch.setattr(endpoint_module, "TRIES", 2)
+
+    class Odd(ChatServer):
+        def respond(self, request: Any, body: dict[str, Any]) -> tuple[int, Any]:
+            return 200, self.reply
+
+    async def ask(url: str) -> str:
+        endpoint = Endpoint("m", url)
+        try:
+            return (await endpoint.ask((Message("user", "?"),), 0)).text
+        finally:
+            await endpoint.close()
+
+    with Odd(reply={"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 0}}) as server:
+        assert asyncio.run(ask(server.url)) == ""
+        assert len(server.asked) == 1  # paid for once
+    with Odd(reply={"error": "out of credit"}) as server:
+        with pytest.raises(EndpointError, match=r"HTTP 200 with .*out of credit.*, which is no reply"):
+            asyncio.run(ask(server.url))

@@ -138,7 +138,12 @@ class Endpoint:
                         raise RefusedError(self._refusal(response), status)
                 except (httpx2.HTTPError, _UnreadableError) as error:
                     # a body that ends early or says nothing readable is as good as none
-                    last, status, wait = type(error).__name__.strip("_"), 0, 0.0
+                    last, status, wait = (
+                        str(error) if isinstance(error, _UnreadableError) else type(error).__name__,
+                        0,
+                        0.0,
+                    )
+                    last = self._hidden(last)
             if attempt + 1 == tries:
                 break
             wait = min(max(wait, 0.5 * 2**attempt * random.uniform(0.5, 1.0)), LONGEST_WAIT)
@@ -224,14 +229,15 @@ class _Pace:
 
 
 class _UnreadableError(Exception):
-    """A body of status 200 that is no reply."""
+    """A body of status 200 that is no reply; the message has its beginning."""
 
 
 def _read(response: httpx2.Response, read: Callable[[Any], Read]) -> Read:
     try:
         return read(response.json())
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise _UnreadableError from error
+        start = " ".join(response.text[:400].split())[:80]
+        raise _UnreadableError(f"HTTP 200 with {start!r}, which is no reply") from error
 
 
 def messages(chat: Chat) -> list[dict[str, str]]:
@@ -245,7 +251,7 @@ def messages(chat: Chat) -> list[dict[str, str]]:
 
 def read_reply(body: Any, chat: Chat, model: str) -> Reply:
     """The reply in a body. One without a text (a filter, a limit reached while thinking) is a reply of no text: it was paid for."""
-    choice = body["choices"][0]
+    choice = body["choices"][0] if body["choices"] else {"message": {}, "finish_reason": "content_filter"}
     said = choice["message"].get("content")
     if isinstance(said, list):  # content in parts
         said = "".join(part["text"] for part in said if isinstance(part, dict) and isinstance(part.get("text"), str))

@@ -141,7 +141,7 @@ async def _model_card(endpoint: Endpoint, wanted: str | None) -> dict[str, Any]:
     """What the server says of the model: at least its id."""
 
     def read(body: Any) -> list[dict[str, Any]]:
-        return [card for card in body["data"] if isinstance(card["id"], str)]
+        return [card for card in (body if isinstance(body, list) else body["data"]) if isinstance(card["id"], str)]
 
     try:
         cards = {card["id"]: card for card in await endpoint.send("models", None, read, tries=3)}
