@@ -111,8 +111,13 @@ def _load(config: RunConfig, name: str | None, say: Callable[[str], None], image
 def _served(config: RunConfig, server: ServerConfig, watch: Watcher) -> ServerLM:
     from paft.lm.server import open_server
 
-    settings = {"source": config.source, "style": config.style, "chat_template_kwargs": config.chat_template_kwargs}
-    return open_server(server, **settings, say=watch.say)  # type: ignore[arg-type]
+    return open_server(
+        server,
+        source=config.source,
+        style=config.style,
+        chat_template_kwargs=config.chat_template_kwargs,
+        say=watch.say,
+    )
 
 
 def _train_arm(

@@ -202,12 +202,8 @@ def gate(
         name = arm_of(list(tables), arm)
         scorer: str = policy.scorer or next(iter(tables[name]))
         matrix = table_of(tables[name], scorer, f"{target}:{name}")
-        limit = 0
-        if any(
-            criterion.measure == "tokens" for criterion in policy.criteria
-        ):  # longer answers than any that was seen may come
-            told = load_results(target)
-            limit = told["arms"][name].get("answer_limit") or told["config"]["evaluate"]["max_new_tokens"] or 0
+        demanded = {criterion.measure for criterion in policy.criteria}
+        limit = _answer_limit(target, name) if "tokens" in demanded else 0
         return judge(matrix, policy, _baselines(policy, matrix, scorer), answer_limit=limit)
     config = load_run_config(target)
     name = arm_of(list(config.arms), arm)
@@ -236,6 +232,12 @@ def gate(
 
             known = _baselines(policy, asker.matrix(scorer, order), scorer)
             return hunt(policy, num_examples, ask, order, known, asker.longest)
+
+
+def _answer_limit(run: Path, arm: str) -> int:
+    """Most tokens of a free answer in a finished run, whatever was seen; 0 where an old run does not tell."""
+    told = load_results(run)
+    return int(told["arms"][arm].get("answer_limit") or told["config"]["evaluate"]["max_new_tokens"] or 0)
 
 
 def _baselines(policy: PolicyConfig, matrix: ScoreMatrix, scorer: str) -> dict[str, np.ndarray]:

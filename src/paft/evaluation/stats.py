@@ -111,7 +111,7 @@ def prompt_sd(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
     low2, high2 = s2_prompt_interval(values_KN, level)
     high2 = min(high2, max(0.25, d.s2_prompt))  # accuracies cannot vary by more
     if d.ms_prompt == d.ms_item == d.ms_residual == 0:  # all cells alike tell no more than that another outcome is rare
-        high2 = _alike(n, level) ** 2
+        high2 = min(0.25, _alike(n, level) ** 2)
     root = [math.sqrt(max(0.0, x)) for x in (d.s2_prompt, low2, high2)]
     method = f"debiased: variance component, F interval, new prompts{_assumed(k)}"
     return Estimate("prompt_sd", root[0], root[1], root[2], level, method, k, n)

@@ -95,9 +95,7 @@ def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
     bits = quantised_bits(config, "ms-swift")
     if train.lora is None:
         return {"tuner_type": "full"}
-    plain = {
-        "bnb_4bit_quant_type": "fp4",
-        "bnb_4bit_use_double_quant": False,
-    }  # what transformers takes where nothing is said
+    # what transformers takes where nothing is said
+    plain = {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}
     quantised = {"quant_method": "bnb", "quant_bits": bits, **plain} if bits else {}
     return {"tuner_type": "lora", **adapter_settings(train, _LORA, "ms-swift"), **quantised}

@@ -251,7 +251,8 @@ def messages(chat: Chat) -> list[dict[str, str]]:
 
 def read_reply(body: Any, chat: Chat, model: str) -> Reply:
     """The reply in a body. One without a text (a filter, a limit reached while thinking) is a reply of no text: it was paid for."""
-    choice = body["choices"][0] if body["choices"] else {"message": {}, "finish_reason": "content_filter"}
+    nothing: dict[str, Any] = {"message": {}, "finish_reason": "content_filter"}
+    choice = body["choices"][0] if body["choices"] else nothing
     said = choice["message"].get("content")
     if isinstance(said, list):  # content in parts
         said = "".join(part["text"] for part in said if isinstance(part, dict) and isinstance(part.get("text"), str))
