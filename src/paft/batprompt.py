@@ -76,7 +76,8 @@ def batprompt(
     place = BuildDir(out)
     with place.locked():
         kept = config.model_dump(mode="json", exclude={"rounds": True, "writer": set(FREE)})
-        settings = dump_yaml({**kept, "run": run.model_dump(mode="json")})  # more rounds or a larger budget go on
+        # more rounds or a larger budget go on; what has its default is left out, so that a later version's new settings do not stop a search
+        settings = dump_yaml({**kept, "run": run.model_dump(mode="json", exclude_defaults=True)})
         if place.settings.exists() and place.settings.read_text(encoding="utf-8") != settings:
             raise PromptSetError(
                 f"{out}: holds a search with other settings ({place.settings.name}); choose another --out"
