@@ -109,7 +109,9 @@ def test_wrong_input_is_named_before_anything_is_asked(tmp_path):
             batprompt(settings(tmp_path, server), tmp_path / "out")
         tiny.write_config(tmp_path)
         batprompt(settings(tmp_path, server, rounds=1), tmp_path / "out")
-        assert "quantization" not in (tmp_path / "out" / "build.yaml").read_text()  # defaults: a later version may know more
+        assert (
+            "quantization" not in (tmp_path / "out" / "build.yaml").read_text()
+        )  # defaults: a later version may know more
         with pytest.raises(PromptSetError, match="holds a search with other settings"):
             batprompt(settings(tmp_path, server, candidates=5), tmp_path / "out")
 
