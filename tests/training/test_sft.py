@@ -25,7 +25,7 @@ from paft import pipeline
 from paft.config import AdaptiveSchedule, FixedSchedule, PaftSchedule, SFTConfig, load_run_config
 from paft.errors import ConfigError, RenderError, ResourceError, ShapeError
 from paft.grid import Cell, Grid
-from paft.lm.hf import HFModel
+from paft.lm.hf import MADE_ON, HFModel
 from paft.lm.passes import kernel_mask
 from paft.prompts import PromptSet, Template
 from paft.store import ArmDir, read_jsonl
@@ -677,6 +677,10 @@ def test_the_weights_of_the_best_check_are_kept_and_the_earliest_of_equals(tmp_p
         (line,) = told
         assert "was trained on memory, and is put on hub:tiny" in line
         assert check_on_dev(again, dev)["accuracy_K"] == best["accuracy_K"]
+        for broken in (b'{"origin": "hub:tiny", "iden', b"[]", b"\xff\xfe"):  # what nobody can read says nothing
+            (arm.adapter / MADE_ON).write_bytes(broken)
+            assert replace(tiny.hf_model(seed=1), say=told.append).with_adapter(arm.adapter)
+        assert told == [line]
 
 
 def test_a_check_on_dev_allows_free_answers_as_many_tokens_as_an_evaluation(tmp_path, monkeypatch):

@@ -1,0 +1,239 @@
+"""Free answers of a small real model to tasks whose graders graders.py runs: 200 items of each, one directory a run.
+
+    python benchmarks/records.py --rows plan=plan_json.json.gz review=review_str.json.gz --out records
+    HF_HUB_OFFLINE=1 HF_HUB_CACHE=records/hub python benchmarks/graders.py --peers peers --runs records/review records/plan
+
+`review` and `plan` are T-Eval's own tasks on its public rows, handed to paft as a cache of the hub. The rows of its other parts are not public
+in any place that was reached; `instruct`, `retrieve` and `understand` ask for a call, a tool's name and arguments out of the public plans, `reason` for
+the thought that the public reviews keep. `geometry` asks in words what Geometry3K shows in drawings; `texts` are SciQ's questions without options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from graders import rows_of
+
+from paft.tasks import load_task
+from paft.tasks.table import TASKS
+
+ITEMS = 200
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked: prompts (text, answer), the limit of an answer in tokens, and of a task of one's own its description and rows."""
+
+    prompts: list[tuple[str, Any]]
+    limit: int
+    task: Row = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+
+def review(_: Row) -> Asked:
+    item = "Goal: {goal}\nTool: {tool}\nArguments: {arguments}\nResponse: {response}\n\nWhat came of it?\n{choices}\n\n"
+    wrapped = {"wrap": "Answer: {answer}", "of": "letters"}
+    return Asked([(item + "Reply like this: Answer: C", wrapped), (item + 'Reply with "Answer: " and one letter.', wrapped)], 16)
+
+
+def plan(_: Row) -> Asked:
+    shape = '[{"id": 0, "name": "Tool.first", "args": {"key": "value"}}, {"id": 1, "name": "Tool.second", "args": {"key": 5}}]'
+    asked = "Tools:\n{tools}\n\nRequest: {request}\n\n"
+    ends = f"Write a plan, a JSON list of calls in order, such as\n{shape}\nNothing but the list.", f"Which calls, in which order? Reply like this:\n{shape}"
+    return Asked([(asked + end, "plan") for end in ends], 160)
+
+
+def calls_of(rows: Row) -> Iterator[tuple[str, str, Row, Row]]:
+    """Of every plan its request, and every tool's name, description and arguments as called."""
+    for row in rows.values():
+        (fields, _, _) = TASKS["teval-plan"].hub.convert(row)
+        tools = dict(ast.literal_eval(str(fields["tools"])))
+        for step in row["ground_truth"]:
+            if step["name"] in tools and isinstance(step["args"], dict):
+                yield str(fields["request"]), step["name"], tools[step["name"]], step["args"]
+
+
+def told(tool: Row) -> str:
+    """A tool in a few lines."""
+    told = [f"{tool['name']}: {tool['description']}"]
+    told += [f"- {each['name']} ({each['type']}): {each['description']}" for each in tool["required_parameters"] + tool["optional_parameters"]]
+    return "\n".join(told)
+
+
+def once(found: Iterator[Row]) -> list[Row]:
+    """Rows that differ, a seeded choice of them."""
+    different = list({json.dumps(row, sort_keys=True): row for row in found}.values())
+    return random.Random(0).sample(different, ITEMS)
+
+
+def instruct(rows: Row) -> Asked:
+    def found() -> Iterator[Row]:
+        for _, name, tool, args in calls_of(rows):
+            if args:
+                wanted = " and ".join(f"{key} {value}" for key, value in args.items())
+                yield {"tools": told(tool), "request": f"Call {name} with {wanted}.", "call": {"name": name, "args": args}}
+
+    asked = '{tools}\n\n{request} Write the call as JSON, such as\n{"goal": "why", "name": "Tool.name", "args": {"key": "value"}}\n'
+    task = {"kind": "call", "fields": ["tools", "request"], "answer": "call"}
+    return Asked([(asked, "call"), (asked + "Nothing but the JSON.", "call")], 64, task, once(found()))
+
+
+def retrieve(rows: Row) -> Asked:
+    def found() -> Iterator[Row]:
+        for row in rows.values():
+            fields, _, _ = TASKS["teval-plan"].hub.convert(row)
+            names = row["meta"]["API_list"]
+            if len(names) > 1:
+                yield {"request": fields["request"], "names": names, "name": row["ground_truth"][0]["name"]}
+
+    task = {"fields": ["request"], "choices_from": "names", "answer": "name"}
+    asked = "Request: {request}\n\nTools:\n{choices}\n\nWhich tool is called first?"
+    return Asked([(asked + end, "text") for end in (" Reply with its name only.", "\nName:")], 24, task, once(found()))
+
+
+def understand(rows: Row) -> Asked:
+    def found() -> Iterator[Row]:
+        for request, _, tool, args in calls_of(rows):
+            if args:
+                yield {"request": request, "tools": told(tool), "args": str(args)}
+
+    task = {"kind": "text", "score": "similarity", "fields": ["request", "tools"], "answer": "args"}
+    asked = "Request: {request}\n\nTool:\n{tools}\n\nWrite the arguments of the call"
+    return Asked([(asked + end, "text") for end in (" as {'key': 'value'}.", ", a Python dict:")], 48, task, once(found()))
+
+
+def reason(rows: Row) -> Asked:
+    def found() -> Iterator[Row]:
+        for row in rows.values():
+            fields, _, _ = TASKS["teval-review"].hub.convert(row)
+            thought = row["ground_truth"]["thought"].strip()
+            if thought:
+                yield {**fields, "response": str(fields["response"])[:400], "thought": thought}
+
+    task = {"kind": "text", "score": "similarity", "fields": ["goal", "tool", "arguments", "response"], "answer": "thought"}
+    item = "Goal: {goal}\nTool: {tool}\nArguments: {arguments}\nResponse: {response}\n\n"
+    keyed = {"wrap": '{"thought": "{answer}"}', "of": "text"}
+    return Asked(
+        [(item + "What do you think of the response? One or two sentences.", "text"), (item + 'Reply with JSON, such as {"thought": "It worked."}', keyed)],
+        48, task, once(found()),
+    )  # fmt: skip
+
+
+def root(square: int) -> str:
+    """Of a whole number, in LaTeX and as far out of the root as it goes."""
+    out = max(n for n in range(1, math.isqrt(square) + 1) if square % (n * n) == 0)
+    inner = square // (out * out)
+    return str(out) if inner == 1 else f"{'' if out == 1 else out}\\sqrt{{{inner}}}"
+
+
+def ratio(a: int, b: int) -> str:
+    shared = math.gcd(a, b)
+    return str(a // b) if a % b == 0 else f"\\frac{{{a // shared}}}{{{b // shared}}}"
+
+
+def geometry(_: Row) -> Asked:
+    rng = random.Random(0)
+    found: dict[str, str] = {}
+    while len(found) < ITEMS:
+        a, b, c = (rng.randrange(2, 20) for _ in range(3))
+        kinds = [
+            (f"The legs of a right triangle are {a} and {b} long. How long is its hypotenuse?", root(a * a + b * b)),
+            (f"A right triangle has a hypotenuse of {a + b} and a leg of {a}. How long is the other leg?", root(b * b + 2 * a * b)),
+            (f"What is the area of a circle with a radius of {a}?", f"{a * a}\\pi"),
+            (f"What is the circumference of a circle with a diameter of {a}?", f"{a}\\pi"),
+            (f"How long is the diagonal of a square with a side of {a}?", root(2 * a * a)),
+            (f"Two angles of a triangle have {3 * a} and {4 * b} degrees. How many has the third?", str(180 - 3 * a - 4 * b)),
+            (f"The parallel sides of a trapezoid are {a} and {b} long, its height is {c}. What is its area?", ratio((a + b) * c, 2)),
+            (f"The diagonals of a rhombus are {a} and {b} long. What is its area?", ratio(a * b, 2)),
+            (f"Two triangles are similar. Sides of {a} and {b} in the first match {c} and x in the second. What is x?", ratio(b * c, a)),
+            (f"How many degrees has each interior angle of a regular polygon with {a + 1} sides?", ratio(180 * (a - 1), a + 1)),
+            (f"What is the volume of a cylinder with a radius of {a} and a height of {b}?", f"{a * a * b}\\pi"),
+        ]
+        question, gold = kinds[len(found) % len(kinds)]
+        found[question] = gold
+    boxed = {"wrap": "\\boxed{{answer}}", "of": "expression"}
+    asked = [("{problem} Put the answer into \\boxed{}.", boxed), ("{problem} Reply with the answer only.", "expression")]
+    return Asked(asked, 96, {"kind": "expression", "fields": ["problem"], "answer": "gold"}, [{"problem": q, "gold": gold} for q, gold in found.items()])
+
+
+def texts(_: Row) -> Asked:
+    rows = ({**each.fields, "gold": each.choices[each.answer]} for each in load_task("sciq").split("validation").examples if each.fields["support"])
+    task = {"kind": "text", "score": "f1", "fields": ["question", "support"], "answer": "gold"}
+    asked = "{support}\n\n{question}\n"
+    return Asked([(asked + "Answer in a few words.", "text"), (asked + "Answer:", "text")], 16, task, once(rows))
+
+
+ASKED: dict[str, tuple[str, Callable[[Row], Asked]]] = {
+    "review": ("review", review), "plan": ("plan", plan), "instruct": ("plan", instruct), "retrieve": ("plan", retrieve),
+    "understand": ("plan", understand), "reason": ("review", reason), "geometry": ("", geometry), "texts": ("", texts),
+}  # fmt: skip
+"""Which public rows each needs."""
+
+
+def cached(hub: Path, name: str, rows: Row) -> None:
+    """The rows of a part of T-Eval, as the hub's client keeps them."""
+    source = TASKS[f"teval-{name}"].hub
+    home = hub / f"datasets--{source.repo.replace('/', '--')}"
+    snapshot, (file,) = "0" * 40, source.splits.values()
+    target = home / "snapshots" / snapshot / file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(rows), encoding="utf-8")
+    (home / "refs").mkdir(exist_ok=True)
+    (home / "refs" / source.revision).write_text(snapshot)
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("names", nargs="*", default=list(ASKED), metavar="NAME", help=", ".join(ASKED))
+    asked.add_argument("--rows", nargs="*", default=[], metavar="PART=FILE", help="plan, review: T-Eval's public rows")
+    asked.add_argument("--out", type=Path, required=True)
+    got = asked.parse_args()
+    rows = {part: rows_of(Path(path)) for part, _, path in (each.partition("=") for each in got.rows)}
+    out = got.out.absolute()
+    for name in got.names:
+        part, make = ASKED.get(name) or asked.error(f"{name}: expected {', '.join(ASKED)}")
+        if part and part not in rows:
+            asked.error(f"{name} needs --rows {part}=FILE")
+        found, folder = make(rows.get(part, {})), out / "tasks" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        task = f"teval-{name}"
+        if found.rows:
+            task = str(folder / "task.yaml")
+            data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
+            (folder / "rows.jsonl").write_text(data, encoding="utf-8")
+            description = {"name": name, **found.task, "files": {"test": "rows.jsonl"}, "prompts": "prompts.yaml"}
+            Path(task).write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
+        else:
+            cached(out / "hub", name, rows[part])
+        prompts = {"task": task, "test": [{"text": text, "answer": answer} for text, answer in found.prompts]}
+        (folder / "prompts.yaml").write_text(yaml.safe_dump(prompts, sort_keys=False), encoding="utf-8")
+        run = {
+            "name": name, "task": task, "prompts": str(folder / "prompts.yaml"), "model": MODEL, "dtype": "float32", "arms": {"base": {}},
+            "evaluate": {
+                "split": "test", "scorers": ["generation"], "examples": ITEMS, "max_new_tokens": found.limit,
+                "embeddings": "sentence-transformers/all-MiniLM-L6-v2",
+            },
+        }  # fmt: skip
+        (folder / "run.yaml").write_text(yaml.safe_dump(run, sort_keys=False), encoding="utf-8")
+        settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(out / "hub")}
+        done = subprocess.run([sys.executable, "-m", "paft", "run", folder / "run.yaml", "--out", out / name], env=os.environ | settings)
+        if done.returncode:
+            sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
