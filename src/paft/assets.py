@@ -260,22 +260,26 @@ def resolve_model(name: str, source: Source = "auto", say: Say = lambda _: None)
 def hub_snapshot(repo: str, kind: Literal["model", "dataset"], allow: list[str] | None, revision: str = "main") -> Path:
     """Directory of a hub repository's files, from the hub or its local cache (HF_HUB_OFFLINE is honoured).
 
-    allow: glob patterns of the files wanted, None for all but duplicate weight formats.
+    allow: glob patterns of the files wanted, None for all but other formats of the same weights; pickled ones only where there are no others.
     Raises AssetError with the hub's reason in one line.
     """
     import huggingface_hub
     from huggingface_hub import errors as hub_errors
 
-    try:
+    def fetched(*ignored: str) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
-                repo,
-                repo_type=kind,
-                revision=revision,
-                allow_patterns=allow,
-                ignore_patterns=None if allow else ["*.bin", "*.pth", "*.h5", "*.msgpack", "*.onnx*", "original/*"],
+                repo, repo_type=kind, revision=revision, allow_patterns=allow, ignore_patterns=list(ignored) or None
             )
         )
+
+    others = "*.pth", "*.h5", "*.msgpack", "*.onnx*", "original/*"
+    try:
+        if allow:
+            return fetched()
+        directory = fetched("*.bin", *others)
+        has_weights = any(file.suffix in (".safetensors", ".gguf") for file in directory.rglob("*"))
+        return directory if has_weights else fetched(*others)
     except hub_errors.GatedRepoError:
         raise AssetError(f"hub {kind} {repo} is gated; accept its terms on the hub and set HF_TOKEN") from None
     except hub_errors.RepositoryNotFoundError:

@@ -52,7 +52,7 @@ class Materials:
 def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True) -> Materials:
     """Load and check everything that can be wrong before a model is touched. judges: answers are to be judged, here and now."""
     task = load_task(config.task, config.source, say)
-    prompts = _prompts_for(config, task)
+    prompts = prompts_for(config, task)
     _check_scorers(config, task, judges, say)
     splits: dict[str, Split] = {}
 
@@ -109,7 +109,8 @@ def take(items: Sequence[Item], size: int | None, seed: int) -> tuple[Item, ...]
     return tuple(items[i] for i in subset(len(items), size, seed))
 
 
-def _prompts_for(config: RunConfig, task: Task) -> PromptSet:
+def prompts_for(config: RunConfig, task: Task) -> PromptSet:
+    """The prompt set that a run names, or its task's own. Raises ConfigError where there is none, PromptSetError where it does not fit."""
     name = config.prompts or task.prompts
     if name is None:
         raise ConfigError(

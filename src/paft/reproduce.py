@@ -20,14 +20,16 @@ import numpy as np
 import yaml
 
 from paft.batprompt import batprompt
-from paft.config import BatpromptConfig, RunConfig, load_run_config
+from paft.config import ArmConfig, BatpromptConfig, RunConfig, load_run_config
 from paft.errors import ConfigError, PaftError, few, nearest
 from paft.evaluation.remedies import batch_calibrated, ensemble
 from paft.evaluation.stats import compare
 from paft.finished import compare_seeds, load_results, load_tables
+from paft.materials import prompts_for
 from paft.pipeline import run
 from paft.prompts import PromptSet
 from paft.store import write_json, write_text
+from paft.tasks import load_task
 from paft.tasks.answers import Labels
 
 EPOCH_SHARE = 0.9
@@ -123,9 +125,8 @@ def plan(
         config = load_run_config(None, overrides, base)
         _check(config, experiment, model, task, seed, asked["arms"])
         last = list(asked["arms"])[-1]  # what the others are compared with, also those that an override adds
-        config = config.model_copy(
-            update={"arms": {**{n: a for n, a in config.arms.items() if n != last}, last: config.arms[last]}}
-        )
+        ordered = {**{n: a for n, a in config.arms.items() if n != last}, last: config.arms[last]}
+        config = config.model_copy(update={"arms": {n: _titled(config, n, arm) for n, arm in ordered.items()}})
         column, place = task, [kept, scale]
         if asked["runs"] == "models":
             short = str(config.model).rstrip("/").rpartition("/")[2]
@@ -138,6 +139,20 @@ def plan(
     titles = {name: arm.title or name for name, arm in config.arms.items()}
     hours = flops / float(size["speed"]) / 3600
     return Plan(experiment, scale, asked["about"], titles, runs, size.get("needs_gib", 0.0), flops, hours, search)
+
+
+def _titled(config: RunConfig, name: str, arm: ArmConfig) -> ArmConfig:
+    """The arm with K, T and the number of prompts in its title as its settings, overrides included, have them."""
+    train, title = config.training_of(name), arm.title
+    if train is None or title is None:
+        return arm
+    for sign, value in (
+        ("{K}", getattr(train.schedule, "steps_per_prompt", "")),
+        ("{T}", f"{train.epochs:g}"),
+        ("{P}", train.prompts),
+    ):
+        title = title.replace(sign, str(value))
+    return arm.model_copy(update={"title": title})
 
 
 _BATPROMPT = {"batprompt": {"title": "BATprompt", "train": {"schedule": {"kind": "fixed", "prompt": 0}}}}
@@ -162,6 +177,12 @@ def _check(config: RunConfig, experiment: str, model: str, task: str, seed: int,
         raise ConfigError("evaluate.also: min-con needs the adversarial prompts; leave it out")
     if experiment == "inference" and config.evaluate.scorers != ["generation"]:
         raise ConfigError("evaluate.scorers: inference is about free answers; leave it out")
+    most = max(train.prompts or 0 for name in config.arms if (train := config.training_of(name)))
+    if most and most > (held := len(prompts_for(config, load_task(config.task, config.source)).train)):
+        raise ConfigError(
+            f"{experiment}: a row trains on {most} prompts, and the set of task {Path(config.task).stem} has {held} train prompts; "
+            "take another --task, or name a larger set (prompts=FILE)"
+        )
     last = list(arms)[-1]
     if late := [name for name, arm in config.arms.items() if arm.start == last]:
         raise ConfigError(f"arms.{late[0]}.start {last}: {last} comes last, as what the others are compared with")
@@ -263,13 +284,16 @@ def _figures(planned: Plan, task: str) -> dict[str, Any]:
     results = [load_results(folder) for folder in folders]
     scorer = results[0]["config"]["evaluate"]["scorers"][0]
     arms = {arm: _of_arm([result["arms"][arm] for result in results], scorer) for arm in planned.arms}
+    task_of, prompts = results[0]["task"], results[0]["prompts"]["test"]
     found = {
         "scorer": scorer,
         "seeds": len(folders),
+        "sizes": {"train": task_of["train_examples"], "prompts": len(prompts), "examples": task_of["test_examples"]},
         "arms": arms,
         "differences": _differences(planned, folders, scorer),
     }
-    if planned.experiment == "table1" and scorer == "likelihood":
+    as_summed = results[0]["config"]["evaluate"]["normalization"] == "sum"
+    if planned.experiment == "table1" and scorer == "likelihood" and as_summed:
         found["remedies"] = _remedies(folders[0])
     return found
 
@@ -382,11 +406,9 @@ def _markdown(planned: Plan, figures: Mapping[str, Any]) -> str:
             lines.append(f"- {task}: {_remedied(told_of)}")
     if planned.experiment == "kt":
         lines += ["", _choice(planned, figures)]
-    config, _ = next(iter(planned.runs.values()))
     lines += [
         "",
-        f"{', '.join(planned.models)}; {config.data.train_examples} train rows; {config.evaluate.prompts or 'all'} unseen prompts x "
-        f"{config.evaluate.examples or 'all'} examples; seeds {', '.join(map(str, planned.seeds))}; paft {metadata.version('paft')}, "
+        f"{', '.join(planned.models)}; {_sizes(planned, figures)}; seeds {', '.join(map(str, planned.seeds))}; paft {metadata.version('paft')}, "
         f"{time.strftime('%Y-%m-%d', time.gmtime())}."
         + (
             " The paper's model has 8 billion weights, its prompts are others: its column is no target."
@@ -397,6 +419,17 @@ def _markdown(planned: Plan, figures: Mapping[str, Any]) -> str:
     if len(planned.seeds) < 3:
         lines.append(f"{len(planned.seeds)} training seed(s): differences of a few points may be luck.")
     return "\n".join(lines) + "\n"
+
+
+def _sizes(planned: Plan, figures: Mapping[str, Any]) -> str:
+    """What was trained on and asked, of every task where they differ."""
+    told = {
+        task: "{train} train rows, {prompts} unseen prompts x {examples} examples".format(**figures[task]["sizes"])
+        for task in planned.tasks
+    }
+    if len(set(told.values())) == 1:
+        return told[planned.tasks[0]]
+    return "; ".join(f"{task}: {each}" for task, each in told.items())
 
 
 def _remedied(told: Mapping[str, Any]) -> str:

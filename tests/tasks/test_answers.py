@@ -244,6 +244,58 @@ def test_any_completion_gets_a_verdict(text: str) -> None:
         assert (parsed.choice is not None) == (parsed.status == "valid")
 
 
+@pytest.mark.parametrize(
+    ("said", "choice"),
+    [
+        ("A is unrelated to the context.\nB is the most plausible ending.", 1),
+        ("A is implausible. B seems best.", None),
+        ("A: unlikely.\nB: likely.", 1),
+        ("A - no. B - yes, he runs away.", None),
+        ("The wrong answer is A. The right one is B.", 1),
+        ("The incorrect answer is A.", None),
+        ("The worst answer is A; the best is B.", 1),
+        ("If the answer is A, then she would sit. So the answer is B.", 1),
+        ("I do not believe that the answer is A.", None),
+        ("I don't think the answer is A.", None),
+        ("A is in line with the context.", 0),
+        ("The correct answer is option B. Option A is about sitting.", 1),
+        ("Option A is tempting, but the answer is option B.", 1),
+        ("__B__", 1),
+        ("_B_", 1),
+        ("The answer is __B__.", 1),
+    ],
+)
+def test_what_is_refused_is_not_given_and_marks_are_no_words(said: str, choice: int | None) -> None:
+    assert Labels().parse(said, FOUR).choice == choice
+
+
+def test_marks_of_underscores_are_no_part_of_a_choice_unless_a_choice_has_some() -> None:
+    assert Labels(("yes", "no")).parse("__Yes__", item("x", "y")).choice == 0
+    assert ChoiceText().parse("It is __good__", item("good", "bad")).choice == 0
+    assert ChoiceText().parse("__init__", item("init", "__init__")).choice == 1
+
+
+@pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        ("10", "3 * 4 = 12 cookies; he eats two.\nThe final answer is \\boxed{10}"),
+        ("18", "The final answer is $\\boxed{18}$ dollars for 5 days."),
+        ("0.5", "So it is \\boxed{\\frac{1}{2}}."),
+        ("18", "The answer is approximately 18. It took 3 days."),
+        ("18", "The answer is £18. It took 3 days."),
+        ("-5", "\u20135"),
+        ("18", "_18_"),
+        ("18", "9 * 2 = 16 and more. The answer is __18__."),
+        ("18", "The answer is 18.\n\nQuestion: Tom has 3 apples.\nAnswer: 5"),
+        ("18", "#### 18\n\nQuestion: Tom has 3 apples and total = 7"),
+        ("7", "I take 2 steps.\nProblem: 3 and 4.\nAnswer: 7"),
+        ("1000", "Answer: 1e3"),
+    ],
+)
+def test_a_number_is_read_where_people_give_it(gold: str, said: str) -> None:
+    assert Number().parse(said, Example("e", {}, (gold,), 0, is_open=True)).choice == 0
+
+
 def test_a_runaway_completion_is_read_in_no_time() -> None:
     for text in (
         "a, " * 20_000,
@@ -261,9 +313,18 @@ def test_a_runaway_completion_is_read_in_no_time() -> None:
         "\\boxed{" * 30_000,
         "\\boxed" + "\n" * 10**5,
         "答案" * 50_000,
+        "5" + "*" * 50_000 + "x",
+        "5" + " * " * 20_000 + "x",
+        "#" * 50_000 + "x",
+        "_" * 50_000,
+        "so 5" + "\n" * 50_000 + "x",
+        "x" + "\n" * 50_000,
     ):
         Labels().parse(text, FOUR)
         ChoiceText().parse(text, FOUR)
+        Number().parse(text, Example("e", {}, ("5",), 0, is_open=True))
+    for mark in ("**", '"'):
+        Wrapped(f"{mark}{{answer}}{mark}", ChoiceText()).parse(mark * 5_000, item("a" * 100, "b" * 100))
 
 
 def test_cues_and_wrappings_never_change_the_choice() -> None:
@@ -365,7 +426,7 @@ def test_numbers_are_for_open_answers_that_are_numbers():
     for example in (FOUR, Example("e", {}, ("seven",), 0, is_open=True)):
         with pytest.raises(TemplateError, match="needs an open answer that is a number"):
             Number().surfaces(example)
-    for text in ("", "1.2.3", "--1", "1e5", "one", "1/0", "9" * 300, "1 2"):
+    for text in ("", "1.2.3", "--1", "e5", "1e", "1e9999", "one", "1/0", "9" * 300, "1 2"):
         assert number_in(text) is None
     with pytest.raises(DataError, match="2 right answers"):
         Example("e", {}, ("1", "2"), 0, is_open=True)

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -57,6 +58,8 @@ def allowed():
         (RIGHT, PASSED),
         (f"Sure, here it is:\n```python\n{RIGHT}```\nIt adds them up.", PASSED),
         (f"```\n{RIGHT}", PASSED),
+        ("1. The code:\n   ```python\n" + textwrap.indent(RIGHT, "   ") + "   ```", PASSED),  # inside a list
+        (textwrap.indent(RIGHT, "    "), PASSED),
         ("    return sum(values)", PASSED),  # the body, as the original grader is given it
         ("\n    out = 0\n    for v in values:\n        out += v\n    return out\n", PASSED),
         ("def total(values):\n    return 3\n", FAILED),

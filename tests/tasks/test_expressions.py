@@ -41,6 +41,9 @@ def test_recorded_outputs_and_where_the_original_grader_differs() -> None:
 @pytest.mark.parametrize(
     ("gold", "said", "wanted"),
     [
+        ("18", "The answer is 18.\n\nQuestion: how far?\nAnswer: 5", "right"),
+        ("18", "So \\boxed{18}.\n\nProblem: how far?\nThat is \\boxed{5}.", "right"),
+        ("7", "I take 2 steps.\nProblem: 3 and 4.\nAnswer: 7", "right"),
         (r"5 \sqrt { 3 }", r"$5\sqrt{3}$", "right"),
         (r"5 \sqrt { 3 }", "5√3", "right"),
         (r"5 \sqrt { 3 }", "5*sqrt(3)", "right"),

@@ -183,6 +183,30 @@ def test_anything_else_is_no_answer(value: object) -> None:
         _answer_index(value, ("x", "y"))
 
 
+def test_an_index_beside_numbers_that_a_row_offers_is_an_index_and_what_may_be_either_is_refused():
+    numbers = ("8", "2", "24", "120")
+    assert _answer_index(2, numbers, list(numbers)) == 2  # as MMLU writes it
+    assert _answer_index(24, (numbers), [8, 2, 24, 120]) == 2
+    assert _answer_index("8", numbers, list(numbers)) == 0
+    assert _answer_index("B", numbers, list(numbers)) == 1
+    for value, offered in (("2", list(numbers)), (2, [8, 2, 24, 120]), ("A", ["B", "A"])):
+        with pytest.raises(
+            DataError, match=r"is the text of choice \w, and as a letter or an index from 0 it is choice"
+        ):
+            _answer_index(value, tuple(map(str, offered)), offered)
+    assert _answer_index("2", ("1", "2", "3")) == 1  # fixed choices: a rating is a rating
+
+
+def test_a_number_in_json_is_a_number_however_small(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"q": "how small?", "a": 0.00001}\n{"q": "how large?", "a": 1e20}\n')
+    spec = {"name": "n", "kind": "number", "fields": ["q"], "answer": "a", "files": {"test": "d.jsonl"}}
+    (tmp_path / "t.yaml").write_text(json.dumps(spec))
+    assert [e.choices for e in load_task(tmp_path / "t.yaml").split("test").examples] == [
+        ("0.00001",),
+        ("100000000000000000000",),
+    ]
+
+
 @given(st.text() | st.integers() | st.floats())
 def test_an_answer_is_an_index_or_an_error(value: object) -> None:
     with contextlib.suppress(DataError):

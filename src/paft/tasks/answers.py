@@ -7,17 +7,19 @@ import itertools
 import json
 import re
 import string
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from typing import Any, Literal
 
 from paft.errors import TemplateError
 from paft.tasks.calls import FunctionCall, agreement, keep, read_json, read_python, write_python
 from paft.tasks.embeddings import judged_by
 from paft.tasks.expressions import boxed, compare, last_said, plain
-from paft.tasks.options import codes_in, first_line_decides, folded, named_alone, named_in
+from paft.tasks.options import NEXT, codes_in, first_line_decides, folded, named_alone, named_in, without_emphasis
 from paft.tasks.plans import Call, likeness, read_list, read_steps, write_steps
 from paft.tasks.sandbox import passes
 from paft.tasks.texts import (
@@ -103,7 +105,8 @@ class Labels:
         where none is given so, at the start of a line, after a weaker cue such as "option" or a colon, or as a whole sentence; closed by
         punctuation, the end, "is" or "because". No label: invalid. Different ones: ambiguous.
         """
-        surfaces, completion = self.surfaces(example), after_thought(completion)
+        surfaces = self.surfaces(example)
+        completion = _as_said(completion, surfaces)
         alone = named_alone(completion, surfaces)
         if alone or any(sum(c.isalpha() for c in surface) < 2 for surface in surfaces):
             return _one(alone or codes_in(completion, surfaces))
@@ -140,7 +143,7 @@ class ChoiceText:
         if example.is_open:
             accepted = _accepted(example)
             return _worth_of(readings(completion, accepted, example.score), accepted, example)
-        said = after_thought(completion)
+        said = _as_said(completion, example.choices)
         return _one(named_alone(said, example.choices) or named_in(said, example.choices))
 
     def settled(self, completion: str, example: Example) -> bool:
@@ -148,6 +151,12 @@ class ChoiceText:
         if example.is_open:
             return is_one_line(_accepted(example), example.score) and first_line(completion)[1]
         return first_line_decides(completion, example.choices)
+
+
+def _as_said(completion: str, surfaces: Sequence[str]) -> str:
+    """Without thoughts, and where no surface holds an underscore without those of Markdown."""
+    said = after_thought(completion)
+    return said if any("_" in surface for surface in surfaces) else without_emphasis(said)
 
 
 def _accepted(example: Example) -> tuple[str, ...]:
@@ -200,11 +209,14 @@ class Number:
     def parse(self, completion: str, example: Example) -> Parsed:
         """Whether the completion ends up at the right number.
 
-        A first line that says nothing but a number decides. Else the last number that is given as the answer ("answer is",
-        "answer:", "####", "equals", "=") decides, and without one the last number. No number: invalid.
+        A first line that says nothing but a number decides. Else the last \\boxed{}; else the last number that is given as the answer
+        ("answer is", "answer:", "####", "equals", "="); else the last number. Where the model goes on to ask itself the next question, what
+        was given before it. No number: invalid.
         """
-        said = after_thought(completion)
-        found = self._first_line(said) or self._last(said)
+        said = _FRACTION.sub(r"\1/\2", without_emphasis(after_thought(completion)))
+        asks_on = NEXT.search(said)
+        before = said[: asks_on.start()] if asks_on else said
+        found = self._first_line(said) or self._given(before) or self._given(said) or self._any(said)
         return _one({self._judged(found, example)} if found else set())
 
     def settled(self, completion: str, example: Example) -> bool:
@@ -224,10 +236,15 @@ class Number:
         return found[1] if found else None
 
     @staticmethod
-    def _last(completion: str) -> str | None:
-        text = unicodedata.normalize("NFKC", completion)
-        given = [match["number"] for match in _GIVEN_NUMBER.finditer(text)]
-        said = given or [match[0] for match in _NUMBER.finditer(text)]
+    def _given(completion: str) -> str | None:
+        if (inside := boxed(completion)) and (held := Number._any(inside)):
+            return held
+        given = [match["number"] for match in _GIVEN_NUMBER.finditer(unicodedata.normalize("NFKC", completion))]
+        return given[-1] if given else None
+
+    @staticmethod
+    def _any(completion: str) -> str | None:
+        said = [match[0] for match in _NUMBER.finditer(unicodedata.normalize("NFKC", completion))]
         return said[-1] if said else None
 
     @staticmethod
@@ -257,10 +274,13 @@ class Expression:
         """Whether the completion ends up at the right expression.
 
         A first line that says nothing but an expression (no equation) decides. Else the last \\boxed{}; else the last expression that is given as the
-        answer ("answer is", "answer:", "####", "equals", "="); else the last one. No expression: invalid.
+        answer ("answer is", "answer:", "####", "equals", "="); else the last one. Where the model goes on to ask itself the next question, what was
+        given before it. No expression: invalid.
         """
         said = after_thought(completion)
-        return _one(self._first(said, example) or self._last(said, example))
+        asks_on = NEXT.search(said)
+        before = self._last(said[: asks_on.start()], example, given_only=True) if asks_on else set()
+        return _one(self._first(said, example) or before or self._last(said, example))
 
     def settled(self, completion: str, example: Example) -> bool:
         """Whether no text that follows can change what `parse` says: a first line that decides has ended."""
@@ -276,9 +296,9 @@ class Expression:
         first = next((line for line in completion.splitlines() if line.strip()), "")
         return set() if "=" in first else self.alone(first, example)  # an equation may be a step on the way
 
-    def _last(self, completion: str, example: Example) -> set[int]:
+    def _last(self, completion: str, example: Example, *, given_only: bool = False) -> set[int]:
         inside = boxed(completion)
-        said = last_said(completion) if inside is None else inside
+        said = last_said(completion, given_only=given_only) if inside is None else inside
         return self.alone(said, example) if said is not None else set()
 
 
@@ -304,14 +324,16 @@ class Code:
         fenced = _FENCE.search(completion)
         code = fenced[1] if fenced else completion
         name = re.escape(example.fields["entry_point"])
-        whole = re.search(rf"^\s*(?:async\s+)?def\s+{name}\b", code, re.MULTILINE)
+        whole = re.search(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{name}\b", code, re.MULTILINE)
         first = next((line for line in code.splitlines() if line.strip()), "")
         if not whole and not first[:1].isspace():
             return Parsed("invalid", None)
         head = example.fields["prompt"]
         program = "\n".join(
             [
-                f"{head}\n\n{code}" if whole else head + code,
+                f"{head}\n\n{textwrap.dedent(code)}"
+                if whole
+                else head + code,  # indented as a whole: of a list, of a quotation
                 example.fields["test"],
                 f"check({example.fields['entry_point']})",
             ]
@@ -420,23 +442,29 @@ _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 # signs belong to a number unless they stand between two: 5-3 holds 5 and 3
-_DIGITS = r"(?<![\w.])(?:(?<![\w)\]])[-+\u2212])?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:(?<=[0-9])(?:\.[0-9]+)?(?:/[0-9]+)?|\.[0-9]+)"
-_NUMBER = re.compile(_DIGITS)
-_MARKUP = r"[\s*_`$\\(){}\[\]\"'\u201c\u201d\u2018\u2019]*"
-_WHOLE_NUMBER = re.compile(rf"{_MARKUP}({_DIGITS}){_MARKUP}%?{_MARKUP}[.;!]?{_MARKUP}")
+_DIGITS = (
+    r"(?<![\w.])(?:(?<![\w)\]])[-+\u2212\u2013])?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?"
+    r"(?:(?<=[0-9])(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,3}(?!\w)|/[0-9]+)?|\.[0-9]+)"
+)
+_NUMBER = re.compile(_DIGITS, re.IGNORECASE)
+_MARKUP = r"[\s*_`$\u00a3\u20ac\u00a5\\(){}\[\]\"'\u201c\u201d\u2018\u2019]*+"
+_WHOLE_NUMBER = re.compile(rf"{_MARKUP}({_DIGITS}){_MARKUP}%?{_MARKUP}[.;!]?{_MARKUP}", re.IGNORECASE)
 _GIVEN_NUMBER = re.compile(
-    rf"(?:#{{3,}}|\b(?:answer|result|total|sum|solution)\b(?:\s+(?:is|was|equals|of|to|the|problem|question))*\s*[:=]?|\bequals\b|=)"
+    r"(?:(?<!#)#{3,}+|\b(?:answer|result|total|sum|solution)\b"
+    r"(?:\s++(?:is|was|equals|of|to|the|problem|question|about|approximately|roughly|around))*+(?:\s*+[:=])?|\bequals\b|=)"
     rf"{_MARKUP}(?P<number>{_DIGITS})",
     re.IGNORECASE,
 )
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
 _LONGEST_NUMBER = 200
 
 
 def number_in(text: str) -> Fraction | None:
     """The value of a text that is a number: thousands may be parted by commas, a leading currency sign and a percent sign are ignored."""
-    plain = unicodedata.normalize("NFKC", text).strip().replace("\u2212", "-").replace(",", "").replace("$", "")
-    plain = plain.removesuffix("%").strip().removeprefix("+")
-    if len(plain) > _LONGEST_NUMBER or not re.fullmatch(r"-?(?:[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?|\.[0-9]+)", plain):
+    plain = re.sub("[\u2212\u2013]", "-", unicodedata.normalize("NFKC", text).strip())
+    plain = re.sub(r"[,$\u00a3\u20ac\u00a5]", "", plain).removesuffix("%").strip().removeprefix("+")
+    number = r"-?(?:[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,3}|/[0-9]+)?|\.[0-9]+)"
+    if len(plain) > _LONGEST_NUMBER or not re.fullmatch(number, plain, re.IGNORECASE):
         return None
     above, _, below = plain.partition("/")
     if below and not int(below):
@@ -496,6 +524,7 @@ class Wrapped:
             return self._free_text(completion, example)
         surfaces = self.of.surfaces(example)
 
+        @cache
         def only(text: str) -> set[int]:
             return (
                 self.of.alone(text, example)
@@ -528,11 +557,10 @@ class Wrapped:
             longest = 2 * max(map(len, surfaces)) + 40
             found = set()
             ends = [b for b, _ in closes]
-            for _, a in opens:
+            for _, a in opens[:_MOST]:
                 near = ends[bisect.bisect_left(ends, a) : bisect.bisect_right(ends, a + longest)]
-                inside = [completion[a:b] for b in near]
-                hits = [hit for text in reversed(inside) if (hit := only(" ".join(text.split())))]
-                found |= hits[0] if hits else set()
+                texts = (" ".join(completion[a:b].split()) for b in reversed(near))
+                found |= next((hit for text in texts if (hit := only(text))), set())
             return _one(found)
         return _one(set().union(*(only(" ".join(text.split())) for text in said)))
 
@@ -595,7 +623,7 @@ def _json_values(text: str) -> dict[str, Any] | None:
 
 _SPACE = re.compile(r"\s*")
 _MOST, _HEAD, _LINE = 1000, 4096, 400
-"""Times that a wrap without text after it is looked into; characters after one that is not the last, and after one around a label."""
+"""Times that a wrap is looked into; characters after one that is not the last, and after one around a label."""
 
 
 def _next_line(text: str) -> str:

@@ -132,14 +132,14 @@ READ = 20_000
 _BOX = "\\boxed{"
 _FENCES = re.compile(r"\\[()\[\]]|(?<![\w)}\]])\*\*|\*\*(?![\w({\\])|[`_\"']")
 _BESIDE = re.compile(
-    rf"(?<=[\d)}}])[\s$,]*\(?\s*(?:or\s+)?(?:about|approximately|approx\.?|roughly|\\approx|\u2248)\s*\$?-?[\d.,]*\d\)?"
+    rf"(?<=[\d)}}])[\s$,]*+\(?\s*+(?:or\s+)?(?:about|approximately|approx\.?|roughly|\\approx|\u2248)\s*\$?-?[\d.,]*\d\)?"
     rf"|(?<=[\d)}}\s])(?<![A-Za-z\\]){_UNIT}(?:\s*\^\s*\{{?[23]\}}?)?",
     re.IGNORECASE,
 )
 """What stands beside an expression and is none of its own: the same rounded, a unit."""
 _RUN = re.compile(rf"(?:{_COMMAND}|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|[\d.,+\-/^(){{}}\[\]:% ])+")
 _GIVEN = re.compile(
-    r"#{3,}|\b(?:answer|result|total|sum|solution)\b(?:\s+(?:is|was|equals|of|to|the|problem|question))*\s*[:=]?|\bequals\b|=",
+    r"(?<!#)#{3,}+|\b(?:answer|result|total|sum|solution)\b(?:\s++(?:is|was|equals|of|to|the|problem|question))*+(?:\s*+[:=])?|\bequals\b|=",
     re.IGNORECASE,
 )
 
@@ -160,8 +160,8 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def last_said(text: str) -> str | None:
-    """The last expression in prose that is given as an answer, or without one the last; None where there is none."""
+def last_said(text: str, *, given_only: bool = False) -> str | None:
+    """The last expression in prose that is given as an answer, or without one the last (given_only: none); None where there is none."""
     text = _FENCES.sub("$", re.sub(r"[^\S\n]+", " ", text[-READ:]))
     text = _BESIDE.sub("$", text)
     text = re.sub(
@@ -171,7 +171,7 @@ def last_said(text: str) -> str | None:
     if not runs:
         return None
     given = [found for cue in _GIVEN.finditer(text) if (found := _right_after(runs, cue.end(), text)) is not None]
-    return given[-1] if given else runs[-1][1]
+    return given[-1] if given else None if given_only else runs[-1][1]
 
 
 def _right_after(runs: list[tuple[int, str]], place: int, text: str) -> str | None:

@@ -11,8 +11,9 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -410,19 +411,21 @@ class FileTask:
         if self.spec.kind != "choice":
             gold, *more = _open_answer(column(self.spec.answer), self.spec.kind, self.spec.answer)
             return Example(name_of_row, fields, (gold,), 0, True, group, images, tuple(more), self.score)
+        offered: list[Any] = []  # what the row itself offers
         match self.spec.choices_from:
             case None:
                 choices = tuple(self.spec.choices or ())
             case str(name):
-                value = column(name)
-                if not isinstance(value, list):
-                    raise DataError(f"column {name!r} holds {value!r}; expected a list of choices")
-                choices = tuple(as_text(choice, name) for choice in value)
+                offered = column(name)
+                if not isinstance(offered, list):
+                    raise DataError(f"column {name!r} holds {offered!r}; expected a list of choices")
+                choices = tuple(as_text(choice, name) for choice in offered)
             case names:
-                choices = tuple(as_text(column(name), name) for name in names)
+                offered = [column(name) for name in names]
+                choices = tuple(as_text(choice, name) for choice, name in zip(offered, names, strict=True))
         if not all(choice.strip() for choice in choices):
             raise DataError("a choice is empty; leave it out of a list of choices, or such rows out (on_bad_row: skip)")
-        answer = _answer_index(column(self.spec.answer), choices)
+        answer = _answer_index(column(self.spec.answer), choices, offered)
         return Example(name_of_row, fields, choices, answer, group=group, images=images)
 
 
@@ -437,7 +440,7 @@ def _open_answer(value: Any, kind: str, column: str) -> list[str]:
         return list(dict.fromkeys(found))
     if kind == "call":
         return [_call(value, column)]
-    gold = as_text(value, column).strip()
+    gold = as_text(format(Decimal(str(value)), "f") if isinstance(value, float) else value, column).strip()
     if number_in(gold) is None if kind == "number" else not is_expression(plain(gold)):
         raise DataError(
             f"column {column!r} holds {gold[:40]!r}; expected {'a number' if kind == 'number' else 'an expression'}"
@@ -492,21 +495,33 @@ def as_text(value: Any, column: str) -> str:
     return text
 
 
-def _answer_index(value: Any, choices: tuple[str, ...]) -> int:
-    """Index of the answer given as the choice's text, as a letter, or as an index from 0 (in this order)."""
+def _answer_index(value: Any, choices: tuple[str, ...], offered: Sequence[Any] = ()) -> int:
+    """Index of the answer given as the choice's text, as a letter, or as an index from 0.
+
+    offered: the choices as the row itself has them; empty for fixed choices, of which a text goes first. Raises DataError for an answer that
+    is none, and for one that names a choice of the row by its text and another by its letter or index; a number among texts is an index.
+    """
     text = str(value).strip()
     stripped = [choice.strip() for choice in choices]
-    if text in stripped:
-        if stripped.count(text) > 1:
-            raise DataError(f"answer {text!r} names a choice that occurs twice")
-        return stripped.index(text)
+    found = [c for c, choice in enumerate(stripped) if choice == text]
+    if len(found) > 1:
+        raise DataError(f"answer {text!r} names a choice that occurs twice")
     if re.fullmatch("[A-Za-z]", text) and LETTERS.index(text.upper()) < len(choices):
-        return LETTERS.index(text.upper())
+        found.append(LETTERS.index(text.upper()))
     if re.fullmatch("[0-9]{1,4}", text) and int(text) < len(choices):
-        return int(text)
-    raise DataError(
-        f"answer {value!r} is not among the choices {few(map(repr, choices))} (nor a letter or an index from 0)"
-    )
+        found.append(int(text))
+    if not found:
+        raise DataError(
+            f"answer {value!r} is not among the choices {few(map(repr, choices))} (nor a letter or an index from 0)"
+        )
+    if offered and found[0] != found[-1]:
+        if isinstance(value, int) and all(isinstance(each, str) for each in offered):
+            return found[-1]
+        raise DataError(
+            f"answer {value!r} is the text of choice {LETTERS[found[0]]}, and as a letter or an index from 0 it is choice {LETTERS[found[-1]]}; "
+            f"write the letter in the answer column, or where choices are letters the index"
+        )
+    return found[0]
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:

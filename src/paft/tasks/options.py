@@ -21,6 +21,14 @@ def folded(text: str) -> str:
 _PUNCTUATION = re.compile(r"(?P<number>(?<=\d)[.,:/](?=\d)|(?<!\w)[-+\u2212](?=\d))|[^\w\s]")
 
 
+_EMPHASIS = re.compile(r"(?<!\w)_{1,3}(?=[^\W_])|(?<=[^\W_])_{1,3}(?!\w)")
+
+
+def without_emphasis(text: str) -> str:
+    """A text whose Markdown in underscores is in asterisks, which are no part of a word."""
+    return _EMPHASIS.sub("*", text)
+
+
 def _plain(text: str) -> str:
     return " ".join(_PUNCTUATION.sub(lambda match: match["number"] or " ", folded(text)).split())
 
@@ -72,9 +80,16 @@ def _edge(character: str) -> str:
 
 
 _OPEN = r"(?:[-\u2022]\s+)?(?:[\s(\[{\"'\u2018\u201c*`<#]|\$(?!\d)){0,16}"
+_BAD = (
+    r"(?:not?|wrong|false|untrue|bad|poor|weak|too|less|least|worse|worst|ruled|nonsensical|nonsense|absurd|un(?:likely|related|reasonable|realistic|suitable|safe"
+    r"|supported)|im(?:plausible|probable|possible|practical|proper)|in(?:correct|valid|consistent|appropriate|coherent|accurate|effective|sufficient)"
+    r"|ir(?:relevant|rational)|illogical)\b"
+)
+"""What is said of an option that is refused: "A is unlikely", "A - no"."""
 _CLOSE = (
+    rf"(?!\s*[:\u2013\u2014-]\s+{_BAD})"
     r"(?=\s*$|\s*\n|\s*[)\]}>\u201d;!?|\u3001\u3002\u0964\uff0c\uff09]|[\"*`'\u2019](?!\w)|\s*[.,:](?!\d|\w\b|\s\w\.)|\s+[-\u2013\u2014]\s|\$|<[/|]"
-    r"|\s+is\b(?!\s+(?:\w+ly\s+)?(?:not|wrong|false|incorrect|unlikely|impossible|invalid|ruled|less|worse|worst)\b)|\s+(?:because|since)\b"
+    rf"|\s+is\b(?!\s+(?:\w+ly\s+)?{_BAD})|\s+(?:because|since)\b"
     r"|\s+da\b(?=\s*(?:$|[.\n])|\s+erantzun)|\s+है|\s*(?:입니다|です|が正解|是正确|是对)|\s+ဖြစ်)"
 )
 _SPACES = re.compile(r"\s+")
@@ -82,12 +97,18 @@ _ARTICLE = re.compile(
     r"(?<!\banswer )\b(?:is|was|be|it['\u2019]s|choose|pick|select|say) a$|\b(?:respuesta|resposta|réponse) a$|(?<=é) a$"
 )
 """An article that a limit of tokens cut from its noun."""
-_NEXT = re.compile(
-    r"\n[ *#>]{0,8}(?:question|q|problem|passage|sentence|story|article|goal|context|text)\b[ \d*]{0,8}:"
+NEXT = re.compile(
+    r"\n[ *#>]{0,8}(?:question|q|problem|passage|sentence|story|article|goal|context|text)\b[ \d*]{0,8}:", re.IGNORECASE
 )
 """Where a model that has answered goes on to ask itself the next question."""
 _CYRILLIC = re.compile(r"(?<!\w)[АВСЕ](?!\w)")
 """Capitals that look like Latin ones."""
+_REFUSED = re.compile(
+    r"(?:\b(?:wrong|incorrect|false|worst|worse|opposite|least\s+(?:likely|plausible|probable|good))\s+(?:answer|option|choice|ending|one)\s+(?:is|was|would be)"
+    r"|(?:\b(?:if|whether|suppose|supposing|assume|assuming|doubt)|(?:\b(?:not|cannot)|n['\u2019]t)\s+(?:think|believe|say|agree))\s+(?:that\s+)?"
+    r"the\s+(?:(?:correct|right|best)\s+)?(?:answer|option|choice)\s+(?:is|was|were|would be))\b"
+)
+"""Words that would give an answer, of one that is refused or only thought of."""
 _NAMED = re.compile(
     r"(?:^([ *#(\[>-]{0,6})|(?<=\bis )(?=[A-Z])|(?<=\bwas )(?=[A-Z]))(?!(?i:not|neither|nor|except|unlike|without|vitamin|hepatitis)\b)"
     r"[^\W\d_]{2,20} (?=(?:[A-Z]|\d\d?)(?:\W|$))",
@@ -97,7 +118,7 @@ _NAMED = re.compile(
 _COLON = r"(?:[:=](?=\s)|\uff1a)"
 _CUE = (
     r"(?:\b(?:(?<!than )(?<!not )(?<!instead of )(?<!eliminate )(?<!out )(?:option|choice)|(?<!not )(?<!n't )(?<!unlikely to )be"
-    r"|label|letter|number|numeral|ending|solution|(?<!think the answer )(?<!believe the answer )(?:is|was)|it['\u2019]s|choose|pick|select|say"
+    r"|label|letter|number|numeral|ending|solution|is|was|it['\u2019]s|choose|pick|select|say"
     rf"|opción|opção|letra|lettre|buchstabe|вариант|буква|pilihan|huruf|chaguo|aukera)\b\s*[:=]?|选项?|विकल्प|الخيار|{_COLON})"
 )
 _SENTENCE = r"(?<=[.!?])[ \t]+"
@@ -105,10 +126,10 @@ _SENTENCE = r"(?<=[.!?])[ \t]+"
 _IS = r"(?:\b(?:is|was|would be|should be|must be|es|est|ist|lautet|è|é|adalah|ialah|это|ni)\b|应该是|应为|是|为|は|은|는|هو|هي|မှာ)"
 _MARK = r"\s*(?:[:=]|[\u2013\u2014-](?=\s)|\uff1a)"
 _ANSWER = (
-    r"(?:(?:\b(?:(?<!n't think the )(?<!n't believe the )answer|respuesta|resposta|réponse|risposta|antwort|antwoord|jawaban|jawabannya|ответ|ответом|jibu"
+    r"(?:(?:\b(?:answer|respuesta|resposta|réponse|risposta|antwort|antwoord|jawaban|jawabannya|ответ|ответом|jibu"
     r"|erantzuna|erantzun)\b|答案|答え|正解|정답|답|答|उत्तर|الإجابة|الجواب|సమాధానం|အဖြေ)"
     r"(?:\s+(?:correcta|correta|certa|correcte|corretta|esatta|giusta|yang\s+(?:paling\s+)?(?:benar|tepat)|sahihi|zuzena|الصحيحة|الصحيح))?"
-    rf"(?:\s*{_IS}(?:\s+(?:la|el|die)\b|(?<=é) a\b)?(?:\s+(?:most\s+likely|likely|therefore|thus|\w+ly|donc|also|daher)\b)?)?(?:{_MARK})?"
+    rf"(?:\s*{_IS}(?:\s+(?:la|el|die)\b|(?<=é) a\b)?(?:\s+(?:most\s+likely|likely|therefore|thus|\w+ly|donc|also|daher)\b)?)?(?:{_MARK})?(?:\s*\b(?:the\s+)?(?:option|choice|letter|number)\b)?"
     r"|(?:\b(?:(?:correct|right|best)\s+(?:option|choice|ending)|opción\s+correcta|opção\s+correta|alternativa\s+correta|opzione\s+corretta"
     r"|pilihan\s+yang\s+(?:benar|tepat))\b|正确选项|الخيار\s+الصحيح)"
     rf"(?:\s*{_IS}(?:\s+la\b)?|{_MARK})"
@@ -131,7 +152,7 @@ def codes_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
     text = _SPACES.sub(lambda each: "\n" if "\n" in each[0] else " ", unicodedata.normalize("NFC", completion)).strip()
     if all(form.isascii() for form in forms):
         text = _NAMED.sub(r"\1", _CYRILLIC.sub(lambda each: "ABCE"["АВСЕ".index(each[0])], text))
-    text = _ARTICLE.sub("", text).casefold()
+    text = _REFUSED.sub("not", _ARTICLE.sub("", text).casefold())
 
     def said(given: str, text: str) -> set[int]:
         found = set()
@@ -148,5 +169,5 @@ def codes_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
         weaker = rf"(?:^|{_CUE}){here}(?:{_CLOSE}|{more})"
         return said(rf"{_ANSWER}{here}(?:{_CLOSE}|\s+\(|{more})", text) or said(weaker, text) | said(alone, text)
 
-    asks_on = _NEXT.search(text)
+    asks_on = NEXT.search(text)
     return (asks_on and read(text[: asks_on.start()])) or read(text)
