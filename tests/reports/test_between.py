@@ -273,6 +273,19 @@ def test_runs_that_share_too_little_have_no_such_part(tmp_path: Path) -> None:
     assert '<section id="between' not in reported(tmp_path, runs[0], runs[0])  # one run, named twice
 
 
+def test_runs_whose_budgets_share_no_cells_are_shown_without_comparing_them(tmp_path: Path) -> None:
+    parts = ["R.W.", ".W.R"], [".R.W", "W.R."]
+    runs = [leave(tmp_path / name, {"a": arm(part)}) for name, part in zip(("one", "other"), parts, strict=True)]
+    done = call("report", *map(str, runs), "-o", str(tmp_path / "all.html"))
+    assert done.returncode == 0
+    assert "not compared between runs: tables of shapes (2, 4) and (2, 4) share fewer than 2 cells" in " ".join(
+        done.stderr.split()
+    )
+    page = (tmp_path / "all.html").read_text(encoding="utf-8")
+    assert 'id="run-2"' in page
+    assert '<section id="between' not in page
+
+
 def test_without_a_scorer_in_common_there_is_nothing_to_show(tmp_path: Path) -> None:
     done = arm(["RW", "RR"])
     one, other = ({"a": replace(done, scores={each: done.scores[each]})} for each in done.scores)

@@ -11,7 +11,7 @@ import typer
 
 from paft.cli.common import Json, Overrides, TaskOf, go, say, watcher
 from paft.config import load_mapping, load_run_config
-from paft.errors import ConfigError, DataError
+from paft.errors import ConfigError, DataError, ShapeError
 
 scoring_app = typer.Typer()
 
@@ -231,7 +231,7 @@ def report(
             if len(cells) < len(runs):
                 raise DataError("not every run has a scores.parquet beside its results")
             across, last = compare_across(cells), last_arms(cells)
-        except DataError as error:
+        except (DataError, ShapeError) as error:  # ShapeError: budgets bought cells apart from each other
             say(f"not compared between runs: {error}")
     write_report(results, html=out, markdown=out.with_suffix(".md"), exhibits=exhibits, across=across, last=last)
     typer.echo(out)
