@@ -148,6 +148,15 @@ def test_a_cell_is_told_as_it_was_asked_and_answered() -> None:
     assert text["arms"]["a"]["scores"] == {"likelihood": [1, 0.0], "generation": [-1, 0.0]}
 
 
+def test_a_cell_says_why_its_answer_stopped() -> None:
+    done = arm(["RU", "WR"])
+    exhibit = exhibit_of({"a": done})
+    exhibit["texts"][0]["arms"]["a"]["said"][3] = "settled"
+    notes = [answer.note for text in cells_view(exhibit, told({"a": done})).texts for answer in text.answers if answer]
+    assert notes[0] == "2 tokens, stopped once its reading was settled"
+    assert {*notes[1:]} == {"2 tokens, ended by the model", "2 tokens, cut off at the limit"}
+
+
 def test_many_cells_and_long_texts_stay_bounded() -> None:
     generator = np.random.default_rng(0)
     shape = ROWS + 20, COLUMNS + 100

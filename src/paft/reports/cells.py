@@ -32,6 +32,13 @@ REASONS = {
     "alike": "No two answers are scored differently.",
 }
 
+ENDED = {
+    "eos": "ended by the model",
+    "limit": "cut off at the limit",
+    "settled": "stopped once its reading was settled",
+}
+"""Why a free answer stopped."""
+
 BUTTONS = 4
 """Cells that a listed example points at."""
 
@@ -379,9 +386,7 @@ def _answer(
     if arm["said"]:
         text, left_out, tokens, stop = arm["said"]
         said = _cut(text, left_out)
-        note = f"{thousands(tokens)} token{'s' * (tokens != 1)}, " + (
-            "ended by the model" if stop == "eos" else "cut off at the limit"
-        )
+        note = f"{thousands(tokens)} token{'s' * (tokens != 1)}, {ENDED[stop]}"
     read = {}
     unread = "no answer, or several" if is_open else "no choice, or several"
     for scorer in scorers:
