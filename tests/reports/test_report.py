@@ -301,6 +301,34 @@ def test_headline_holds_the_figures_of_the_last_two_arms(three: dict[str, Any], 
     assert text in Tags(page_of([three], tmp_path)).text
 
 
+@pytest.mark.parametrize(
+    ("judge", "named"), [("words (F1)", "by F1 of words"), ("0123abcd", "by the embedding model some/embedder")]
+)
+def test_scores_in_parts_are_called_worth_and_say_by_what(
+    three: dict[str, Any], judge: str, named: str, tmp_path: Path
+) -> None:
+    result = copy.deepcopy(three)
+    result["task"] |= {"open": True, "judge": judge}
+    result["config"]["evaluate"]["embeddings"] = "some/embedder"
+    page, table = Tags(page_of([result], tmp_path)).text, markdown_table([result])
+    mean = result["arms"]["many"]["scores"]["generation"]["estimates"]["mean"]["value"]
+    for text in page, table.replace("\\", ""):
+        assert f"many gives answers worth {number(mean)}" in " ".join(text.split())
+        assert named in text
+        assert "right on average" not in text
+        assert "choice, or several" not in text
+    assert "right on average" in headline(result, "likelihood")
+
+
+def test_an_open_answer_names_no_choice(three: dict[str, Any], tmp_path: Path) -> None:
+    result = copy.deepcopy(three)
+    assert "names no choice, or several, is wrong" in Tags(page_of([result], tmp_path)).text
+    result["task"] |= {"open": True, "judge": None}
+    text = Tags(page_of([result], tmp_path)).text
+    assert "a parser reads it; no answer, or several, is wrong" in text
+    assert "choice, or several" not in text
+
+
 def test_cautions_name_what_intervals_leave_out(three: dict[str, Any], tmp_path: Path) -> None:
     text = Tags(page_of([three], tmp_path)).text
     assert "One training seed" in text

@@ -26,7 +26,7 @@ PARTLY = "partly right"
 REASONS = {
     "breaks": "The example is listed: right under some prompts and wrong under others.",
     "lost": "The example is listed: right under no prompt.",
-    "unreadable": "An answer names no choice, or several.",
+    "unreadable": "An answer cannot be read.",
     "differs": "The models do not score alike.",
     "wrong": "An answer that is wrong, or only partly right.",
     "alike": "No two answers are scored differently.",

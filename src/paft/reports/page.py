@@ -327,7 +327,7 @@ def _scorer_view(result: Mapping[str, Any], arms: Sequence[Arm], scorer: str) ->
     return ScorerView(
         scorer,
         wording.SCORERS.get(scorer, scorer),
-        wording.WHAT_SCORER_MEANS.get(scorer, ""),
+        wording.what_scorer_means(result, scorer),
         [_strip_row(result, arm, scorer) for arm in arms],
         tables.estimate_rows([arm.result for arm in arms], scorer, result["prompts"].get("others", {})),
         tables.difference_rows([arm.result for arm in arms], scorer),

@@ -31,6 +31,7 @@ from paft.reports.wording import (
     signed,
     thousands,
     verdicts,
+    worth_by,
 )
 
 WHERE_FROM = "Where the differences come from"
@@ -118,7 +119,7 @@ def estimate_rows(
             rows.append(Row(title, "squared MMD", (apart,) * len(arms), minor=True))
     if scorer == "generation":
         rows += [
-            estimated("Answers that name no choice, or several", "invalid"),
+            estimated("Answers that cannot be read", "invalid"),
             average("Tokens per answer", "tokens_K", "", lambda value: f"{value:.1f}"),
             average("Answers ended by the model itself", "ended_K", "%", number),
             Row(
@@ -318,6 +319,7 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
 def _markdown(result: Mapping[str, Any]) -> list[str]:
     check(result)
     main = main_scorer(result)
+    judged = _plain(worth_by(result, "generation"))
     lines = [_plain(" ".join([headline(result, main), *verdicts(result, main)])), ""]
     for scorer in scorers(result):
         arms = list(result["arms"].values())
@@ -344,6 +346,7 @@ def _markdown(result: Mapping[str, Any]) -> list[str]:
         f"Percent, standard deviations in points with item noise removed; in brackets {levels(result, main).replace(NBSP, ' ')} intervals. "
         + " ".join(
             [
+                *([f"Free answers are scored by {judged}; accuracies are means of these scores."] if judged else []),
                 *([f"Paired differences: first minus second. {P_MEANS}"] if result["comparisons"] else []),
                 *cautions(result),
             ]

@@ -15,10 +15,6 @@ from paft.evaluation.variance import untried_share
 SCORERS = {"generation": "free answers", "likelihood": "restricted choice"}
 """What a reader sees for a scorer, in the order in which they are shown."""
 
-WHAT_SCORER_MEANS = {
-    "generation": "The model writes its answer and a parser reads it; an answer that names no choice, or several, is wrong.",
-    "likelihood": "Only the log-probabilities of the choices are compared, so every answer is one of them.",
-}
 WHY_BOTH = (
     "Free answers show what a user would get; restricted choice shows how much of a failure is the form of the answer "
     "rather than the decision."
@@ -135,6 +131,29 @@ def standing(difference: Mapping[str, Any], higher_is_better: bool = True) -> St
     return "level"
 
 
+def what_scorer_means(result: Mapping[str, Any], scorer: str) -> str:
+    """How answers are made and what is wrong: of choices, open answers, and answers that are worth a part."""
+    if scorer == "likelihood":
+        return "Only the log-probabilities of the choices are compared, so every answer is one of them."
+    if judged := worth_by(result, scorer):
+        return (
+            f"The model writes its answer, which is scored from 0 to 1 by {judged}; no answer, or several, is worth 0. Accuracies are "
+            "means of these scores."
+        )
+    unread = "no answer, or several," if result["task"].get("open") else "an answer that names no choice, or several,"
+    return f"The model writes its answer and a parser reads it; {unread} is wrong."
+
+
+def worth_by(result: Mapping[str, Any], scorer: str) -> str:
+    """What free answers of partial worth are scored by; empty where each is right or wrong."""
+    judge = result["task"].get("judge") if scorer == "generation" else None
+    if not judge:
+        return ""
+    # the judge is known by a hash of its weights; a reader knows it by the name it was asked for
+    named = result["config"]["evaluate"].get("embeddings") or judge
+    return "F1 of words" if judge == "words (F1)" else f"the embedding model {clean(named)}"
+
+
 def main_scorer(result: Mapping[str, Any]) -> str:
     """The scorer that the sentences speak of: free answers where there are any."""
     return scorers(result)[0]
@@ -169,8 +188,10 @@ def headline(result: Mapping[str, Any], scorer: str) -> str:
     names = list(result["arms"])
     last = result["arms"][names[-1]]
     mean, lowest = last["scores"][scorer]["estimates"]["mean"], _lowest(last["scores"][scorer])
+    share = percent(mean["value"])
+    reaches = f"gives answers worth {share}" if worth_by(result, scorer) else f"answers {share} right"
     text = (
-        f"Asked in {mean['prompts']} wordings it has not seen, {named(last)} answers {percent(mean['value'])} right on average"
+        f"Asked in {mean['prompts']} wordings it has not seen, {named(last)} {reaches} on average"
         f"{in_brackets(mean, lead=f'{level(mean)} interval ')} and {lowest} under the worst of them"
     )
     if len(names) > 1:
