@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paft.evaluation.few import drawn_bounds, mean_of_few, sampled, worst_of_few
+from paft.errors import ShapeError
+from paft.evaluation.comparisons import pairwise
+from paft.evaluation.few import compare_few, drawn_bounds, mean_of_few, sampled, worst_of_few
 from paft.evaluation.sampling import BalancedOrder
 from paft.evaluation.stats import mean_estimate
 from paft.evaluation.variance import decompose, squared_error
+from paft.reports.tables import between
+from paft.reports.verdict import pairs_table
 
 
 def logistic_table(
@@ -184,3 +188,21 @@ def test_the_worst_prompt_lies_within_its_bounds() -> None:
     assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.95
     whole = worst_of_few(table_KN)
     assert whole.low == whole.high == whole.value == truth
+
+
+def test_prompts_without_shared_cells_are_not_counted(recwarn: pytest.WarningsRecorder) -> None:
+    """Ten prompts of which four have shared cells, 23 of them; a is right and b wrong in each."""
+    a_KN, b_KN = np.full((10, 8), np.nan), np.full((10, 8), np.nan)
+    a_KN[:4, :6], b_KN[:4, :6] = 1, 0
+    b_KN[3, 5] = np.nan
+    a_KN[4:7], b_KN[7:] = 1, 1  # by one of both
+    (found,) = pairwise({"b": b_KN, "a": a_KN})
+    assert (found.comparison.mean.prompts, found.comparison.ahead, found.comparison.cells) == (4, 1.0, 23)
+    assert "4 of 4 prompts, 23 shared cells" in pairs_table([found])
+    assert "prompts x" not in pairs_table([found])
+    row = between([found], "likelihood").rows[0]
+    assert (row.ahead, row.ahead_count) == ("100", "4 of 4 prompts, 23 shared cells")
+    assert not recwarn.list
+    a_KN[1:4] = np.nan
+    with pytest.raises(ShapeError, match="share cells of fewer than 2 prompts"):
+        compare_few(a_KN, b_KN)

@@ -491,7 +491,7 @@ def test_the_same_table_has_one_interval():
 def test_plain_values():
     estimate = Estimate("x", 0.5, math.nan, math.nan, 0.95, "none", 2, 3)
     assert estimate.to_dict()["low"] is None
-    assert set(compare(A, B).to_dict()) == {"mean", "prompt_sd", "worst", "ahead"}
+    assert set(compare(A, B).to_dict()) == {"mean", "prompt_sd", "worst", "ahead", "cells"}
     assert list(all_estimates(matrix(np.zeros((2, 3), dtype=int)), 0.95, [0.9])) == [
         "mean", "prompt_sd", "worst", "p10", "median", "cvar10", "best", "share>=0.9", "consistency", "kappa", "pss",
         "instance_worst", "invalid",

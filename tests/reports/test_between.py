@@ -278,8 +278,9 @@ def test_runs_whose_budgets_share_no_cells_are_shown_without_comparing_them(tmp_
     runs = [leave(tmp_path / name, {"a": arm(part)}) for name, part in zip(("one", "other"), parts, strict=True)]
     done = call("report", *map(str, runs), "-o", str(tmp_path / "all.html"))
     assert done.returncode == 0
-    assert "not compared between runs: tables of shapes (2, 4) and (2, 4) share fewer than 2 cells" in " ".join(
-        done.stderr.split()
+    assert (
+        "not compared between runs: tables of shapes (2, 4) and (2, 4) share cells of fewer than 2 prompts"
+        in " ".join(done.stderr.split())
     )
     page = (tmp_path / "all.html").read_text(encoding="utf-8")
     assert 'id="run-2"' in page

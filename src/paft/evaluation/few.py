@@ -124,22 +124,26 @@ def mean_of_few(
 
 
 def compare_few(a_KN: np.ndarray, b_KN: np.ndarray, level: float = 0.95) -> Comparison:
-    """`compare` on the cells that both tables hold, a balanced random part of all.
+    """`compare` on the cells that both tables hold, a balanced random part of all, and on the prompts that have some.
 
-    The difference of the worst prompts is not given: a part of the cells does not tell which they are.
+    The difference of the worst prompts is not given: a part of the cells does not tell which they are. Raises ShapeError where fewer
+    than 2 prompts have shared cells.
     """
-    if a_KN.shape != b_KN.shape or (difference_KN := a_KN - b_KN)[~np.isnan(a_KN - b_KN)].size < 2:
+    shared_KN = ~np.isnan(a_KN + b_KN) if a_KN.shape == b_KN.shape else np.zeros((0, 0), dtype=bool)
+    counted_K = shared_KN.any(1)
+    if counted_K.sum() < 2:
         raise ShapeError(
-            f"tables of shapes {a_KN.shape} and {b_KN.shape} share fewer than 2 cells; score both on the same"
+            f"tables of shapes {a_KN.shape} and {b_KN.shape} share cells of fewer than 2 prompts; score both on the same"
         )
+    a_KN, b_KN = (np.where(shared_KN, values_KN, np.nan)[counted_K] for values_KN in (a_KN, b_KN))
+    difference_KN = a_KN - b_KN
     mean = replace(mean_of_few(difference_KN, level, "both", (-1.0, 1.0)), name="mean difference")
     try:
         sd = sd_difference(prompt_sd_of_pairs(a_KN, level), prompt_sd_of_pairs(b_KN, level))
     except ShapeError:
         sd = None
-    counted_K = ~np.isnan(difference_KN).all(1)
-    ahead_K = np.nansum(difference_KN, axis=1)[counted_K] > 1e-9
-    return Comparison(mean, sd, None, float(ahead_K.mean()))
+    ahead_K = np.nansum(difference_KN, axis=1) > 1e-9
+    return Comparison(mean, sd, None, float(ahead_K.mean()), int(shared_KN.sum()))
 
 
 def drawn_bounds(total: float, count: int, population: int, alpha: float) -> tuple[float, float]:

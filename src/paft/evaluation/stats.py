@@ -527,18 +527,20 @@ class Comparison:
     """Model A against model B on the same prompts and examples. Differences are A - B, in accuracy.
 
     ahead: share of prompts on which A is strictly better. ratio of variances is not printed: both may be near zero.
-    prompt_sd and worst are None where a part of the cells cannot tell.
+    prompt_sd and worst are None where a part of the cells cannot tell. cells: how many both hold; prompts without any are not counted.
     """
 
     mean: Estimate
     prompt_sd: Estimate | None
     worst: Estimate | None
     ahead: float
+    cells: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         parts = {"mean": self.mean, "prompt_sd": self.prompt_sd, "worst": self.worst}
-        return {**{name: part.to_dict() if part else None for name, part in parts.items()}, "ahead": self.ahead}
+        told = {name: part.to_dict() if part else None for name, part in parts.items()}
+        return {**told, "ahead": self.ahead, "cells": self.cells}
 
 
 def compare(
@@ -571,6 +573,7 @@ def compare(
             "worst difference", worst, low, high, level, "spread-corrected; plausible accuracies, these prompts", k, n
         ),
         float((a_KN.mean(1) > b_KN.mean(1) + 1e-9).mean()),
+        k * n,
     )
 
 

@@ -206,34 +206,57 @@ class Compared:
 
 def comparison_rows(result: Mapping[str, Any], scorer: str) -> list[Compared]:
     """Every pair of arms by one scorer, the last arm's pairs first."""
-    return [_compared(each, scorer) for each in reversed(result["comparisons"]) if each["scorer"] == scorer]
+    return _compared([each for each in reversed(result["comparisons"]) if each["scorer"] == scorer], scorer)
 
 
-def _compared(comparison: Mapping[str, Any], scorer: str) -> Compared:
-    mean, sd, worst = (figure_of(comparison[key], True) for key in ("mean", "prompt_sd", "worst"))
+def in_part(comparisons: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether some of these rest on a part of the cells. Results of an earlier day do not count them."""
+    return any(
+        "cells" in each and each["cells"] < each["mean"]["prompts"] * each["mean"]["examples"] for each in comparisons
+    )
+
+
+def ahead_count(comparison: Mapping[str, Any], part: bool) -> str:
+    """On how many of the prompts that count the first is ahead; of a part of the cells also how many both hold."""
     k = comparison["mean"]["prompts"]
-    count = f"{round(comparison['ahead'] * k)} of {k}"
+    cells = f", {thousands(comparison['cells'])} shared cells" if part else ""
+    return f"{round(comparison['ahead'] * k)} of {k} prompts{cells}"
+
+
+def _compared(comparisons: Sequence[Mapping[str, Any]], scorer: str) -> list[Compared]:
+    part = in_part(comparisons)
+    return [_one_compared(each, scorer, part) for each in comparisons]
+
+
+def _one_compared(comparison: Mapping[str, Any], scorer: str, part: bool) -> Compared:
+    mean, sd, worst = (figure_of(comparison[key], True) for key in ("mean", "prompt_sd", "worst"))
     p = Figure(p_value(comparison["p"]), p_value(comparison["p_holm"])) if "p" in comparison else Figure(MISSING)
     names = clean(comparison["a"]), clean(comparison["b"])
-    return Compared(*names, scorer, mean, p, sd, worst, number(comparison["ahead"], 0), count)
+    return Compared(*names, scorer, mean, p, sd, worst, number(comparison["ahead"], 0), ahead_count(comparison, part))
 
 
 @dataclass(frozen=True)
 class Between:
-    """Models of several runs, pair by pair, by one scorer, on the cells that all of them share."""
+    """Models of several runs, pair by pair, by one scorer, on the cells that all of them share. on: which these are."""
 
     title: str
     level: str
-    prompts: int
-    examples: int
+    on: str
     rows: Sequence[Compared]
 
 
 def between(pairs: Sequence[Pairwise], scorer: str) -> Between:
     """The view of pairs whose names are RUN:ARM."""
-    mean = pairs[0].comparison.mean
-    rows = [_compared(pair.to_dict(), scorer) for pair in pairs]
-    return Between(SCORERS.get(scorer, scorer), level(mean.to_dict()), mean.prompts, mean.examples, rows)
+    told = [pair.to_dict() for pair in pairs]
+    return Between(SCORERS.get(scorer, scorer), level(told[0]["mean"]), compared_on(told), _compared(told, scorer))
+
+
+def compared_on(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """The cells on which pairs were compared: of whole tables the same for all."""
+    if in_part(comparisons):
+        return "the cells that both models of a pair were scored on"
+    mean = comparisons[0]["mean"]
+    return f"{mean['prompts']} prompts x {mean['examples']} examples that all models were scored on"
 
 
 def methods(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -386,7 +409,7 @@ def _comparisons(result: Mapping[str, Any], scorer: str) -> list[str]:
     lines.append("|" + " --- |" + " ---: |" * len(columns))
     for row in rows:
         figures = map(_told, (row.mean, row.p, row.prompt_sd, row.worst))
-        cells = [f"{titles[row.a]} \u2212 {titles[row.b]}", *figures, f"{row.ahead_count} prompts"]
+        cells = [f"{titles[row.a]} \u2212 {titles[row.b]}", *figures, row.ahead_count]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 

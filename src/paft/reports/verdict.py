@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from paft.evaluation.comparisons import Pairwise, Seeded
 from paft.evaluation.gate import Checked, Verdict
 from paft.evaluation.stats import Estimate
+from paft.reports.tables import ahead_count, compared_on, in_part
 from paft.reports.wording import MISSING, clean, number, p_value, signed
 
 SIGNS = {"pass": "met", "fail": "missed", "undecided": "open"}
@@ -60,16 +61,17 @@ def pairs_table(pairs: Sequence[Pairwise]) -> str:
     """Markdown: differences a - b in points with intervals, and the p value of the mean kept for all pairs together."""
     head = ("a", "b", "mean", "SD over prompts", "worst prompt", "a ahead on", "p (Holm)")
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * 5]
-    for pair in pairs:
+    told = [pair.to_dict() for pair in pairs]
+    part = in_part(told)
+    for pair, each in zip(pairs, told, strict=True):
         c = pair.comparison
         figures = [_difference(part) for part in (c.mean, c.prompt_sd, c.worst)]
-        ahead = f"{round(c.ahead * c.mean.prompts)} of {c.mean.prompts} prompts"
-        lines.append("| " + " | ".join([clean(pair.a), clean(pair.b), *figures, ahead, p_value(pair.p_holm)]) + " |")
-    mean = pairs[0].comparison.mean
+        cells = [clean(pair.a), clean(pair.b), *figures, ahead_count(each, part), p_value(pair.p_holm)]
+        lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Differences a - b in points on {mean.prompts} prompts x {mean.examples} examples that all models were scored on; in "
-        f"brackets {100 * mean.level:g} % intervals, each for one pair.",
+        f"Differences a - b in points on {compared_on(told)}; in brackets {100 * pairs[0].comparison.mean.level:g} % intervals, each for "
+        "one pair.",
     ]
     return "\n".join(lines)
 
