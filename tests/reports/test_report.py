@@ -613,3 +613,30 @@ def test_long_and_broken_losses_are_drawn() -> None:
     assert "nan" not in curve.raw + curve.smooth
     assert loss_curve([None], 1.0) is None
     assert axis(0).top == 1.0
+
+
+def test_negative_rewards_are_drawn_below_zero() -> None:
+    both = axis(0.9, -2.0)
+    assert (both.top, both.bottom) == (1.0, -2.0)
+    assert both.ticks == (
+        (100.0, "\u22122"),
+        (pytest.approx(200 / 3), "\u22121"),
+        (pytest.approx(100 / 3), "0"),
+        (0.0, "1"),
+    )
+    below = axis(-1.0, -3.0)
+    assert (below.top, below.bottom) == (0.0, -3.0)
+    curve = loss_curve([-3.0, -1.5, 0.0], below.top, below.bottom)
+    assert curve is not None
+    assert [point.split(",")[1] for point in curve.raw.split()] == ["1000.0", "500.0", "0.0"]
+
+
+def test_the_axis_of_a_training_reaches_its_lowest_reward(three: dict[str, Any], tmp_path: Path) -> None:
+    result = copy.deepcopy(three)
+    for reward, arm in ([-1.0, -3.0, -0.5, -2.0], "one"), ([-2.0, -1.0, -1.0, -0.5], "many"):
+        result["arms"][arm]["train"] |= {"reward": reward, "completions": 8}
+    page = page_of([result], tmp_path)
+    assert page.count('text-anchor="end">\u22123</text>') == 2
+    first = re.search(r'<polyline class="raw" points="([^"]*)"', page[page.index("Reward of one") :])
+    assert first is not None
+    assert len({point.split(",")[1] for point in first[1].split()}) == 4

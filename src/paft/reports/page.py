@@ -372,7 +372,9 @@ def _training(arms: Sequence[Arm]) -> tuple[list[Training], Axes, int]:
     losses = {
         arm.name: [] if rewards[arm.name] else [row["loss"] for row in arm.result["train"]["loss"]] for arm in tuned
     }
-    axes = Axes(*(plots.axis(max(_finite(values), default=1.0)) for values in (losses, rewards)))
+    axes = Axes(
+        *(plots.axis(max(found, default=1.0), min(found, default=0.0)) for found in map(_finite, (losses, rewards)))
+    )
     longest = max((arm.result["train"]["updates"] for arm in tuned), default=0)
     found = []
     for arm in tuned:
@@ -395,9 +397,10 @@ def _training(arms: Sequence[Arm]) -> tuple[list[Training], Axes, int]:
             report["Reward, first tenth and last tenth of the updates"] = (
                 f"{sum(earned[:tenth]) / tenth:.2f}, {sum(earned[-tenth:]) / tenth:.2f}" if earned else "\u2013"
             )
-        curves = plots.loss_curve(losses[arm.name], axes.loss.top), plots.loss_curve(earned, axes.reward.top)
+        curve = plots.loss_curve(losses[arm.name], axes.loss.top, axes.loss.bottom)
+        reward = plots.loss_curve(earned, axes.reward.top, axes.reward.bottom)
         checked = plots.checks(train["dev"], longest)
-        found.append(Training(arm, *curves, checked, plots.joined(checked), report))
+        found.append(Training(arm, curve, reward, checked, plots.joined(checked), report))
     return found, axes, longest
 
 

@@ -107,28 +107,34 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axis:
-    """Ticks of a vertical axis from 0 to `top`: (percent from the top, label)."""
+    """Ticks of a vertical axis from `bottom`, 0 or less, to `top`: (percent from the top, label)."""
 
     top: float
+    bottom: float
     ticks: tuple[tuple[float, str], ...]
 
 
-def axis(highest: float) -> Axis:
-    """An axis from 0 that ends at the first round step above the highest value, with at most five steps.
+def axis(highest: float, lowest: float = 0.0) -> Axis:
+    """An axis that holds 0 and ends at the first round steps beyond the highest and the lowest value, with at most five steps.
 
     >>> [label for _, label in axis(4.6).ticks]
     ['0', '1', '2', '3', '4', '5']
     """
-    highest = highest if highest > 0 else 1.0
-    rough = highest / 5
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough * (1 - 1e-9))
-    count = math.ceil(highest / step - 1e-9)
-    top = step * count
-    return Axis(top, tuple((100 * (1 - i / count), f"{step * i:g}") for i in range(count + 1)))
+    highest, lowest = max(highest, 0.0), min(lowest, 0.0)
+    if highest == lowest:
+        highest = 1.0
+    unit = 10.0 ** math.floor(math.log10((highest - lowest) / 5))
+
+    def steps(step: float) -> tuple[int, int]:
+        return math.ceil(highest / step - 1e-9), math.ceil(-lowest / step - 1e-9)
+
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10, 20) if sum(steps(unit * factor)) <= 5)
+    up, down = steps(step)
+    ticks = ((100 * (up - i) / (up + down), f"{step * i:g}".replace("-", "\u2212")) for i in range(-down, up + 1))
+    return Axis(step * up, -step * down, tuple(ticks))
 
 
-def loss_curve(losses: Sequence[float | None], top: float, most: int = 500) -> Curve | None:
+def loss_curve(losses: Sequence[float | None], top: float, bottom: float = 0.0, most: int = 500) -> Curve | None:
     """The loss of every update and its moving mean; long runs are averaged in at most `most` equal pieces.
 
     None or a value that is not finite leaves its update out. None without any value.
@@ -149,11 +155,13 @@ def loss_curve(losses: Sequence[float | None], top: float, most: int = 500) -> C
         low, high = max(0, place - half), min(len(known), place + half + 1)
         means.append((float(known[place][0]), (total[high] - total[low]) / (high - low)))
     last = max(1, len(losses) - 1)
-    return Curve(_pairs(binned, last, top), _pairs(means, last, top), window, len(losses))
+    raw, smooth = (_pairs(points, last, top, bottom) for points in (binned, means))
+    return Curve(raw, smooth, window, len(losses))
 
 
-def _pairs(points: Sequence[tuple[float, float]], last: int, top: float) -> str:
-    return " ".join(f"{1000 * x / last:.1f},{1000 * (1 - min(1.0, max(0.0, y / top))):.1f}" for x, y in points)
+def _pairs(points: Sequence[tuple[float, float]], last: int, top: float, bottom: float) -> str:
+    places = ((x / last, min(1.0, max(0.0, (top - y) / (top - bottom)))) for x, y in points)
+    return " ".join(f"{1000 * x:.1f},{1000 * y:.1f}" for x, y in places)
 
 
 @dataclass(frozen=True)
