@@ -259,6 +259,7 @@ def test_two_by_two_is_enough(arms: int, tmp_path: Path) -> None:
     done = {name: arm(["RW", "RR"]) for name in "abc"[:arms]}
     text = Tags(page_of(told(done), exhibit_of(done), tmp_path)).text
     assert "1 right under some and wrong under others, 0 right under none" in text
+    assert "one that is right and one that is wrong, as far as there are and room allows" in text
     assert ("against a" in text) == (arms > 1)
 
 

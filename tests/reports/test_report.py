@@ -23,7 +23,7 @@ from paft.reports import markdown_table, write_report
 from paft.reports.checks import check
 from paft.reports.plots import RADIUS, axis, loss_curve, strip, swarm
 from paft.reports.tables import comparison_rows, cost_rows, difference_rows
-from paft.reports.wording import clean, first_words, headline, number, p_value, signed, verdicts
+from paft.reports.wording import clean, first_words, headline, noise_note, number, p_value, signed, verdicts
 from paft.results import comparisons
 from paft.tasks import Example
 from paft.tasks.answers import Labels
@@ -335,6 +335,34 @@ def test_cautions_name_what_intervals_leave_out(three: dict[str, Any], tmp_path:
     assert "30 examples, fewer than 300" in text
     assert "12 prompts cannot rule out that up to 22.1\u00a0% of new wordings are worse" in text  # 1 - .05^(1/12)
     assert "item noise" in text
+
+
+def test_arms_under_which_all_prompts_fare_alike_are_not_said_to_differ(three: dict[str, Any]) -> None:
+    assert "would not be zero" in noise_note(three, "generation")
+    result = copy.deepcopy(three)
+    result["arms"]["many"]["scores"]["generation"]["raw_sd"] = 0.0
+    assert "would not be zero" not in noise_note(result, "generation")
+    assert "it is 0.0 points as observed" in noise_note(result, "generation")
+
+
+def test_a_system_text_that_is_cut_says_so(three: dict[str, Any], tmp_path: Path) -> None:
+    result = copy.deepcopy(three)
+    result["prompts"]["test"][1]["system"] = "y" * 5000
+    text = Tags(page_of([result], tmp_path)).text
+    assert "the first 4,000 of 5,000 characters of the system text; prompts.yaml holds all" in text
+    assert "characters of the prompt" not in text
+
+
+def test_a_dot_keeps_its_figure_whatever_the_title_of_its_arm(three: dict[str, Any], tmp_path: Path) -> None:
+    result = copy.deepcopy(three)
+    result["arms"]["many"]["title"] = "tuned \u00b7 many"
+    page = page_of([result], tmp_path)
+    dots = [attributes for _, attributes in Tags(page).tags if attributes.get("class") == "dot"]
+    accuracy = result["arms"]["many"]["scores"]["generation"]["accuracy_K"][0]
+    said = next(dot["data-said"] for dot in dots if (dot["data-said"] or "").startswith("tuned"))
+    assert (said or "").startswith(f"tuned \u00b7 many: {number(accuracy)}\u00a0%")
+    assert dots[0]["data-words"] == "p0 \u00b7 Wording number 0: {sentence}"
+    assert "split(" not in page[page.index("<script>") : page.index("var unfolded")]
 
 
 def test_untrained_arms_alone_have_no_training_section(tmp_path: Path) -> None:

@@ -185,8 +185,8 @@ def cells_view(exhibit: Mapping[str, Any], result: Mapping[str, Any]) -> Cells:
         [_in_a_line(examples[i]) for i in columns],
         [" ".join(map(str, rows)), " ".join(map(str, columns))],
         texts,
-        f"{thousands(len(texts))} cells are spelled out: for each listed example one that is right and one that is wrong, then unreadable "
-        "answers, cells on which arms differ and wrong ones, prompts in turn. Long texts are shortened, and say so.",
+        f"{thousands(len(texts))} cells are spelled out: for each listed example one that is right and one that is wrong, as far as there are and room "
+        "allows, then unreadable answers, cells on which arms differ and wrong ones, prompts in turn. Long texts are shortened, and say so.",
     )
 
 

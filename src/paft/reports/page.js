@@ -8,11 +8,10 @@ document.querySelectorAll(".strips").forEach(function (figure) {
     dots.forEach(function (other) {
       var same = other.dataset.k === dot.dataset.k;
       other.classList.toggle("marked", same);
-      if (same) lines.push(other.querySelector("title").textContent);
+      if (same) lines.push(other.dataset.said);
     });
     // accuracy under every arm, then the prompt's id and first words once
-    var words = lines[0].split(" \u00b7 ");
-    detail.textContent = lines.map(function (line) { return line.split(" \u00b7 ")[0]; }).join("; ") + " \u2014 " + words.slice(1).join(" \u00b7 ");
+    detail.textContent = lines.join("; ") + " \u2014 " + dot.dataset.words;
   }
   function clear() {
     dots.forEach(function (dot) { dot.classList.remove("marked"); });

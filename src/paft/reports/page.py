@@ -58,11 +58,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class StripRow:
-    """An arm's line in the main figure; hints hold what a dot says when pointed at."""
+    """An arm's line in the main figure. hints: what a dot says when pointed at, the figure and the prompt's own words."""
 
     arm: Arm
     strip: plots.Strip
-    hints: Sequence[str]
+    hints: Sequence[tuple[str, str]]
     mean: str
     bounds: str
     lowest: str
@@ -308,16 +308,18 @@ def _prompt(result: Mapping[str, Any], k: int, arms: Sequence[Arm], scorers: Seq
 
 
 def _shown(prompt: Mapping[str, Any], position: int, accuracies: Mapping[str, Sequence[str]]) -> Prompt:
-    text = clean(prompt["text"])
-    cut = ""
-    if len(text) > LONGEST:
-        cut = f"the first {wording.thousands(LONGEST)} of {wording.thousands(len(text))} characters; prompts.yaml holds all"
+    text, system = clean(prompt["text"]), clean(prompt["system"] or "")
+    cuts = [
+        f"the first {wording.thousands(LONGEST)} of {wording.thousands(len(each))} characters of {what}"
+        for what, each in (("the system text", system), ("the prompt", text))
+        if len(each) > LONGEST
+    ]
     return Prompt(
         position,
         clean(prompt["id"]),
-        wording.slots(clean(prompt["system"] or "")[:LONGEST]),
+        wording.slots(system[:LONGEST]),
         wording.slots(text[:LONGEST]),
-        cut,
+        "; ".join([*cuts, "prompts.yaml holds all"]) if cuts else "",
         [wording.first_words(answer, 60) for answer in prompt["answers"]],
         accuracies,
     )
@@ -344,9 +346,8 @@ def _strip_row(result: Mapping[str, Any], arm: Arm, scorer: str) -> StripRow:
     ):
         unread = f", {wording.percent(invalid)} unreadable" if invalid else ""
         # the prompt's own words stand last: whatever direction they run in, the figures before them stay in place
-        hints.append(
-            f"{arm.title}: {wording.percent(accuracy)}{unread} \u00b7 {clean(prompt['id'])} \u00b7 {wording.first_words(prompt['text'])}"
-        )
+        words = f"{clean(prompt['id'])} \u00b7 {wording.first_words(prompt['text'])}"
+        hints.append((f"{arm.title}: {wording.percent(accuracy)}{unread}", words))
     mean = scores["estimates"]["mean"]
     return StripRow(
         arm,

@@ -298,9 +298,14 @@ def noise_note(result: Mapping[str, Any], scorer: str) -> str:
             "examples. Figures about exactly these prompts and examples would be without error had every cell been bought."
         )
     sd = scores["estimates"]["prompt_sd"]
+    raw = number(scores["raw_sd"])
+    why = (
+        ""
+        if raw == "0.0"
+        else f": with {sd['examples']} examples it would not be zero even if every wording were equally good"
+    )
     return (
-        f"A raw standard deviation includes item noise: with {sd['examples']} examples it would not be zero even if every wording were "
-        f"equally good. For {named(last)} it is {number(scores['raw_sd'])} points as observed and "
+        f"A raw standard deviation includes item noise{why}. For {named(last)} it is {raw} points as observed and "
         f"{number(sd['value'])} with that noise removed."
     )
 
