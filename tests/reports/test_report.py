@@ -22,7 +22,7 @@ from paft.prompts import Template
 from paft.reports import markdown_table, write_report
 from paft.reports.checks import check
 from paft.reports.plots import RADIUS, axis, loss_curve, strip, swarm
-from paft.reports.tables import comparison_rows, cost_rows, difference_rows
+from paft.reports.tables import comparison_rows, cost_rows, difference_rows, estimate_rows
 from paft.reports.wording import clean, first_words, headline, noise_note, number, p_value, signed, verdicts
 from paft.results import comparisons
 from paft.tasks import Example
@@ -516,6 +516,35 @@ def test_of_several_runs_the_first_table_holds_mean_and_worst_prompt(three: dict
                 f"<td>{number(estimate['value'])} <i>({number(estimate['low'])} to {number(estimate['high'])})</i></td>"
             )
             assert shown in nav
+
+
+@pytest.mark.parametrize("bought", [["one"], ["many"], ["base", "one", "many"]])
+def test_what_is_said_of_bought_cells_is_said_of_the_arms_they_are_of(
+    three: dict[str, Any], bought: list[str], tmp_path: Path
+) -> None:
+    result = copy.deepcopy(three)
+    for name in bought:
+        for scores in result["arms"][name]["scores"].values():
+            estimates = scores["estimates"]
+            scores |= {"raw_sd": None, "differences": None}
+            scores["estimates"] = {"mean": estimates["mean"], "prompt_sd": estimates["prompt_sd"]} | {
+                f"table_{key}": estimates[key] for key in ("worst", "p10", "median", "share>=0.5", "share>=0.8")
+            }
+    result["comparisons"] = []
+    page, table = Tags(page_of([result], tmp_path)).text, markdown_table([result])
+    of = "" if len(bought) == 3 else f" of {bought[0]}"
+    assert f"as far as the cells that were bought{of} tell it" in page
+    for text in page, table:
+        assert f"A part of the cells{of} was bought" in text
+    assert ("are estimates for new examples" in page) == bool(of)
+    assert ("Of the other arms: worst" in page) == bool(of)
+    heading = next(line for line in table.splitlines() if line.startswith("| Free answers"))
+    assert heading.count("Prompts \u2265 50 %") == 1
+    rows = [row.title for row in estimate_rows(list(result["arms"].values()), "generation", {})]
+    assert len({*rows}) == len(rows)
+    share = "Share of prompts at \u2265\u00a050\u00a0%"
+    assert f"{share}, exactly these prompts and examples" in rows
+    assert (share in rows) == bool(of)
 
 
 def test_two_prompts_are_enough(tmp_path: Path) -> None:

@@ -129,7 +129,9 @@ class Run:
     scorers: Sequence[ScorerView]
     level: str
     part: bool
-    """Whether a part of the cells was bought: accuracies of prompts are then what the cells let expect."""
+    """Whether of any arm a part of the cells was bought: accuracies of prompts are then what the cells let expect."""
+    part_of: str
+    """Of which arms, where not of all."""
     lead: Sequence[tables.Figure]
     """Mean and worst prompt of the last arm."""
     extremes: Sequence[Extremes]
@@ -231,6 +233,7 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
     last_accuracy_K = arms[-1].result["scores"][main]["accuracy_K"]
     single = result["prompts"]["single"]
     no_cells = missing(exhibit, result)
+    part, part_of = wording.bought_in_part(result, main)
     last = arms[-1].result["scores"][main]["estimates"]
     return Run(
         anchor=f"run-{position + 1}",
@@ -244,7 +247,8 @@ def _run(result: Mapping[str, Any], exhibit: Mapping[str, Any] | None, position:
         main=main,
         scorers=[_scorer_view(result, arms, scorer) for scorer in scorers],
         level=wording.levels(result, main),
-        part=arms[-1].result["scores"][main]["raw_sd"] is None,
+        part=part,
+        part_of=part_of,
         lead=[tables.figure_of(wording.pick(last, key)) for key in ("mean", "worst")],
         extremes=[_extremes(arm, prompts, main) for arm in reversed(arms)],
         prompts=[prompts[k] for k in sorted(range(len(prompts)), key=lambda k: (last_accuracy_K[k], k))],

@@ -16,6 +16,7 @@ from paft.reports.wording import (
     SCORERS,
     bar_title,
     bars,
+    bought_in_part,
     cautions,
     clean,
     headline,
@@ -97,7 +98,11 @@ def estimate_rows(
         estimated(f"Median prompt, {here}", "table_median"),
         estimated("Best prompt", "best"),
         estimated(f"Best prompt, {here}", "table_best"),
-        *(estimated(f"Share of prompts at {bar_title(key)}", key, "%") for key in _shares(scores)),
+        *(
+            estimated(f"Share of prompts at {bar_title(key)}{more}", f"{table}{key}", "%")
+            for key in _shares(scores)
+            for table, more in (("", ""), ("table_", f", {here}"))
+        ),
         estimated("Consistency: same answer to two prompts", "consistency"),
         estimated("Agreement beyond chance, Fleiss kappa (100 is full)", "kappa", "", minor=True),
         estimated("Sensitivity: right under one of two prompts only, PSS", "pss", minor=True),
@@ -184,7 +189,7 @@ def figure_of(estimate: Mapping[str, Any] | None, difference: bool = False) -> F
 
 
 def _shares(scores: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys of the shares of prompts that reach a threshold, of any arm."""
+    """Keys, without "table_", of the shares of prompts that reach a threshold, of any arm."""
     return list(dict.fromkeys(key for each in scores for key in bars(each["estimates"])))
 
 
@@ -343,6 +348,10 @@ def _markdown(result: Mapping[str, Any]) -> list[str]:
     check(result)
     main = main_scorer(result)
     judged = _plain(worth_by(result, "generation"))
+    part, of = bought_in_part(result, main)
+    bought = _plain(
+        f"A part of the cells{of} was bought: worst, P10 and shares of prompts are then about exactly these prompts and examples."
+    )
     lines = [_plain(" ".join([headline(result, main), *verdicts(result, main)])), ""]
     for scorer in scorers(result):
         arms = list(result["arms"].values())
@@ -369,6 +378,7 @@ def _markdown(result: Mapping[str, Any]) -> list[str]:
         f"Percent, standard deviations in points with item noise removed; in brackets {levels(result, main).replace(NBSP, ' ')} intervals. "
         + " ".join(
             [
+                *([bought] if part else []),
                 *([f"Free answers are scored by {judged}; accuracies are means of these scores."] if judged else []),
                 *([f"Paired differences: first minus second. {P_MEANS}"] if result["comparisons"] else []),
                 *cautions(result),

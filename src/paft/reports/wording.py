@@ -310,6 +310,13 @@ def noise_note(result: Mapping[str, Any], scorer: str) -> str:
     )
 
 
+def bought_in_part(result: Mapping[str, Any], scorer: str) -> tuple[bool, str]:
+    """Whether of any arm a part of the cells was bought, and where that is not so of all, of which: " of A, B"."""
+    arms = list(result["arms"].values())
+    part = [named(arm) for arm in arms if arm["scores"][scorer]["raw_sd"] is None]
+    return bool(part), f" of {', '.join(part)}" if 0 < len(part) < len(arms) else ""
+
+
 def spent_note(arm: Mapping[str, Any]) -> str:
     """How many cells were bought of an arm, of how many."""
     budget = arm["budget"]
@@ -340,8 +347,8 @@ def model_of(config: Mapping[str, Any]) -> str:
 
 
 def bars(estimates: Mapping[str, Any]) -> list[str]:
-    """Keys of the shares of prompts that reach a threshold."""
-    return [key for key in estimates if key.removeprefix("table_").startswith("share>=")]
+    """Keys, without "table_", of the shares of prompts that reach a threshold."""
+    return [plain for key in estimates if (plain := key.removeprefix("table_")).startswith("share>=")]
 
 
 def pick(estimates: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
