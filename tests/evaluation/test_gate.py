@@ -222,6 +222,11 @@ def test_cells_are_bought_only_until_the_verdict_is_clear():
         verdict = hunt(demand, n, ask, range(n))
         assert word in (verdict.word, None)
         assert verdict.examples == len(bought) <= most
+        if word == "NO-GO":
+            assert (verdict.looks, verdict.examples) == (1, 20)
+            assert "look" not in verdict_text(verdict)
+        else:
+            assert f"{list(looks(demand, n)).index(verdict.examples) + 1} looks" in verdict_text(verdict)
     assert list(looks(demand, 10)) == [10]
 
 

@@ -71,14 +71,14 @@ def judge(
     policy: PolicyConfig,
     against: Mapping[str, np.ndarray] | None = None,
     *,
-    looks: int = 1,
+    look: int | None = None,
     last: bool = True,
     answer_limit: int = 0,
 ) -> Verdict:
     """The verdict on a complete table (prompts x examples).
 
-    against: for every `against` of the policy the baseline's values_KN on the same cells. looks: how often the table has
-    been or will be judged as it grows; 1 means this once, with all its cells. last: it will grow no more. answer_limit: most tokens of an answer, on which
+    against: for every `against` of the policy the baseline's values_KN on the same cells. look: how often the table
+    has been judged as it grows, this time included; None: this once, with all its cells. last: it will grow no more. answer_limit: most tokens of an answer, on which
     the demand on tokens rests; the longest that was seen where it is 0. Raises ShapeError for a table with holes, ConfigError for a demand that
     the table cannot answer.
     """
@@ -89,14 +89,14 @@ def judge(
         )
     critical = sum(criterion.tier == "critical" for criterion in policy.criteria)
     alpha = policy.alpha / critical if policy.errors == "all" else policy.alpha
-    evidence = _Evidence(matrix, looks > 1, last, answer_limit)
+    evidence = _Evidence(matrix, look is not None, last, answer_limit)
     checked = tuple(_check(criterion, evidence, alpha, against or {}) for criterion in policy.criteria)
     deciding = [each for each in checked if each.tier == "critical"]
     failed, open_ = ([each for each in deciding if each.outcome == kind] for kind in ("fail", "undecided"))
     word: Word = "NO-GO" if failed else "INCONCLUSIVE" if open_ else "GO"
     reason = "; ".join(f"{each.title}: {_said(each)}" for each in failed or open_) or "every critical demand is met"
     num_prompts, num_examples = matrix.values_KN.shape
-    return Verdict(word, reason, checked, num_prompts, num_examples, policy.alpha, looks)
+    return Verdict(word, reason, checked, num_prompts, num_examples, policy.alpha, look or 1)
 
 
 def _said(each: Checked) -> str:
@@ -255,7 +255,7 @@ def hunt(
         matrix = ask(order[done:size])
         done = size
         bought = {name: values_KN[:, :size] for name, values_KN in known.items()}
-        verdict = judge(matrix, policy, bought, looks=max(2, number), last=size == examples, answer_limit=answer_limit)
+        verdict = judge(matrix, policy, bought, look=number, last=size == examples, answer_limit=answer_limit)
         if verdict.word != "INCONCLUSIVE":
             break
     return verdict
