@@ -688,9 +688,9 @@ class PolicyConfig(Strict):
 
     criteria: Annotated[list[CriterionConfig], Field(min_length=1)]
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Chance of a wrong verdict."""
+    """Chance of a wrong verdict; by `errors: each`, of a wrong outcome of each demand."""
     errors: Literal["all", "each"] = "all"
-    """all: alpha holds for all critical demands together; each: for every one by itself."""
+    """all: alpha holds for all critical demands together; each: for every one by itself, and a verdict on several errs more often."""
     scorer: Literal["likelihood", "generation"] | None = None
     """None: free answers where the run has them, else restricted choice."""
     first: Annotated[int, Field(ge=2)] = 20

@@ -258,6 +258,9 @@ def test_machines_can_read_the_verdict():
         ["error"],
     ]
     text = verdict_text(verdict)
+    assert "chance of a wrong verdict at most 0.05" in text
+    each = verdict_text(judge(matrix, policy(WORST, {"measure": "mean", "at_least": 0.7}, errors="each")))
+    assert "chance of a wrong outcome of each demand at most 0.05" in each
     assert text.startswith("NO-GO: worst prompt at least 0.7")
     assert "(advisory)" in text
 

@@ -145,7 +145,8 @@ def gate(
     junit: Annotated[Path | None, typer.Option(help="Write the demands as test cases of a JUnit XML file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """May this model be released? GO (exit code 0), NO-GO (1) or INCONCLUSIVE (3), each wrong with a stated chance at most.
+    """May this model be released? GO (exit code 0), NO-GO (1) or INCONCLUSIVE (3), each wrong with a stated chance at most
+    (by errors: each in the policy, each demand's outcome).
 
     A finished run is judged on all its cells. With a settings file, examples are bought in blocks, under every prompt, until
     the verdict is clear.

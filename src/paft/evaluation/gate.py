@@ -1,4 +1,4 @@
-"""Gates: may this model be released? Three answers, each wrong with a stated chance at most.
+"""Gates: may this model be released? Three answers, wrong with a stated chance at most (`errors: each`: of every demand).
 
 All demands but the one on prompt_sd are about the prompts of the set and new examples of the task. They are decided by
 bounds: GO when the bound on the safe side reaches the bar, NO-GO when the other bound misses it, else INCONCLUSIVE. Looked
@@ -54,6 +54,8 @@ class Verdict:
     prompts: int
     examples: int
     alpha: float
+    errors: Literal["all", "each"]
+    """Of what alpha bounds the chance: of a wrong verdict, or of a wrong outcome of each demand."""
     looks: int
 
     @property
@@ -96,7 +98,7 @@ def judge(
     word: Word = "NO-GO" if failed else "INCONCLUSIVE" if open_ else "GO"
     reason = "; ".join(f"{each.title}: {_said(each)}" for each in failed or open_) or "every critical demand is met"
     num_prompts, num_examples = matrix.values_KN.shape
-    return Verdict(word, reason, checked, num_prompts, num_examples, policy.alpha, look or 1)
+    return Verdict(word, reason, checked, num_prompts, num_examples, policy.alpha, policy.errors, look or 1)
 
 
 def _said(each: Checked) -> str:

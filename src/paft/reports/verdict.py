@@ -17,9 +17,10 @@ SIGNS = {"pass": "met", "fail": "missed", "undecided": "open"}
 def verdict_text(verdict: Verdict) -> str:
     """The verdict, its reason, and a line per demand."""
     looks = f", {verdict.looks} looks" if verdict.looks > 1 else ""
+    wrong = "verdict" if verdict.errors == "all" else "outcome of each demand"
     lines = [
         f"{verdict.word}: {clean(verdict.reason)}",
-        f"{verdict.prompts} prompts x {verdict.examples} examples{looks}; chance of a wrong verdict at most {verdict.alpha:g}",
+        f"{verdict.prompts} prompts x {verdict.examples} examples{looks}; chance of a wrong {wrong} at most {verdict.alpha:g}",
     ]
     width = max(len(each.title) for each in verdict.criteria)
     for each in verdict.criteria:
