@@ -111,6 +111,7 @@ def test_racing_finds_both_ends_and_pays_once(table_KN):
     table_KN[7] *= np.random.default_rng(0).random(600) < 0.4
     shop = Shop(likelihood=table_KN)
     spent = shop.spend(kind="racing", half_width={"table_worst": 0.03})
+    assert spent.to_dict()["sampled_examples"] == 50  # the block, not all that the race bought
     assert spent.sampled_KN.sum() == 30 * 50
     assert spent.sampled_KN.any(0).sum() == 50
     worst = spent.extremes["likelihood"]["table_worst"]

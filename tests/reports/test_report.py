@@ -23,7 +23,7 @@ from paft.reports import markdown_table, write_report
 from paft.reports.checks import check
 from paft.reports.plots import RADIUS, axis, loss_curve, strip, swarm
 from paft.reports.tables import comparison_rows, cost_rows, difference_rows, estimate_rows
-from paft.reports.wording import clean, first_words, headline, noise_note, number, p_value, signed, verdicts
+from paft.reports.wording import cautions, clean, first_words, headline, noise_note, number, p_value, signed, verdicts
 from paft.results import comparisons
 from paft.tasks import Example
 from paft.tasks.answers import Labels
@@ -335,6 +335,15 @@ def test_cautions_name_what_intervals_leave_out(three: dict[str, Any], tmp_path:
     assert "30 examples, fewer than 300" in text
     assert "12 prompts cannot rule out that up to 22.1\u00a0% of new wordings are worse" in text  # 1 - .05^(1/12)
     assert "item noise" in text
+
+
+def test_a_race_over_many_examples_rests_its_mean_on_few(three: dict[str, Any]) -> None:
+    result = copy.deepcopy(three)
+    for name, arm in result["arms"].items():
+        arm["budget"]["sampled_examples"] = 50 if name == "many" else 1000
+        for scores in arm["scores"].values():
+            scores["estimates"]["mean"]["examples"] = 1000
+    assert any("Approximate: 50 sampled examples, fewer than 300;" in each for each in cautions(result))
 
 
 def test_arms_under_which_all_prompts_fare_alike_are_not_said_to_differ(three: dict[str, Any]) -> None:

@@ -49,7 +49,8 @@ class Spent:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the results file."""
         plain = {key: value for key, value in asdict(self).items() if key not in ("sampled_KN", "extremes")}
-        return plain | {"of": self.sampled_KN.size, "missed": list(self.missed)}
+        sampled = int(self.sampled_KN.any(0).sum())
+        return plain | {"of": self.sampled_KN.size, "sampled_examples": sampled, "missed": list(self.missed)}
 
 
 def spend(

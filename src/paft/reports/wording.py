@@ -275,8 +275,10 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
             "model left alone."
         )
     mean = next(iter(result["arms"].values()))["scores"][main_scorer(result)]["estimates"]["mean"]
-    k, n = mean["prompts"], mean["examples"]
-    few = [f"{n} examples, fewer than {MANY_EXAMPLES}"] if n < MANY_EXAMPLES else []
+    k, of = mean["prompts"], mean["examples"]
+    # a race asks for its mean only a block of the examples
+    n = min(arm["budget"].get("sampled_examples", of) for arm in result["arms"].values())
+    few = [f"{n}{' sampled' * (n < of)} examples, fewer than {MANY_EXAMPLES}"] if n < MANY_EXAMPLES else []
     few += [f"{k} prompts, fewer than {MANY_PROMPTS}"] if k < MANY_PROMPTS else []
     if few:
         found.append(f"Approximate: {' and '.join(few)}; the intervals may cover less often than their level says.")
