@@ -269,7 +269,7 @@ def _by_one_scorer(tables: Mapping[str, Mapping[str, ScoreMatrix]], scorer: str 
 
 
 def changed_cells(runs: Sequence[str], scorer: str | None = None) -> list[dict[str, Any]]:
-    """The shared cells that one of two models (RUN:ARM, or the arms of one RUN) has right and the other wrong, prompt by prompt: ids,
+    """The shared cells that are scored differently of two models (RUN:ARM, or the arms of one RUN), prompt by prompt: ids,
     both scores, both answers as indices of choices (-1: unreadable), and both free answers where there are any.
 
     Raises DataError unless two models are named.

@@ -287,6 +287,15 @@ def test_runs_whose_budgets_share_no_cells_are_shown_without_comparing_them(tmp_
     assert '<section id="between' not in page
 
 
+def test_changed_cells_are_those_scored_differently_be_it_in_part(tmp_path: Path) -> None:
+    runs = leave(tmp_path / "one", {"a": arm(["TRW", "WTR"])}), leave(tmp_path / "other", {"a": arm(["RRT", "TWR"])})
+    file = tmp_path / "changed.jsonl"
+    done = call("compare", *map(str, runs), "--scorer", "likelihood", "--changed", str(file))
+    assert "4 cells scored differently; a scores higher in 1 of them, b in 3" in " ".join(done.stderr.split())
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [(row["a_score"], row["b_score"]) for row in rows] == [(0.5, 1.0), (0.0, 0.5), (0.0, 0.5), (0.5, 0.0)]
+
+
 def test_without_a_scorer_in_common_there_is_nothing_to_show(tmp_path: Path) -> None:
     done = arm(["RW", "RR"])
     one, other = ({"a": replace(done, scores={each: done.scores[each]})} for each in done.scores)

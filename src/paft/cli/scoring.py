@@ -176,9 +176,7 @@ def compare(
     ] = False,
     changed: Annotated[
         Path | None,
-        typer.Option(
-            help="Two models: also write the cells that one has right and the other wrong (.parquet, .jsonl)."
-        ),
+        typer.Option(help="Two models, a and b: also write the cells that are scored differently (.parquet, .jsonl)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -203,7 +201,9 @@ def compare(
         cells = finished.changed_cells(runs, scorer)
         write_rows(iter(cells), changed)
         better = sum(cell["a_score"] > cell["b_score"] for cell in cells)
-        say(f"{changed}: {len(cells)} cells that changed; a is right in {better} of them, b in {len(cells) - better}")
+        say(
+            f"{changed}: {len(cells)} cells scored differently; a scores higher in {better} of them, b in {len(cells) - better}"
+        )
     typer.echo(json.dumps([pair.to_dict() for pair in found]) if as_json else pairs_table(found))
 
 
