@@ -313,8 +313,13 @@ def compare_across(runs: Sequence[RunCells]) -> dict[str, list[Pairwise]]:
             f"{run}:{arm}": by[scorer] for run, tables in held.items() for arm, by in tables.items() if scorer in by
         }
         if len({name.rpartition(":")[0] for name in named}) == len(held):
-            pairs = pairwise(_on_shared_cells(named), clusters_N=_shared_groups(named))
-            found[scorer] = [pair for pair in pairs if pair.a.rpartition(":")[0] != pair.b.rpartition(":")[0]]
+            # only these are one table, and one family of p values
+            pairs = [
+                (later, earlier)
+                for earlier, later in itertools.combinations(named, 2)
+                if later.rpartition(":")[0] != earlier.rpartition(":")[0]
+            ]
+            found[scorer] = pairwise(_on_shared_cells(named), clusters_N=_shared_groups(named), pairs=pairs)
     return found
 
 

@@ -21,12 +21,15 @@ from paft import finished, pipeline
 from paft.config import dump_yaml, load_run_config
 from paft.errors import DataError
 from paft.evaluation.budget import Spent
+from paft.evaluation.comparisons import holm
 from paft.evaluation.evaluate import Evaluation, score_matrix
 from paft.grid import Grid
 from paft.lm.types import Answered, Completion
 from paft.prompts import Template
 from paft.reports import exhibit_of
 from paft.reports.exhibit import CHARACTERS, COLUMNS, ROWS, TEXTS, Shared, exhibit_between
+from paft.reports.tables import P_MEANS
+from paft.reports.wording import p_value
 from paft.results import write_cells
 from paft.store import RunDir
 from paft.tasks import Example
@@ -285,6 +288,25 @@ def test_runs_whose_budgets_share_no_cells_are_shown_without_comparing_them(tmp_
     page = (tmp_path / "all.html").read_text(encoding="utf-8")
     assert 'id="run-2"' in page
     assert '<section id="between' not in page
+
+
+def test_p_values_between_runs_are_kept_for_the_pairs_that_the_table_shows(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+
+    def run(name: str, *arms: str) -> Path:
+        rows = {each: ["".join(generator.choice(list("RW"), 20)) for _ in range(6)] for each in arms}
+        return leave(tmp_path / name, {each: arm(found) for each, found in rows.items()})
+
+    runs = run("one", "a", "b"), run("other", "c", "d")
+    for pairs in finished.compare_across([*map(finished.load_cells, runs)]).values():
+        assert len(pairs) == 4  # of six
+        assert [pair.p_holm for pair in pairs] == pytest.approx(holm([pair.p for pair in pairs]))
+    html = reported(tmp_path, *runs)
+    table = (tmp_path / "all.md").read_text(encoding="utf-8")
+    told = f"{p_value(pairs[0].p)} ({p_value(pairs[0].p_holm)}) |"
+    assert told in table[table.index("Between runs, restricted choice") :]
+    assert f"{p_value(pairs[0].p)} <i>({p_value(pairs[0].p_holm)})</i>" in html
+    assert f"{P_MEANS}\n" in table[table.index("Between runs") :]
 
 
 def test_changed_cells_are_those_scored_differently_be_it_in_part(tmp_path: Path) -> None:

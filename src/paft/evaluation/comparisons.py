@@ -37,16 +37,20 @@ class Pairwise:
 
 
 def pairwise(
-    tables: Mapping[str, np.ndarray], level: float = 0.95, clusters_N: Sequence[object] | None = None
+    tables: Mapping[str, np.ndarray],
+    level: float = 0.95,
+    clusters_N: Sequence[object] | None = None,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> list[Pairwise]:
-    """Every model against every one before it, on the same prompts and examples.
+    """Every model against every one before it, or only these pairs (a, b), on the same prompts and examples.
 
     p: two-way t test of the paired differences (new prompts, new examples), as the interval of `compare`. p_holm: the
     same, kept for all pairs together (`holm`); intervals are each at `level`, for one pair.
     clusters_N: see `stats.mean_estimate`. Tables with holes (NaN) are compared on the cells that both hold (`compare_few`), without
     clusters. Raises ShapeError when tables do not match.
     """
-    pairs = [(later, earlier) for earlier, later in itertools.combinations(tables, 2)]
+    if pairs is None:
+        pairs = [(later, earlier) for earlier, later in itertools.combinations(tables, 2)]
     comparisons = [
         compare_few(tables[a], tables[b], level)
         if np.isnan(tables[a] + tables[b]).any()

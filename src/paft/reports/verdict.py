@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from paft.evaluation.comparisons import Pairwise, Seeded
 from paft.evaluation.gate import Checked, Verdict
 from paft.evaluation.stats import Estimate
-from paft.reports.tables import ahead_count, compared_on, in_part
+from paft.reports.tables import P_MEANS, ahead_count, compared_on, in_part
 from paft.reports.wording import MISSING, clean, number, p_value, signed
 
 SIGNS = {"pass": "met", "fail": "missed", "undecided": "open"}
@@ -59,7 +59,7 @@ def junit_xml(verdict: Verdict, name: str) -> str:
 
 
 def pairs_table(pairs: Sequence[Pairwise]) -> str:
-    """Markdown: differences a - b in points with intervals, and the p value of the mean kept for all pairs together."""
+    """Markdown: differences a - b in points with intervals, and the p value of the mean, in brackets that kept for all pairs together."""
     head = ("a", "b", "mean", "SD over prompts", "worst prompt", "a ahead on", "p (Holm)")
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * 5]
     told = [pair.to_dict() for pair in pairs]
@@ -67,12 +67,12 @@ def pairs_table(pairs: Sequence[Pairwise]) -> str:
     for pair, each in zip(pairs, told, strict=True):
         c = pair.comparison
         figures = [_difference(part) for part in (c.mean, c.prompt_sd, c.worst)]
-        cells = [clean(pair.a), clean(pair.b), *figures, ahead_count(each, part), p_value(pair.p_holm)]
+        p = f"{p_value(pair.p)} ({p_value(pair.p_holm)})"
+        cells = [clean(pair.a), clean(pair.b), *figures, ahead_count(each, part), p]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Differences a - b in points on {compared_on(told)}; in brackets {100 * pairs[0].comparison.mean.level:g} % intervals, each for "
-        "one pair.",
+        f"Differences a - b in points on {compared_on(told)}; in brackets {100 * pairs[0].comparison.mean.level:g} % intervals. {P_MEANS}",
     ]
     return "\n".join(lines)
 
