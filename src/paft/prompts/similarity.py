@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from paft.prompts.template import Template
+from paft.tasks.answers import LETTERS, Labels
 
 NEAR_DUPLICATE = 0.5
 """Jaccard similarity of character 5-grams from which two templates count as the same prompt."""
@@ -30,6 +31,10 @@ BLOCK = 500
 
 _FIELD = "\u25a1"
 _SLOT = re.compile(r"\{[A-Za-z_]\w*\}", re.ASCII)
+_OPTION = re.compile(r"\{([A-Z])\}")
+_NUMBERS = tuple(map(str, range(1, 27)))
+_TOKEN = re.compile(r"\w+|\S")
+_ABOVE, _BELOW = "\ue000", "\ue001"
 
 
 class _Blanked(dict[int, int]):
@@ -153,8 +158,53 @@ def similarity_matrix(rows: Sequence[Template], columns: Sequence[Template]) -> 
 
 
 def static_form(template: Template) -> str:
-    """`text_form` of all that a template says by itself."""
-    return text_form(f"{template.system}\n{template.text}" if template.system else template.text)
+    """`text_form` of all that a template says by itself. Options shown one by one in a regular layout are one slot, as in {choices}."""
+    inner = template.inner_answer
+    own = inner.labels if isinstance(inner, Labels) and inner.labels else LETTERS
+    return _form(f"{template.system}\n{template.text}" if template.system else template.text, own)
+
+
+@lru_cache(maxsize=8192)
+def _form(text: str, own: tuple[str, ...]) -> str:
+    pieces = _OPTION.split(text)
+    count, found = len(pieces) // 2, []
+    if count > 1 and tuple(pieces[1::2]) == LETTERS[:count]:
+        parts = [text_form(piece) for piece in pieces[::2]]
+        each = [[text_form(label) for label in labels[:count]] for labels in (own, LETTERS, _NUMBERS)]
+        found = [block for labels in each if len(labels) == count and (block := _as_one_block(parts, labels))]
+    # the labels that explain most of what stands between the options
+    return min(found)[1] if found else text_form(text.replace("{choices}", " {choices} "))
+
+
+def _as_one_block(parts: Sequence[str], labels: Sequence[str]) -> tuple[int, str] | None:
+    """Signs between options that the layout of one does not explain, and the form. None unless the same stands between any two, but for
+    labels. parts: before, between and after the options.
+    """
+    around = zip(parts, ["", *labels], [*labels, ""], strict=True)
+    before, *between, after = ([*_TOKEN.finditer(_marked(*each))] for each in around)
+    start, end, *gaps = ([token[0] for token in each] for each in (before, after, *between))
+    head = _alike(start[::-1], gaps[0][::-1])
+    tail = _alike(end, gaps[0][: len(gaps[0]) - head])
+    joiner = gaps[0][tail : len(gaps[0]) - head]
+    # two options have one gap, which no other confirms: a few words only are taken for a joiner
+    if any(gap != gaps[0] for gap in gaps) or {_FIELD, _ABOVE, _BELOW} & {*joiner} or (len(labels) == 2 < len(joiner)):
+        return None
+    left = before[-head].start() if head else None
+    right = after[tail - 1].end() if tail else 0
+    form = f"{before[0].string[:left] if before else ''} {_FIELD} {after[0].string[right:] if after else ''}"
+    return len(joiner), " ".join(form.replace(_BELOW, labels[0]).replace(_ABOVE, labels[-1]).split())
+
+
+def _marked(text: str, above: str, below: str) -> str:
+    """A text with signs for the labels of the options before and after it."""
+    for label, sign in ((above, _ABOVE), (below, _BELOW)):
+        text = re.sub(rf"(?<!\w){re.escape(label)}(?!\w)", sign, text) if label else text
+    return text
+
+
+def _alike(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many are the same, from the first on."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def masked(template: Template) -> str:
