@@ -89,6 +89,26 @@ def test_repeats_near_duplicates_and_outliers_are_dropped_by_name() -> None:
     assert selection.to_dict()["dropped"] == 3
 
 
+def test_labels_may_stand_for_choices_of_any_case_and_too_many_labels_are_one_fault(tmp_path: Path) -> None:
+    spec = {
+        "name": "asks",
+        "fields": ["text"],
+        "choices": ["No", "Yes"],
+        "answer": "label",
+        "files": {"train": "t.jsonl"},
+    }
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    (tmp_path / "t.jsonl").write_text('{"text": "so", "label": "Yes"}\n', encoding="utf-8")
+    task = load_task(str(tmp_path / "task.yaml"))
+
+    def names(text: str, *labels: str) -> list[str]:
+        return [fault.name for fault in faults_of(Template(text, Labels(labels)), task)]
+
+    assert names("{text}\nWrite 0 for No and 1 for Yes.", "0", "1") == []
+    assert names("{text}\nWrite 0 for YES and 1 for no.", "0", "1") == ["contract"]
+    assert names("{text}\nWrite 1 for no, 2 for yes, 3 for neither no nor yes.", "1", "2", "3") == ["contract"]
+
+
 def test_copies_of_what_was_shown_are_no_new_prompts() -> None:
     shipped = PromptSet.load("piqa").train
     shown, own = shipped[:20], shipped[20:24]

@@ -315,16 +315,19 @@ class _Words:
 
     def _mapping(self, text: str) -> str | None:
         """Own labels of a labelling task must stand for what the words say: `1 if it is positive`."""
-        if not self.task.choices or [_fold(x) for x in self.labels] == [_fold(x) for x in self.task.choices]:
+        choices = self.task.choices
+        if not choices or len(self.labels) != len(choices):  # another count is a fault of its structure
             return None
-        words = "|".join(map(re.escape, self.task.choices))
+        if [_fold(x) for x in self.labels] == [_fold(x) for x in choices]:
+            return None
+        words = "|".join(map(re.escape, choices))
         said = {}
         for label in self.labels:
             pattern = rf"(?<!\w){re.escape(label)}[\"'`)\]]*\s*(?:if|for|when|=|:|means|->|stands for|is)\s+(?:[a-z']+ ){{0,4}}?[\"'`]?({words})\b"
             if match := re.search(pattern, text, re.IGNORECASE):
-                said[label] = match[1].casefold()
-        means = dict(zip(self.labels, self.task.choices, strict=False))
-        wrong = [label for label, choice in said.items() if means[label] != choice]
+                said[label] = match[1]
+        means = dict(zip(self.labels, choices, strict=True))
+        wrong = [label for label, choice in said.items() if _fold(means[label]) != _fold(choice)]
         return (
             f"says that {wrong[0]} stands for {said[wrong[0]]}; in `answer` it stands for {means[wrong[0]]}"
             if wrong
