@@ -23,7 +23,7 @@ from paft.prompts.strategies import read_reply
 from paft.store import CellStore, read_jsonl
 from paft.tasks import load_task
 from tests import tiny
-from tests.chat_server import ChatServer, identity, prompts_for
+from tests.chat_server import NOUNS, ChatServer, identity, prompts_for
 
 KEY = "sk-very-secret-4711"
 SIZES = {"train": 24, "dev": 6, "test": 6}
@@ -493,6 +493,25 @@ def test_a_solver_finds_prompts_that_change_the_task(tmp_path: Path) -> None:
     reasons = [f.reason for _, faults in report.selection.dropped for f in faults if f.name == "behaviour"]
     assert "solver answers 0% right, under prompts like it 100%" in reasons[0]
     assert set(server.paid.values()) == {1}
+
+
+def test_a_solver_whose_budget_ends_keeps_what_it_found_out_and_lets_nothing_in_unread(tmp_path: Path) -> None:
+    def answering(body: dict) -> str:
+        asked = body["messages"][-1]["content"]
+        if body["model"] != "strong":
+            return json.dumps(prompts_for(body))
+        colour = "red" if " red" in asked.replace("red or blue", "") else "blue"
+        return {"red": "blue", "blue": "red"}[colour] if any(word in asked for word in NOUNS[:6]) else colour
+
+    with ChatServer(reply=answering) as server:
+        solver = {"model": "strong", "base_url": server.url, "examples": 12, "timeout": 5, "max_tokens": 64}
+        solver["budget"] = {"tokens": 150 * 12 * 30}  # of 30 templates
+        report = build(tmp_path, server.url, solver=solver)
+    assert set(report.stopped) == {"solver"}
+    assert report.selection.counts["behaviour"] > 0
+    assert report.selection.counts["disputed"] > 0
+    assert 0 < len(report.selection.kept) < 30
+    assert not any(word in template.text for template in report.selection.kept for word in NOUNS[:6])
 
 
 EXAMPLES = {

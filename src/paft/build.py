@@ -472,18 +472,23 @@ class _Build:
                 for item in items
             ]
             texts = await self.replies.all(requests, self.replies.ask, "solver")
+            said = [texts[k * len(items) : (k + 1) * len(items)] for k in range(len(templates))]
+            for template, its in zip(templates, said, strict=True):
+                if None in its:  # the budget is used up
+                    self.verdicts.setdefault(template.id, []).append(
+                        Fault("disputed", f"{solver.name}: not all answers")
+                    )
+            read = [(template, its) for template, its in zip(templates, said, strict=True) if None not in its]
+            templates = [template for template, _ in read]
             rows = [
-                [
-                    template.answer.parse(text or "", item).worth(item)
-                    for item, text in zip(items, texts[k * len(items) : (k + 1) * len(items)], strict=True)
-                ]
-                for k, template in enumerate(templates)
+                [template.answer.parse(text, item).worth(item) for item, text in zip(items, its, strict=True)]
+                for template, its in read
             ]
         self.solved |= {template.id: (template, row) for template, row in zip(templates, rows, strict=True)}
 
     def _lagging(self) -> Iterator[tuple[Template, Fault]]:
         """Templates under which the solver fails, and does not under their siblings: by 3 standard errors and by the margin."""
-        if self.config.solver is None or len(self.solved) < 2 or self.config.solver.name in self.replies.stopped:
+        if self.config.solver is None or len(self.solved) < 2:
             return
         templates = [template for template, _ in self.solved.values()]
         values_KN = np.array([row for _, row in self.solved.values()])

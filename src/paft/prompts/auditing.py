@@ -40,7 +40,7 @@ FAULTS = {
     "near_duplicate": "nearly the same prompt as another",
     "copied": "nearly a prompt that the writer was shown as an example",
     "judged": "every judge found a fault",
-    "disputed": "some judges found a fault, or none gave a verdict",
+    "disputed": "some judges found a fault, or one gave no verdict; or the solver gave no answers",
     "behaviour": "a capable model answers far worse under it than under prompts like it",
     "reviewed": "dropped by hand",
 }
