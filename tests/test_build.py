@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -16,12 +17,15 @@ import pytest
 import yaml
 
 from paft.build import BuildReport, build_prompts, import_prompts, plan_build
-from paft.config import BuildConfig, dump_yaml, validate
+from paft.config import BudgetConfig, BuildConfig, WriterConfig, dump_yaml, validate
 from paft.errors import ConfigError, EndpointError, PaftError, PromptSetError, StoreError
+from paft.lm.endpoint import Reply
+from paft.lm.types import Message
 from paft.prompts import PromptSet
-from paft.prompts.strategies import read_reply
+from paft.prompts.strategies import Request, read_reply
 from paft.store import CellStore, read_jsonl
 from paft.tasks import load_task
+from paft.writers import Replies
 from tests import tiny
 from tests.chat_server import NOUNS, ChatServer, identity, prompts_for
 
@@ -512,6 +516,26 @@ def test_a_solver_whose_budget_ends_keeps_what_it_found_out_and_lets_nothing_in_
     assert report.selection.counts["disputed"] > 0
     assert 0 < len(report.selection.kept) < 30
     assert not any(word in template.text for template in report.selection.kept for word in NOUNS[:6])
+
+
+def test_equal_requests_under_way_are_one(tmp_path: Path) -> None:
+    request = Request("w", "m", "solve", 0, 1, (Message("user", "red or blue?"),), {})
+    settings = WriterConfig(name="w", model="m", budget=BudgetConfig(tokens=5000))
+    asked = []
+
+    class Slow:
+        async def ask(self, chat: object, seed: int) -> Reply:
+            asked.append(seed)
+            await asyncio.sleep(0.01)
+            return Reply("red", 10, 1, "m")
+
+    def said(**changed: object) -> list[str | None]:
+        replies = Replies(tmp_path / "r.jsonl", {"w": settings.model_copy(update=changed)}, {"w": Slow()})
+        return asyncio.run(replies.all([request] * 3, replies.ask, "solver"))
+
+    assert said(budget=BudgetConfig(tokens=10)) == [None] * 3
+    assert said() == ["red"] * 3
+    assert len(asked) == len(read_jsonl(tmp_path / "r.jsonl")) == 1
 
 
 EXAMPLES = {

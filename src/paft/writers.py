@@ -50,6 +50,7 @@ class Replies:
         self.stopped: dict[str, str] = {}
         self.failed: PaftError | None = None
         self._held: dict[str, list[int]] = {name: [0, 0] for name in settings}
+        self._under_way: dict[str, asyncio.Task[str | None]] = {}
         self._queue = {name: asyncio.Lock() for name in settings}
         self._settled = {name: asyncio.Event() for name in settings}
 
@@ -91,9 +92,18 @@ class Replies:
         return gathered
 
     async def ask(self, request: Request) -> str | None:
-        """The reply's text; None when it may not be asked for: a budget is used up, or a server has failed."""
+        """The reply's text; None when it may not be asked for: a budget is used up, or a server has failed. What is under way is waited
+        for, not asked again."""
         if request.key in self.known:
             return str(self.known[request.key]["text"])
+        if request.key not in self._under_way:
+            self._under_way[request.key] = asyncio.ensure_future(self._ask(request))
+        try:
+            return await self._under_way[request.key]
+        finally:
+            self._under_way.pop(request.key, None)
+
+    async def _ask(self, request: Request) -> str | None:
         settings = self.settings[request.writer]
         need = [most_tokens(request), settings.max_tokens]
         if not await self._admitted(settings, need):
