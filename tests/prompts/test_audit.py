@@ -109,6 +109,15 @@ def test_labels_may_stand_for_choices_of_any_case_and_too_many_labels_are_one_fa
     assert names("{text}\nWrite 1 for no, 2 for yes, 3 for neither no nor yes.", "1", "2", "3") == ["contract"]
 
 
+def test_a_broken_prompt_does_not_take_its_sound_twin_with_it() -> None:
+    sound = PromptSet.load("piqa").train[0]
+    broken = replace(sound, text=sound.text.replace("{goal}", "{gaol}"))
+    selection = audit([broken, sound, broken, sound], TASKS["piqa"])
+    assert selection.kept == (sound,)
+    names = [(template.id, faults[-1].name) for template, faults in selection.dropped]
+    assert names == [(broken.id, "slot_missing"), (broken.id, "repeat"), (sound.id, "repeat")]
+
+
 def test_copies_of_what_was_shown_are_no_new_prompts() -> None:
     shipped = PromptSet.load("piqa").train
     shown, own = shipped[:20], shipped[20:24]

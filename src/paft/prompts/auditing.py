@@ -113,9 +113,14 @@ def audit(
         faults.append(found)
     first: dict[str, int] = {}
     for place, template in enumerate(templates):
-        earlier = first.setdefault(static_form(template) + repr(template.answer), place)
-        if earlier != place:
+        form = static_form(template) + repr(template.answer)
+        earlier = first.get(form, first.get(template.id))
+        if earlier is not None:
             faults[place].append(Fault("repeat", f"the same as {templates[earlier].id}"))
+            continue
+        first[template.id] = place
+        if not faults[place]:  # the sound twin of a broken prompt, such as one with a misspelt slot, stays
+            first[form] = place
     _mark_outliers(templates, faults, {each for each, word in decisions.items() if word == "keep"})
     steps: list[tuple[str, Callable[[Sequence[Template]], list[tuple[int, int, float]]]]] = [
         ("like", lambda each: near_pairs(each, similarity)),
