@@ -538,6 +538,54 @@ def test_equal_requests_under_way_are_one(tmp_path: Path) -> None:
     assert len(asked) == len(read_jsonl(tmp_path / "r.jsonl")) == 1
 
 
+def test_prompts_that_cannot_ask_every_row_are_a_fault_and_not_asked_for(tmp_path: Path) -> None:
+    """Some questions have three options, or no hint: a prompt that shows {D} or {hint} cannot put them."""
+    rows = [
+        {"ctx": f"item {n}", "o": [f"{x}{n}" for x in "pqrs"[: 3 if n == 7 else 4]], "hint": "h" if n % 2 else None, "label": "A"}
+        for n in range(40)
+    ]  # fmt: skip
+    spec = {
+        "name": "odd", "fields": ["ctx"], "optional_fields": ["hint"], "choices_from": "o", "answer": "label",
+        "files": {"train": "t.jsonl"},
+    }  # fmt: skip
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "task.yaml").write_text(dump_yaml(spec), encoding="utf-8")
+    one_by_one = "A. {A}\nB. {B}\nC. {C}\nD. {D}"
+    written = [
+        {"text": f"{' '.join(NOUNS[n * 7 : n * 7 + 9])}\n{{ctx}}\n{shown}\nAnswer:", "answer": answer}
+        for n, (shown, answer) in enumerate(
+            [*[("{choices}", "letters")] * 4, (one_by_one, "letters"), ("{hint} {choices}", "letters"),
+             ("{choices}", {"labels": ["p", "q", "r", "s"]})]
+        )
+    ]  # fmt: skip
+
+    class Says:
+        def __init__(self, text: str):
+            self.text, self.asked = text, []
+
+        async def ask(self, chat: list[Message], seed: int) -> Reply:
+            self.asked.append(chat[-1].text)
+            return Reply(self.text, 10, 1, "m")
+
+    everybody = {"one": Says(json.dumps(written)), "j": Says('{"fault": "none"}'), "solver": Says("A")}
+    server = {"model": "m", "base_url": "http://127.0.0.1:9/v1"}
+    config = BuildConfig.model_validate(
+        {
+            "task": str(tmp_path / "task.yaml"), "about": "odd questions", "embeddings": None, "rounds": 1,
+            "strategies": ["zero-shot"], "train": 2, "dev": 1, "test": 1, "writers": [{"name": "one", **server}],
+            "judges": [{"name": "j", **server}], "solver": {**server, "examples": 32},
+        }
+    )  # fmt: skip
+    report = build_prompts(config, tmp_path / "out", writers=everybody)
+    assert [template.text for template in report.selection.kept] == [each["text"] for each in written[:4]]
+    assert {t.text: faults[0].name for t, faults in report.selection.dropped if faults[0].name != "repeat"} == {
+        each["text"]: "contract" for each in written[4:]
+    }
+    asked = everybody["one"].asked[0]
+    assert "shown by the slot {choices}" in asked
+    assert not any(word in asked for word in ("{A}", "hint", '"labels"'))
+
+
 EXAMPLES = {
     split: [{"text": text, "answer": "text"}]
     for split, text in {

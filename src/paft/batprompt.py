@@ -206,14 +206,18 @@ class _Search:
 
     async def _rewrite(self, number: int, best: Template, failures: Sequence[Example]) -> list[Template]:
         """Sound new versions of a prompt, none near to a prompt that scores or selects."""
-        text = _mend(self.task, self.about, best, failures, self.config.candidates)
+        text = _mend(self.task, self.about, best, failures, self.config.candidates, self.examples)
         request = self._request("rewrite", number, text)
         (reply,) = await self.replies.all([request], self.replies.ask, f"rewriting {number + 1}")
         if reply is None:
             return []
         origin = {"writer": self.config.writer.name, "strategy": "batprompt", "request": request.key}
         templates, faulty = read_reply(reply, origin)
-        kept = [each for each in templates if not list(faults_of(each, self.task)) and self._apart(each)]
+        kept = [
+            each
+            for each in templates
+            if not any(faults_of(each, self.task)) and not any(each.unable(self.examples)) and self._apart(each)
+        ]
         if len(kept) < len(templates) + len(faulty):
             self.say(
                 f"  {len(templates) + len(faulty) - len(kept)} of its versions are unsound or near to held-out prompts"
@@ -249,7 +253,9 @@ def _damage(task: Task, about: str, example: Example) -> str:
     )
 
 
-def _mend(task: Task, about: str, template: Template, failures: Sequence[Example], wanted: int) -> str:
+def _mend(
+    task: Task, about: str, template: Template, failures: Sequence[Example], wanted: int, rows: Sequence[Example]
+) -> str:
     entry = {key: value for key, value in template_to(template).items() if key not in ("id", "origin")}
     items = "\n".join(
         f"{n}. "
@@ -257,7 +263,7 @@ def _mend(task: Task, about: str, template: Template, failures: Sequence[Example
         + f" - right: {json.dumps(each.choices[each.answer], ensure_ascii=False)}"
         for n, each in enumerate(failures, 1)
     )
-    rules = "\n".join(f"- {rule}" for rule in rules_of(task))
+    rules = "\n".join(f"- {rule}" for rule in rules_of(task, rows))
     return (
         f"This prompt template puts a task ({about}) to a language model:\n{json.dumps(entry, ensure_ascii=False)}\n\n"
         f"The model gets these items wrong, whose texts are carelessly typed:\n{items}\n\n"

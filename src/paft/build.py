@@ -228,6 +228,8 @@ class _Build:
         self.task: Task = load_task(config.task, config.source)
         split = self.task.split("train")
         self.examples = split.examples[:200]
+        # one of each kind that a prompt might be unable to ask
+        self.rows = [*{(frozenset(each.fields), len(each.choices)): each for each in split.examples}.values()]
         row = TASKS.get(config.task)
         self.about = config.about or (row.title if row else "")
         if not self.about:
@@ -263,7 +265,7 @@ class _Build:
         templates = PromptSet.load(name).train
         for template in templates:
             template.check(self.task)
-        return templates
+        return [template for template in templates if not any(template.unable(self.rows))]
 
     @property
     def set_task(self) -> str:
@@ -323,6 +325,7 @@ class _Build:
                             wanted=min(size, wanted - n * size),
                             seed=self.config.seed,
                             own_axes=self.config.axes,
+                            rows=self.rows,
                         )
                     )
         return requests
@@ -401,8 +404,11 @@ class _Build:
 
         A candidate that is found out may have been the first of a group of near-duplicates; the next one is then looked at too.
         """
+        unable = {each.id: [*each.unable(self.rows)] for each in templates if not any(each.faults(self.task))}
         while True:
-            opinions = {each: list(faults) for each, faults in self.verdicts.items()}
+            opinions = {each: list(faults) for each, faults in unable.items()}
+            for each, faults in self.verdicts.items():
+                opinions.setdefault(each, []).extend(faults)
             for template, fault in self._lagging():
                 opinions.setdefault(template.id, []).append(fault)
             selection = audit(

@@ -86,8 +86,10 @@ def make_request(
     wanted: int,
     seed: int,
     own_axes: Mapping[str, Sequence[str]] | None = None,
+    rows: Sequence[Example] = (),
 ) -> Request:
-    """The request of that number: a pure function of its arguments. shown: templates that few-shot requests draw from.
+    """The request of that number: a pure function of its arguments. shown: templates that few-shot requests draw from. rows: see
+    `rules_of`.
 
     own_axes: more axes, or other values for those of AXES; an axis without values is left out.
     """
@@ -101,24 +103,35 @@ def make_request(
         "You write prompts for testing language models. Your prompts are read by programs: you answer with a JSON array "
         "and nothing else."
     )
-    text = "\n\n".join(_parts(task, about, item, axes, picked, wanted))
+    text = "\n\n".join(_parts(task, about, item, axes, picked, wanted, rows))
     return Request(writer, model, strategy, number, wanted, (Message("system", system), Message("user", text)), axes)
 
 
-def _choice_rules(task: Task) -> list[str]:
+def _optional(task: Task, rows: Sequence[Example]) -> list[str]:
+    """Optional fields that all rows have."""
+    return [name for name in task.optional_fields if all(name in row.fields for row in rows)]
+
+
+def _any_number(rows: Sequence[Example]) -> bool:
+    return len({len(row.choices) for row in rows}) > 1
+
+
+def _choice_rules(task: Task, rows: Sequence[Example]) -> list[str]:
     letters = LETTERS[: task.num_choices]
     own = ", ".join(f'"{x}"' for x in ("p", "q", "r", "s", "t")[: task.num_choices])
+    labels = "" if _any_number(rows) else f'{{"labels": [{own}]}} (own labels in the order of the options), '
     return [
         'With {choices}, "options" lays out one option ("{label}) {text}") and "joiner" stands between two.',
         f'"answer" says what the model has to write: "letters" ({", ".join(letters)}), "text" (the right option itself), '
-        f'{{"labels": [{own}]}} (own labels in the order of the options), or one of these inside fixed text: '
+        f"{labels}or one of these inside fixed text: "
         '{"wrap": "<answer>{answer}</answer>", "of": "letters"}.',
         "The words must ask for exactly that form, and for the bare answer: no explanation, no second answer.",
     ]
 
 
-def rules_of(task: Task) -> list[str]:
-    """What a template of the task has to keep to, in words."""
+def rules_of(task: Task, rows: Sequence[Example] = ()) -> list[str]:
+    """What a template of the task has to keep to, in words. rows: examples that it has to be able to ask, besides usual ones."""
+    optional = _optional(task, rows)
     letters = LETTERS[: task.num_choices]
     fields = ", ".join(f"{{{name}}}" for name in task.fields)
     rules = [f"Each template shows each of these slots exactly once: {fields}."]
@@ -126,14 +139,19 @@ def rules_of(task: Task) -> list[str]:
         rules.append(
             "The model sees the picture of a question before these words; it has no slot, and the words may speak of it."
         )
-    if task.optional_fields:
-        rules.append(f"It may also show, at most once: {', '.join(f'{{{name}}}' for name in task.optional_fields)}.")
+    if optional:
+        rules.append(f"It may also show, at most once: {', '.join(f'{{{name}}}' for name in optional)}.")
     if task.num_choices == 1:
         pass
     elif task.choices:
         rules.append(
             f"The possible answers are always, in this order: {', '.join(task.choices)}. They may be named in the words, or shown "
             "by the slot {choices}."
+        )
+    elif _any_number(rows):
+        rules.append(
+            f"The options, mostly {task.num_choices}, in some items more or fewer, are shown by the slot {{choices}}; the words name no "
+            "number of them."
         )
     else:
         rules.append(
@@ -175,7 +193,7 @@ def rules_of(task: Task) -> list[str]:
             "The words must ask for exactly that form; they may let the model reason before it, never after it.",
         ]
     else:
-        rules += _choice_rules(task)
+        rules += _choice_rules(task, rows)
     rules += [
         "The words never give an answer away and never ask for the wrong or worst option.",
         "No placeholders besides the slots; real line breaks; nothing that a person would have to fill in.",
@@ -184,11 +202,17 @@ def rules_of(task: Task) -> list[str]:
 
 
 def _parts(
-    task: Task, about: str, item: Example, axes: Mapping[str, str], shown: Sequence[Template], wanted: int
+    task: Task,
+    about: str,
+    item: Example,
+    axes: Mapping[str, str],
+    shown: Sequence[Template],
+    wanted: int,
+    rows: Sequence[Example],
 ) -> Iterator[str]:
     yield f"Write {wanted} different prompt templates that put the following task to a model.\n\nTask: {about}"
-    yield "Rules:\n" + "\n".join(f"- {rule}" for rule in rules_of(task))
-    shown_fields = (*task.fields, *task.optional_fields)  # an example of code also holds its tests
+    yield "Rules:\n" + "\n".join(f"- {rule}" for rule in rules_of(task, rows))
+    shown_fields = (*task.fields, *_optional(task, rows))  # an example of code also holds its tests
     offered = {} if task.choices or task.num_choices == 1 else {"options": list(item.choices)}
     yield "An item of the task, so that you know what fills the slots (do not copy it):\n" + json.dumps(
         {**{name: text for name, text in item.fields.items() if name in shown_fields}, **offered}, ensure_ascii=False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -147,6 +147,16 @@ class Template:
                 )
         if not self.text.strip():
             yield Fault("empty", "has no text")
+
+    def unable(self, examples: Iterable[Example]) -> Iterator[Fault]:
+        """A fault where one of the examples cannot be asked: it has another number of options, or lacks an optional field."""
+        for example in examples:
+            try:
+                self.render(example)
+                self.answer.surfaces(example)
+            except TemplateError as error:
+                yield Fault("contract", str(error))
+                return
 
     def _option_faults(self, task: Task, counts: Mapping[str, int]) -> Iterator[Fault]:
         letters = LETTERS[: task.num_choices]
