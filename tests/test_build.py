@@ -586,6 +586,33 @@ def test_prompts_that_cannot_ask_every_row_are_a_fault_and_not_asked_for(tmp_pat
     assert not any(word in asked for word in ("{A}", "hint", '"labels"'))
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_decisions_neither_ask_again_nor_throw_away_what_was_paid_for(tmp_path: Path, old: bool) -> None:
+    def doubtful(body: dict) -> str:
+        entries = prompts_for(body)
+        for entry in entries[:2]:
+            entry["text"] = f"Explain why. {entry['text']}"
+        return json.dumps(entries)
+
+    with ChatServer(reply=doubtful) as server:
+        report = build(tmp_path, server.url)
+        assert report.complete
+        file = tmp_path / "out" / "review.yaml"
+        review = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for entry in review["prompts"][:3]:
+            entry["decision"] = "keep"
+        file.write_text(yaml.safe_dump(review), encoding="utf-8")
+        if old:
+            (tmp_path / "out" / "rounds.json").unlink()
+        asked = len(server.asked)
+        again = build(tmp_path, server.url)
+        assert len(server.asked) == asked
+        (tmp_path / "out" / "rounds.json").write_text("[0]", encoding="utf-8")
+        with pytest.raises(StoreError, match="expected a list of numbers"):
+            build(tmp_path, server.url)
+    assert (again.given, again.asked) == (report.given, report.asked)
+
+
 EXAMPLES = {
     split: [{"text": text, "answer": "text"}]
     for split, text in {

@@ -20,7 +20,7 @@ import numpy as np
 
 from paft.assets import Source
 from paft.config import BuildConfig, EvalConfig, JudgeConfig, WriterConfig, dump_yaml
-from paft.errors import AssetError, ConfigError, PromptSetError, few
+from paft.errors import AssetError, ConfigError, PromptSetError, StoreError, few
 from paft.evaluation import evaluate
 from paft.evaluation.stats import lags
 from paft.grid import Grid
@@ -34,7 +34,7 @@ from paft.prompts.review import read_decisions, review_text
 from paft.prompts.similarity import Embed
 from paft.prompts.strategies import META, Request, ask_again, make_request, read_reply
 from paft.prompts.template import Fault
-from paft.store import BuildDir, CellStore, write_text
+from paft.store import BuildDir, CellStore, write_json, write_text
 from paft.tasks import TASKS, Labels, Task, load_task
 from paft.writers import FREE, LocalWriter, Replies, Say, Tick, Writer, cost, most_tokens, open_writer
 
@@ -122,7 +122,7 @@ def build_prompts(
     say: Say = lambda _: None,
     tick: Tick = lambda done, total, note: None,
 ) -> BuildReport:
-    """Build a prompt set into a directory: `prompts.yaml`, `audit.json`, `review.yaml`, `replies.jsonl`, `build.yaml`.
+    """Build a prompt set into a directory: `prompts.yaml`, `audit.json`, `review.yaml`, `replies.jsonl`, `rounds.json`, `build.yaml`.
 
     writers: objects to ask instead of those of the settings, by name (judges and a solver too). Raises EndpointError when a
     server refuses or stays silent (replies are kept, the next call goes on), PromptSetError when the directory holds another
@@ -282,12 +282,16 @@ class _Build:
 
     async def _rounds(self) -> BuildReport:
         self.replies.load()
+        later = self._read_rounds()
         requests: list[Request] = []
         kept_replies: list[list[tuple[Request, str]]] = []
         report: BuildReport | None = None
         while True:
             number = len(kept_replies)
-            asked_now = self.round_requests(requests) if report is None else self._more(requests, report)
+            if report is not None and number > len(later):
+                later.append(self._more(report))
+                write_json(self.place.rounds, later)
+            asked_now = self.round_requests(requests, later[number - 1] if number else None)
             requests += asked_now
             kept_replies.append(await self._round(number, asked_now))
             report = await self._report(requests, kept_replies)
@@ -298,8 +302,33 @@ class _Build:
             reading = all(
                 each.name not in self.replies.stopped for each in self.config.everybody[len(self.config.writers) :]
             )
-            if not short or number + 1 == self.config.rounds or not (writing and reading):
+            # what was asked for stays, whatever was decided since
+            if number >= len(later) and (not short or number + 1 >= self.config.rounds or not (writing and reading)):
                 return report
+
+    def _read_rounds(self) -> list[int]:
+        """What `_more` gave before; it depends on decisions, which may have changed since."""
+        if not self.place.rounds.exists():
+            return self._paid_rounds() if self.decisions else []
+        try:
+            sizes = json.loads(self.place.rounds.read_text(encoding="utf-8"))
+        except ValueError:
+            sizes = None
+        if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+            raise StoreError(f"{self.place.rounds}: expected a list of numbers; remove it, or choose another --out")
+        return sizes
+
+    def _paid_rounds(self) -> list[int]:
+        """The same for a build of an earlier version, which did not keep it: the largest rounds whose replies are all there."""
+        sizes, requests = list[int](), self.round_requests([])
+        while paid := [
+            (size, more)
+            for size in range(1, 4 * self.config.first_round + 1)
+            if (more := self.round_requests(requests, size)) and all(each.key in self.replies.known for each in more)
+        ]:
+            sizes.append(paid[-1][0])
+            requests += paid[-1][1]
+        return sizes
 
     def round_requests(self, before: Sequence[Request], prompts: int | None = None) -> list[Request]:
         """Requests of a round, numbered on from those before: `prompts` of every writer by every strategy."""
@@ -330,12 +359,12 @@ class _Build:
                     )
         return requests
 
-    def _more(self, requests: list[Request], report: BuildReport) -> list[Request]:
+    def _more(self, report: BuildReport) -> int:
+        """Prompts to ask every writer for by every strategy in the next round."""
         short = sum(size - len(report.splits[name]) for name, size in self.sizes.items())
         share = max(0.1, len(report.selection.kept) / max(1, report.asked))
         cells = len(self.config.writers) * len(self.strategies)
-        each = math.ceil(short / share / cells)
-        return self.round_requests(requests, min(each, 4 * self.config.first_round))
+        return min(math.ceil(short / share / cells), 4 * self.config.first_round)
 
     async def _round(self, number: int, requests: Sequence[Request]) -> list[tuple[Request, str]]:
         gathered = await self.replies.all(requests, self._ask_until_read, f"round {number + 1}")

@@ -293,6 +293,11 @@ class BuildDir:
         return self.root / "replies.jsonl"
 
     @property
+    def rounds(self) -> Path:
+        """Prompts asked for of every writer by every strategy, in each round after the first."""
+        return self.root / "rounds.json"
+
+    @property
     def audit(self) -> Path:
         """What was dropped, and why; how far apart the splits are."""
         return self.root / "audit.json"
