@@ -135,6 +135,30 @@ def test_a_budget_that_ends_leaves_the_best_so_far_and_a_larger_one_goes_on(tmp_
             batprompt(config.model_copy(update={"writer": none}), tmp_path / "none")
 
 
+def test_answers_that_are_partly_right_are_mended_and_the_worst_are_shown(tmp_path, monkeypatch):
+    """Of texts scored by F1 a worth of 0.05 is no reason to stop."""
+    worths = {"oops": 0.4, "bad": 0.2, "worse": 0.05}
+    sent = []
+
+    def reply(body):
+        sent.append(body["messages"][-1]["content"])
+        return json.dumps([{"text": text} for text in ("oops", "half \ud83d", "bad" if len(sent) > 1 else "worse")])
+
+    monkeypatch.setattr(
+        "paft.batprompt._Search._worth",
+        lambda self, prompts, examples: np.array([[worths[e.fields["text"]] for e in examples] for _ in prompts]),
+    )
+    with ChatServer(reply=reply) as server:
+        found = batprompt(settings(tmp_path, server, examples=5, rounds=1), tmp_path / "out")
+    shown = [
+        json.loads(line.split(". ", 1)[1].split(" - right")[0])["text"]
+        for line in sent[-1].splitlines()
+        if " - right: " in line
+    ]
+    assert shown == ["bad", "bad", "worse"]  # the lowest last, and no half of a character
+    assert found.accuracy[found.start.id] == pytest.approx((4 * 0.2 + 0.05) / 5)
+
+
 @pytest.mark.parametrize("reply", ["no idea", '{"text": ""}', '[{"words": "a b"}]', '{"text": 3}'])
 def test_a_writer_that_damages_nothing_is_named(tmp_path, reply):
     with ChatServer(reply=reply) as server:

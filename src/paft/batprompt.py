@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,11 @@ from paft.writers import FREE, Replies, Say, Tick, Writer, open_writer
 SHOWN = 3
 """Failures shown to the writer."""
 VERSIONS = 2
-"""Damaged versions asked for of each example; one that the model gets wrong is taken."""
+"""Damaged versions asked for of each example; the one that the model does worst on is taken."""
+RIGHT = 1 - 1e-6
+"""Worth from which an answer has nothing to mend; partial credit has, and a cosine of 1 is rounded."""
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -142,17 +147,19 @@ class _Search:
                 damaged += await self._attack(number, best, examples)
                 if self.replies.stopped:  # its budget is used up
                     break
-                right_N = self._right([best], damaged)[0]
+                worth_N = self._worth([best], damaged)[0]
+                right_N = worth_N >= RIGHT
                 said = (
                     f"round {number + 1}: {best.id} is right on {right_N.mean():.0%} of {len(damaged)} damaged examples"
                 )
                 if right_N.all():
                     self.say(f"{said}; nothing to mend")
                     continue
-                wrong = [example for example, right in zip(damaged, right_N, strict=True) if not right]
+                # the worst last, of equals the latest
+                wrong = [damaged[n] for n in sorted(np.flatnonzero(~right_N), key=lambda n: -worth_N[n])]
                 for template in await self._rewrite(number, best, wrong[-SHOWN:]):
                     tried.setdefault(template.id, template)
-                means_K = self._right(list(tried.values()), damaged).mean(axis=1)
+                means_K = self._worth(list(tried.values()), damaged).mean(axis=1)
                 best = list(tried.values())[int(means_K.argmax())]  # the earliest of equals
                 self.say(f"{said}; best of {len(tried)} now {best.id}, {means_K.max():.0%}")
         finally:
@@ -161,11 +168,11 @@ class _Search:
             raise ConfigError(
                 f"writer {self.config.writer.name!r}: {self.replies.stopped[self.config.writer.name]}; nothing is damaged yet"
             )
-        means_K = self._right(list(tried.values()), damaged).mean(axis=1)
+        means_K = self._worth(list(tried.values()), damaged).mean(axis=1)
         best = list(tried.values())[int(means_K.argmax())]
         return Robust(start, best, dict(zip(tried, map(float, means_K), strict=True)), len(damaged))
 
-    def _right(self, templates: Sequence[Template], examples: Sequence[Example]) -> np.ndarray:
+    def _worth(self, templates: Sequence[Template], examples: Sequence[Example]) -> np.ndarray:
         """Scores (K, N) of the untrained model, by choice where there is one."""
         scorer: Any = "generation" if self.open else "likelihood"
         grid = Grid(tuple(templates), tuple(examples), self.examples)
@@ -182,9 +189,9 @@ class _Search:
             self._read_versions(text or "", example, number) for text, example in zip(texts, examples, strict=True)
         ]
         each = [version for its in versions for version in its]
-        right_N = self._right([best], each)[0].astype(bool) if each else np.array([], dtype=bool)
-        right = dict(zip((version.id for version in each), right_N.tolist(), strict=True))
-        taken = [min(its, key=lambda version: right[version.id]) for its in versions if its]
+        worth_N = self._worth([best], each)[0] if each else np.array([])
+        worth = dict(zip((version.id for version in each), worth_N.tolist(), strict=True))
+        taken = [min(its, key=lambda version: worth[version.id]) for its in versions if its]
         if not taken and not self.replies.stopped:
             raise PromptSetError(
                 f"writer {self.config.writer.name!r}: none of {len(requests)} replies holds a damaged example; see {self.replies.file}"
@@ -196,7 +203,7 @@ class _Search:
         found: list[Example] = []
         for value in json_objects(reply):
             usable = isinstance(value, dict) and fields <= value.keys() and all(
-                isinstance(value[name], str) and value[name].strip() for name in fields
+                isinstance(value[name], str) and value[name].strip() and not _HALF.search(value[name]) for name in fields
             )  # fmt: skip
             if usable:
                 new = {**example.fields, **{name: value[name] for name in fields}}
