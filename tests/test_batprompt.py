@@ -116,6 +116,15 @@ def test_wrong_input_is_named_before_anything_is_asked(tmp_path):
             batprompt(settings(tmp_path, server, candidates=5), tmp_path / "out")
 
 
+def test_a_prompt_set_that_no_search_made_is_not_written_over(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "prompts.yaml").write_text("# three weeks of work\n", "utf-8")
+    with ChatServer(reply=answer) as server, pytest.raises(PromptSetError, match="is there already, and no search"):
+        batprompt(settings(tmp_path, server), tmp_path / "out")
+    assert not server.asked
+    assert (tmp_path / "out" / "prompts.yaml").read_text("utf-8") == "# three weeks of work\n"
+
+
 def test_a_budget_that_ends_leaves_the_best_so_far_and_a_larger_one_goes_on(tmp_path):
     with ChatServer(reply=answer) as server:
         whole = batprompt(settings(tmp_path, server), tmp_path / "whole")

@@ -22,6 +22,7 @@ from paft.errors import ConfigError, EndpointError, PaftError, PromptSetError, S
 from paft.lm.endpoint import Reply
 from paft.lm.types import Message
 from paft.prompts import PromptSet
+from paft.prompts.review import read_decisions
 from paft.prompts.strategies import Request, read_reply
 from paft.store import CellStore, read_jsonl
 from paft.tasks import load_task
@@ -584,6 +585,20 @@ def test_prompts_that_cannot_ask_every_row_are_a_fault_and_not_asked_for(tmp_pat
     asked = everybody["one"].asked[0]
     assert "shown by the slot {choices}" in asked
     assert not any(word in asked for word in ("{A}", "hint", '"labels"'))
+
+
+def test_decisions_written_while_a_build_runs_are_kept(tmp_path: Path) -> None:
+    file, said = tmp_path / "out" / "review.yaml", []
+
+    def meddled(body: dict) -> str:
+        file.write_text("prompts: [{id: '12345678', decision: drop}]", encoding="utf-8")
+        return json.dumps(prompts_for(body))
+
+    with ChatServer(reply=meddled) as server:
+        config = BuildConfig.model_validate(settings(tmp_path, server.url, rounds=1))
+        build_prompts(config, tmp_path / "out", say=said.append)
+    assert read_decisions(file) == {"12345678": "drop"}
+    assert "run the same command again" in said[-1]
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -87,6 +87,8 @@ def batprompt(
             raise PromptSetError(
                 f"{out}: holds a search with other settings ({place.settings.name}); choose another --out"
             )
+        if place.prompts.exists() and not place.settings.exists():
+            raise PromptSetError(f"{place.prompts}: is there already, and no search made it; choose another --out")
         write_text(place.settings, settings)
         names = {config.writer.name: writer or open_writer(config.writer, run.source, say)}
         replies = Replies(place.replies, {config.writer.name: config.writer}, names, say, tick)

@@ -146,7 +146,6 @@ def build_prompts(
         builder.decisions, builder.embed = decisions, open_embedder(config.embeddings, config.source, say)
         write_text(place.settings, settings)
         report = asyncio.run(builder.run())
-        write_text(place.review, review_text(report.selection, decisions))
         write_text(place.audit, json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
         if all(report.splits.values()):
             names = ", ".join(f"{writer.name} ({writer.model})" for writer in config.writers)
@@ -155,7 +154,15 @@ def build_prompts(
                 builder.set_task, report.splits["train"], report.splits["dev"], report.splits["test"], info
             )
             write_text(place.prompts, prompts.to_yaml())
+        _write_review(place, report.selection, decisions, say)
     return report
+
+
+def _write_review(place: BuildDir, selection: Selection, applied: Mapping[str, Decision], say: Say) -> None:
+    decisions = read_decisions(place.review)  # a person may have written while models did
+    if decisions != applied:
+        say(f"{place.review} was changed meanwhile: run the same command again to apply it")
+    write_text(place.review, review_text(selection, decisions))
 
 
 def _require_own(place: BuildDir) -> None:
@@ -200,7 +207,7 @@ def import_prompts(
     }
     with place.locked():
         _require_own(place)
-        write_text(place.review, review_text(selection, decisions))
+        _write_review(place, selection, decisions, say)
         write_text(place.audit, json.dumps(notes, ensure_ascii=False, indent=1) + "\n")
         if not full:
             raise PromptSetError(
