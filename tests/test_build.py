@@ -399,6 +399,20 @@ def test_entries_are_found_wherever_a_model_puts_them() -> None:
         assert [t.text for t in read_reply(reply, {})[0]] == ["{goal} a", "{goal} b"], reply
 
 
+def test_what_a_model_thinks_is_left_out_and_tags_inside_a_prompt_are_text() -> None:
+    tagged = {"text": "{goal} Write <think>why</think> and the letter, no </think> more.", "answer": "text"}
+    draft = json.dumps({"text": "{goal} draft", "answer": "text"})
+    for reply in (
+        json.dumps([tagged]),
+        f"<think>\nthe slot {{goal}} ... {draft}</think>{json.dumps([tagged])}",
+        f"the slot {{goal}} ... {draft}\n</think>\n\n{json.dumps([tagged])}",
+        f"Well. <THINK>{draft}</THINK>{json.dumps([tagged])}",
+        f'[{json.dumps(tagged)}, {{"text": "an unquoted " <think>sign</think>"}}]',
+    ):
+        assert [template.text for template in read_reply(reply, {})[0]] == [tagged["text"]], reply
+    assert read_reply(f"<think>{draft}", {})[0] == read_reply(f"{draft}</think>No.", {})[0] == []
+
+
 def reader(body: dict) -> str:
     """Writes, judges and answers: `apple` is what both judges object to, `bridge` only one, at `candle` one says nothing."""
     asked = body["messages"][-1]["content"]

@@ -7,6 +7,7 @@ prompts differ, drawn by the request's own number, so that a build is a pure fun
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -264,6 +265,8 @@ def read_reply(reply: str, origin: Mapping[str, Any]) -> tuple[list[Template], l
 
 
 _DECODER = json.JSONDecoder(strict=False)
+_MARK = re.compile(r"\{|</?think>", re.IGNORECASE)
+_CLOSED = re.compile("</think>", re.IGNORECASE)
 
 
 def _entries(reply: str) -> Iterator[dict[str, Any]]:
@@ -273,16 +276,28 @@ def _entries(reply: str) -> Iterator[dict[str, Any]]:
 
 
 def json_objects(reply: str) -> Iterator[Any]:
-    """Every outermost JSON object of a reply. What a model thinks aloud between <think> tags is not its answer."""
-    reply = re.sub(r"<think>.*?(?:</think>|\Z)", "", reply, flags=re.DOTALL | re.IGNORECASE)
-    at = reply.find("{")
-    while at >= 0:
-        try:
-            value, end = _DECODER.raw_decode(reply, at)
-        except (ValueError, RecursionError):  # RecursionError: brackets nested by the hundred
-            value, end = None, at + 1
-        yield value
-        at = reply.find("{", end)
+    """Every outermost JSON object of a reply. What a model thinks aloud before its answer, up to </think>, is left out; inside an object
+    the tags are text.
+    """
+    found: list[Any] = []
+    inside, at = False, 0
+    while mark := _MARK.search(reply, at):
+        at = mark.end()
+        match mark[0].casefold():
+            case "{":
+                with contextlib.suppress(ValueError, RecursionError):  # RecursionError: brackets nested by the hundred
+                    value, at = _DECODER.raw_decode(reply, mark.start())
+                    found.append(value)
+            case "<think>":
+                inside = True
+                if not found:
+                    closed = _CLOSED.search(reply, at)
+                    at = closed.start() if closed else at if reply[: mark.start()].strip() else len(reply)
+            case "</think>":
+                if not inside:  # templates may open the tag before the reply begins
+                    found.clear()
+                inside = False
+    yield from found
 
 
 def _with_text(value: Any, depth: int = 3) -> Iterator[dict[str, Any]]:
