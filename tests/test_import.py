@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from paft.cli import app
 from paft.prompts import PromptSet
+from tests.chat_server import NOUNS
 
 RUN = CliRunner()
 
@@ -42,6 +43,16 @@ def test_prompts_of_an_application_become_a_set(tmp_path: Path) -> None:
     assert prompts.task == "piqa"
     assert len(prompts.train) > 5 * len(prompts.dev)
     assert notes["separation"]["wording"]["nearest"]["max"] < 0.3
+
+
+def test_every_sound_prompt_has_a_place(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    words = [" ".join(NOUNS[n * 7 : n * 7 + 7]) for n in range(10)]
+    file.write_text("\n".join(f"{each} {{goal}} {{choices}}" for each in words), encoding="utf-8")
+    command = ["prompts", "import", str(file), "--task", "piqa", "--split", "1/1/1", "--json"]
+    result = RUN.invoke(app, [*command, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["got"] == {"train": 4, "dev": 3, "test": 3}
 
 
 def test_too_few_sound_prompts_are_one_line(tmp_path: Path) -> None:

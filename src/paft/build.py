@@ -27,7 +27,7 @@ from paft.grid import Grid
 from paft.prompts import PromptSet, Template, shipped_sets
 from paft.prompts.auditing import OPEN_TO_REVIEW, Decision, Selection, audit
 from paft.prompts.divide import divide
-from paft.prompts.exchange import read_prompts
+from paft.prompts.exchange import as_text, read_prompts
 from paft.prompts.judging import read_verdict, verdict_request
 from paft.prompts.measures import separation
 from paft.prompts.review import read_decisions, review_text
@@ -194,7 +194,8 @@ def import_prompts(
     place, embed = BuildDir(out), open_embedder(embeddings, "auto", say)
     decisions = read_decisions(place.review)
     selection = audit(found.templates, task, similarity, embed=embed, decisions=decisions)
-    sizes = {name: max(1, round(share * len(selection.kept))) for name, share in shares.items()}
+    # sizes are filled in proportion, and are so large that every sound prompt has a place
+    sizes = {name: math.ceil(1000 * share * len(selection.kept)) for name, share in shares.items()}
     splits = divide(selection.kept, sizes, embed=embed)
     full = all(splits.values())
     notes = {
@@ -215,7 +216,7 @@ def import_prompts(
                 f"three splits; dropped: {selection.counts or 'none'}; see {place.audit}"
             )
         name = next((row.prompts for known, row in TASKS.items() if known == task.name and row.prompts), task.name)
-        info = {"origin": f"imported from {few([path.name for path in sources])}"}
+        info = {"origin": f"imported from {few([as_text(Path(path.name)) for path in sources])}"}
         write_text(place.prompts, PromptSet(name, splits["train"], splits["dev"], splits["test"], info).to_yaml())
     return notes
 

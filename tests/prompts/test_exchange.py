@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -116,6 +117,25 @@ SYSTEM = "Goal: {goal}. {choices}"
 def _write(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its file names are UTF-8")
+def test_strings_with_percent_signs_and_names_in_other_bytes(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    Path(os.fsdecode(folder), "app.py").write_text('P = "Sort this: %(goal)s"\nQ = "Not %(this)s"\n', encoding="utf-8")
+    found = read_prompts([tmp_path], slots=["goal"])
+    assert [template.text for template in found.templates] == ["Sort this: {goal}"]
+    assert found.templates[0].origin["source"] == rf"{tmp_path}/caf\udce9/app.py, line 1"
+
+
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl", ".yaml"])
+def test_options_with_nothing_between_them_survive(tmp_path: Path, kind: str) -> None:
+    template = Template("{goal} {choices}", Labels(), options="<{label}>{text}</{label}>", joiner="")
+    prompts = PromptSet("piqa", (), (), (template,))
+    text = prompts.to_yaml() if kind == ".yaml" else prompts_files(prompts, kind)[f"prompts{kind}"]
+    (tmp_path / f"p{kind}").write_text(text, encoding="utf-8", newline="")
+    assert read_prompts([tmp_path]).templates == (template,)
 
 
 def test_what_cannot_be_a_template_is_named(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def read_prompts(
     templates, faulty = [], []
     for file in wanted:
         for place, entry in _entries(file, {*slots, *(old for old, new in names.items() if new in slots)}):
-            where = f"{file}, {place}"
+            where = f"{as_text(file)}, {place}"
             try:
                 made = {"answer": answer, **entry}
                 if "id" not in entry:  # else it is ours, where {{name}} is a literal {name}
@@ -81,6 +81,11 @@ def read_prompts(
             except TemplateError as error:
                 faulty.append((where, Fault("malformed", str(error))))
     return Found(tuple(templates), tuple(faulty))
+
+
+def as_text(path: Path) -> str:
+    """A path that can be written down: bytes of its name that are no UTF-8 are escaped."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def prompts_files(prompts: PromptSet, form: str, task: Task | None = None) -> dict[str, str | bytes]:
@@ -133,6 +138,8 @@ def _table(prompts: PromptSet, kind: str) -> str | bytes:
     for row in rows:
         if not isinstance(row["answer"], str):
             row["answer"] = json.dumps(row["answer"], ensure_ascii=False)
+        if row.get("joiner") == "":
+            row["joiner"] = '""'
     if kind == ".xlsx":
         return _workbook(columns, rows)
     out = io.StringIO()
@@ -267,16 +274,15 @@ def _entries(file: Path, slots: set[str]) -> Iterator[tuple[str, dict[str, Any]]
     try:
         match kind:
             case ".xlsx":
-                yield from _rows(_sheet(file))
+                yield from _rows([*map(_cells, _sheet(file))])
             case ".txt" | ".md":
                 blocks = re.split(r"(?m)^-{3,}\s*$", text) if re.search(r"(?m)^-{3,}\s*$", text) else text.splitlines()
                 yield from (
                     (f"prompt {n}", {"text": each.strip("\n")}) for n, each in enumerate(blocks, 1) if each.strip()
                 )
             case ".csv" | ".tsv":
-                yield from _rows(
-                    list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ","))
-                )
+                lines = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",")
+                yield from _rows([*map(_cells, lines)])
             case ".jsonl":
                 yield from _rows([json.loads(line) for line in text.split("\n") if line.strip()])
             case ".json":
@@ -308,12 +314,17 @@ def _rows(rows: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"row {number}", _entry(row) if isinstance(row, dict) else {"text": row}
 
 
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without its empty cells, which say nothing; a joiner that is no text at all is written `""`."""
+    return {key: "" if (key, cell) == ("joiner", '""') else cell for key, cell in row.items() if cell not in (None, "")}
+
+
 def _entry(row: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a template from a row of a table; a text under any of its usual names, JSON inside a cell read."""
     entry: dict[str, Any] = {"text": next((row[key] for key in _TEXT_KEYS if row.get(key)), None)}
     ours = isinstance(row.get("id"), str) and re.fullmatch(r"[0-9a-f]{8}", row["id"]) and "answer" in row
     for key in ("system", "options", "joiner", "answer", *(("id",) if ours else ())):
-        if row.get(key) not in (None, ""):
+        if row.get(key) is not None and (row[key] != "" or key in ("options", "joiner")):
             entry[key] = row[key]
     if isinstance(entry.get("answer"), str) and entry["answer"].lstrip().startswith("{"):
         entry["answer"] = json.loads(entry["answer"])
@@ -352,7 +363,8 @@ def _strings(code: str, slots: set[str]) -> Iterator[tuple[str, dict[str, Any]]]
             text = node.value
         else:
             continue
-        held = {match[1] for match in _SLOT.finditer(text)} | {match[1] for match in _JINJA.finditer(text)}
+        held = {match[1] for pattern in (_SLOT, _JINJA) for match in pattern.finditer(text)}
+        held |= {match[1] or match[2] for match in _DOLLAR.finditer(text)}
         if held & slots:
             yield f"line {node.lineno}", {"text": text}
 
