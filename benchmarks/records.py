@@ -50,11 +50,17 @@ def review(_: Row) -> Asked:
     return Asked([(item + "Reply like this: Answer: C", wrapped), (item + 'Reply with "Answer: " and one letter.', wrapped)], 16)
 
 
+SHOWN = "Tell Ann by mail how warm it is in Oslo.", (
+    '[{"id": 0, "name": "Weather.at", "args": {"place": "Oslo"}}, {"id": 1, "name": "Mail.send", "args": {"to": "Ann", "subject": "Oslo"}}]'
+)
+"""A request and its plan, as an example to the model."""
+
+
 def plan(_: Row) -> Asked:
-    shape = '[{"id": 0, "name": "Tool.first", "args": {"key": "value"}}, {"id": 1, "name": "Tool.second", "args": {"key": 5}}]'
-    asked = "Tools:\n{tools}\n\nRequest: {request}\n\n"
-    ends = f"Write a plan, a JSON list of calls in order, such as\n{shape}\nNothing but the list.", f"Which calls, in which order? Reply like this:\n{shape}"
-    return Asked([(asked + end, "plan") for end in ends], 160)
+    request, calls = SHOWN
+    one = f"A plan is a JSON list of calls. Request: {request}\nPlan: {calls}\n\nTools:\n{{tools}}\n\nRequest: {{request}}\nPlan:"
+    other = f"Tools:\n{{tools}}\n\nRequest: {{request}}\n\nWrite a plan like this one, a JSON list of calls:\n{calls}"
+    return Asked([(one, "plan"), (other, "plan")], 160)
 
 
 def calls_of(rows: Row) -> Iterator[tuple[str, str, Row, Row]]:
@@ -87,9 +93,11 @@ def instruct(rows: Row) -> Asked:
                 wanted = " and ".join(f"{key} {value}" for key, value in args.items())
                 yield {"tools": told(tool), "request": f"Call {name} with {wanted}.", "call": {"name": name, "args": args}}
 
-    asked = '{tools}\n\n{request} Write the call as JSON, such as\n{"goal": "why", "name": "Tool.name", "args": {"key": "value"}}\n'
+    shown = 'Call Mail.send with to Ann and subject Oslo.\n{"goal": "send a mail", "name": "Mail.send", "args": {"to": "Ann", "subject": "Oslo"}}'
+    one = f"Write calls as JSON.\n\n{shown}\n\n{{tools}}\n\n{{request}}"
+    other = f"{{tools}}\n\nThis is how a call is written:\n{shown}\n\nNow write this one. {{request}}"
     task = {"kind": "call", "fields": ["tools", "request"], "answer": "call"}
-    return Asked([(asked, "call"), (asked + "Nothing but the JSON.", "call")], 64, task, once(found()))
+    return Asked([(one, "call"), (other, "call")], 80, task, once(found()))
 
 
 def retrieve(rows: Row) -> Asked:

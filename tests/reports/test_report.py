@@ -26,7 +26,7 @@ from paft.reports.tables import comparison_rows, cost_rows, difference_rows, est
 from paft.reports.wording import cautions, clean, first_words, headline, noise_note, number, p_value, signed, verdicts
 from paft.results import comparisons
 from paft.tasks import Example
-from paft.tasks.answers import Labels
+from paft.tasks.answers import AGREEMENT, SHARED_WORDS, Labels
 
 HOSTILE = "</title></svg><script>alert(\"x\")</script><img src=http://evil.example/x.png onerror=alert(1)> & 'quoted'"
 
@@ -302,7 +302,12 @@ def test_headline_holds_the_figures_of_the_last_two_arms(three: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("judge", "named"), [("words (F1)", "by F1 of words"), ("0123abcd", "by the embedding model some/embedder")]
+    ("judge", "named"),
+    [
+        (SHARED_WORDS, "by F1 of words"),
+        (AGREEMENT, "by how much of the right call they have (T-Eval's rule)"),
+        ("0123abcd", "by the embedding model some/embedder"),
+    ],
 )
 def test_scores_in_parts_are_called_worth_and_say_by_what(
     three: dict[str, Any], judge: str, named: str, tmp_path: Path

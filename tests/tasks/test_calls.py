@@ -20,7 +20,7 @@ from paft.materials import prepare
 from paft.prompts.auditing import faults_of
 from paft.prompts.strategies import rules_of
 from paft.prompts.template import Template
-from paft.tasks.answers import OTHER, Number, Parsed, ToolCall, Wrapped, answer_format_from, answer_format_to
+from paft.tasks.answers import AGREEMENT, OTHER, Number, Parsed, ToolCall, Wrapped, answer_format_from, answer_format_to
 from paft.tasks.calls import FunctionCall, agreement, read_json, read_python, write_json, write_python
 from paft.tasks.types import Example
 from paft.training.rewards import correct, well_formed
@@ -289,3 +289,4 @@ def test_a_run_on_calls_trains_and_scores(tmp_path):
     known = load_run_config(config, [f"arms={{known: {{recorded: {json.dumps(str(tmp_path / 'said.jsonl'))}}}}}"])
     results = pipeline.run(known, tmp_path / "known", LineWatcher(quiet=True))
     assert results["arms"]["known"]["scores"]["generation"]["accuracy_K"] == [0.5, 1]
+    assert results["task"]["judge"] == AGREEMENT

@@ -11,6 +11,7 @@ from typing import Any, Literal, assert_never
 
 from paft.evaluation.stats import MANY
 from paft.evaluation.variance import untried_share
+from paft.tasks.answers import AGREEMENT, SHARED_WORDS
 
 SCORERS = {"generation": "free answers", "likelihood": "restricted choice"}
 """What a reader sees for a scorer, in the order in which they are shown."""
@@ -151,7 +152,8 @@ def worth_by(result: Mapping[str, Any], scorer: str) -> str:
         return ""
     # the judge is known by a hash of its weights; a reader knows it by the name it was asked for
     named = result["config"]["evaluate"].get("embeddings") or judge
-    return "F1 of words" if judge == "words (F1)" else f"the embedding model {clean(named)}"
+    rules = {SHARED_WORDS: "F1 of words", AGREEMENT: "how much of the right call they have (T-Eval's rule)"}
+    return rules.get(judge, f"the embedding model {clean(named)}")
 
 
 def main_scorer(result: Mapping[str, Any]) -> str:

@@ -171,12 +171,18 @@ def _worth_of(said: Sequence[str], accepted: Sequence[str], example: Example) ->
     return Parsed("valid", 0 if score == 1 else OTHER, None if example.score == "exact" else score)
 
 
+SHARED_WORDS, AGREEMENT = "words (F1)", "calls (T-Eval)"
+"""What scores in parts rest on, by name, where it is no embedding model."""
+
+
 def scored_by(answer: AnswerFormat, example: Example) -> str:
-    """What scores that are not one right answer or none rest on, where they do: an embedding model by its identity, or shared words."""
+    """What scores that are not one right answer or none rest on, where they do: an embedding model by its identity, shared words, or how calls agree."""
     inner = without_wrap(answer)
+    if isinstance(inner, ToolCall):
+        return AGREEMENT
     if isinstance(inner, Plan) or (isinstance(inner, ChoiceText) and example.score == "similarity"):
         return judged_by()
-    return "words (F1)" if isinstance(inner, ChoiceText) and example.score == "f1" else ""
+    return SHARED_WORDS if isinstance(inner, ChoiceText) and example.score == "f1" else ""
 
 
 def varies(answer: AnswerFormat, example: Example) -> bool:
