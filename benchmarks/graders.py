@@ -492,6 +492,8 @@ def main() -> None:
     for run in got.runs:
         for how, said in recorded(run).items():
             beside(f"{run.name}, recorded ({how})", how, said, READINGS.get(how, WORTH))
+            if how == "review":  # its grader asks for no "Answer:"
+                beside(f"{run.name}, recorded ({how}), read as letters", how, [replace(each, answer=Labels()) for each in said], OPTION)
             if how == "letters":
                 examples = list({each.example.id: each.example for each in said}.values())
                 beside(f"{run.name}, made", how, around_options(examples, Labels()), OPTION)

@@ -18,7 +18,7 @@ import yaml
 
 from paft import finished, materials, pipeline
 from paft.config import dump_yaml, load_mapping, load_run_config
-from paft.errors import ConfigError, DataError, PaftError, StoreError
+from paft.errors import ConfigError, DataError, PaftError, StoreError, TemplateError
 from paft.store import CellStore
 from paft.watch import LineWatcher
 from tests import tiny
@@ -343,6 +343,29 @@ def test_train_examples_never_overlap_the_scored_ones(tmp_path):
     m = materials.prepare(load_run_config(config), said.append)
     assert len(m.train) == 24
     assert any("1 train examples also occur" in line for line in said)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_prompt_that_cannot_ask_every_example_is_refused_before_a_model_is_touched(tmp_path, split):
+    config = tiny.write_config(tmp_path)
+    task = load_mapping(tmp_path / "data" / "task.yaml")
+    del task["choices"]
+    (tmp_path / "data" / "task.yaml").write_text(dump_yaml(task | {"choices_from": "offered"}))
+    for name in ("train", "validation", "test"):
+        file = tmp_path / "data" / f"{name}.jsonl"
+        rows = [json.loads(line) | {"offered": ["red", "blue"]} for line in file.read_text().splitlines()]
+        if name == split:
+            rows[-1]["offered"].append("green")
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = {
+        "train": ["Name its colour:", "Is it"],
+        "dev": ["What hue has this thing?", "Pick!"],
+        "test": ["I see a", "Tell the shade of"],
+    }
+    prompts = {s: [{"text": f"{each} {{text}} {{A}} {{B}}", "answer": "letters"} for each in words[s]] for s in words}
+    (tmp_path / "prompts.yaml").write_text(dump_yaml({"task": "colours", **prompts}))
+    with pytest.raises(TemplateError, match=r"shows 2 options one by one, example .* has 3"):
+        materials.prepare(load_run_config(config, [f"prompts={tmp_path / 'prompts.yaml'}"]))
 
 
 def test_the_scored_split_may_not_select(tmp_path):

@@ -33,7 +33,7 @@ from paft.prompts.measures import separation
 from paft.prompts.review import read_decisions, review_text
 from paft.prompts.similarity import Embed
 from paft.prompts.strategies import META, Request, ask_again, make_request, read_reply
-from paft.prompts.template import Fault
+from paft.prompts.template import Fault, of_each_kind
 from paft.store import BuildDir, CellStore, write_json, write_text
 from paft.tasks import TASKS, Labels, Task, load_task
 from paft.writers import FREE, LocalWriter, Replies, Say, Tick, Writer, cost, most_tokens, open_writer
@@ -236,8 +236,7 @@ class _Build:
         self.task: Task = load_task(config.task, config.source)
         split = self.task.split("train")
         self.examples = split.examples[:200]
-        # one of each kind that a prompt might be unable to ask
-        self.rows = [*{(frozenset(each.fields), len(each.choices)): each for each in split.examples}.values()]
+        self.rows = of_each_kind(split.examples)
         row = TASKS.get(config.task)
         self.about = config.about or (row.title if row else "")
         if not self.about:

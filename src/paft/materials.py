@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from paft.config import GRPOConfig, RunConfig, SFTConfig
-from paft.errors import AssetError, ConfigError, DataError
+from paft.errors import AssetError, ConfigError, DataError, TemplateError
 from paft.evaluation.evaluate import reference_row
 from paft.grid import Grid
-from paft.prompts import PromptSet, PromptSplit
+from paft.prompts import PromptSet, PromptSplit, Template
+from paft.prompts.template import of_each_kind
 from paft.tasks import Example, Split, Task, load_task
 from paft.tasks.embeddings import judge_by
 from paft.tasks.expressions import require_math_verify
@@ -67,6 +68,7 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
         _name_judge(config, say, "texts scored by similarity")
     grid = _scored(config, prompts, test, examples(config.evaluate.split))
     others = _beside(config, prompts, grid)
+    _check_askable([*grid.templates, *(each for other in others.values() for each in other.templates)], test)
     train: tuple[Example, ...] = ()
     dev: tuple[Example, ...] = ()
     if any(arm.train is not None for arm in config.arms.values()):
@@ -89,7 +91,9 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
             )
         for arm in config.arms:
             if (settings := config.training_of(arm)) is not None:
-                _check_training(settings, train_grid(prompts, train, settings, config.seed), config.seed)
+                grid_of_arm = train_grid(prompts, train, settings, config.seed)
+                _check_askable([*grid_of_arm.templates, *prompts.dev], (*train, *dev))
+                _check_training(settings, grid_of_arm, config.seed)
     rejected = tuple(f"{r.row}: {r.reason}" for split in splits.values() for r in split.rejected)
     for line in rejected[:5]:
         say(f"row not readable, left out: {line}")
@@ -97,6 +101,13 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
         say(f"... and {len(rejected) - 5} more rows not readable")
     origins = tuple(dict.fromkeys(split.origin for split in splits.values()))
     return Materials(task, prompts, train, dev, test, rejected, origins, grid, others)
+
+
+def _check_askable(templates: Sequence[Template], examples: Sequence[Example]) -> None:
+    kinds = of_each_kind(examples)
+    for template in templates:
+        for fault in template.unable(kinds):
+            raise TemplateError(fault.reason)
 
 
 def train_grid(prompts: PromptSet, examples: Sequence[Example], settings: SFTConfig | GRPOConfig, seed: int) -> Grid:

@@ -149,7 +149,7 @@ class Template:
             yield Fault("empty", "has no text")
 
     def unable(self, examples: Iterable[Example]) -> Iterator[Fault]:
-        """A fault where one of the examples cannot be asked: it has another number of options, or lacks an optional field."""
+        """A fault where one of the examples (`of_each_kind`) cannot be asked: it has another number of options, or lacks an optional field."""
         for example in examples:
             try:
                 self.render(example)
@@ -217,6 +217,11 @@ class Template:
             return OPTION_SLOT.sub(lambda match: label if match[1] == "label" else text, self.options)
 
         return self.joiner.join(line(label, text) for label, text in zip(labels, example.choices, strict=True))
+
+
+def of_each_kind(examples: Iterable[Example]) -> list[Example]:
+    """One example of each kind that a prompt might be unable to ask: by its fields and its number of options."""
+    return [*{(frozenset(each.fields), len(each.choices)): each for each in examples}.values()]
 
 
 def template_from(entry: Mapping[str, Any], where: str) -> Template:
