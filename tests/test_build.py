@@ -410,6 +410,12 @@ def test_what_a_model_thinks_is_left_out_and_tags_inside_a_prompt_are_text() -> 
         f'[{json.dumps(tagged)}, {{"text": "an unquoted " <think>sign</think>"}}]',
     ):
         assert [template.text for template in read_reply(reply, {})[0]] == [tagged["text"]], reply
+    for reply in (
+        f"{json.dumps([tagged])}\n</think>\n",
+        f"<think>x</think>{json.dumps([tagged])}</think>",
+        f"{json.dumps([tagged])}<think>{draft}</think>",
+    ):
+        assert [each.text for each in read_reply(reply, {})[0]] == [tagged["text"]]
     assert read_reply(f"<think>{draft}", {})[0] == read_reply(f"{draft}</think>No.", {})[0] == []
 
 

@@ -316,7 +316,7 @@ class _Build:
     def _read_rounds(self) -> list[int]:
         """What `_more` gave before; it depends on decisions, which may have changed since."""
         if not self.place.rounds.exists():
-            return self._paid_rounds() if self.decisions else []
+            return self._paid_rounds() if self.replies.known else []
         try:
             sizes = json.loads(self.place.rounds.read_text(encoding="utf-8"))
         except ValueError:

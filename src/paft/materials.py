@@ -92,7 +92,9 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
         for arm in config.arms:
             if (settings := config.training_of(arm)) is not None:
                 grid_of_arm = train_grid(prompts, train, settings, config.seed)
-                _check_askable([*grid_of_arm.templates, *prompts.dev], (*train, *dev))
+                searches = getattr(settings.schedule, "search", None) is not None  # asks train prompts of dev examples
+                _check_askable(grid_of_arm.templates, (*train, *dev) if searches else train)
+                _check_askable(prompts.dev, dev)
                 _check_training(settings, grid_of_arm, config.seed)
     rejected = tuple(f"{r.row}: {r.reason}" for split in splits.values() for r in split.rejected)
     for line in rejected[:5]:

@@ -351,3 +351,10 @@ def test_export_from_the_shell(tmp_path: Path) -> None:
     assert "not built in; name its file with --task" in export(mine, "-o", tmp_path / "b", "--format", "jinja")
     assert not export(mine, "-o", tmp_path / "b", "--format", "promptsource", "--task", "piqa")
     assert [file.name for file in (tmp_path / "b").iterdir()] == ["templates.yaml"]
+
+
+def test_columns_that_are_empty_in_lines_of_json_say_nothing(tmp_path):
+    row = {"text": "Q: {q}\n{choices}", "options": "", "joiner": "", "system": ""}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    ((template,), faulty) = (found := read_prompts([tmp_path / "p.jsonl"])).templates, found.faulty
+    assert (template.options, template.joiner, faulty) == ("{label}. {text}", "\n", ())

@@ -69,6 +69,7 @@ def test_options_shown_one_by_one_are_no_other_prompt(options: str, answer: Labe
 
 def test_words_between_options_and_what_is_in_no_order_stay() -> None:
     for text in (
+        "{context}\nReply A, and nothing else, when the better one is {A}\nReply B, and nothing else, when the better one is {B}",
         "Is {A} so, given that {context}, or {B}?",
         "{B} or {A}? {context}",
         "{A} is what some say of it, others {B}",

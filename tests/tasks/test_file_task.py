@@ -188,6 +188,8 @@ def test_an_index_beside_numbers_that_a_row_offers_is_an_index_and_what_may_be_e
     assert _answer_index(2, numbers, list(numbers)) == 2  # as MMLU writes it
     assert _answer_index(24, (numbers), [8, 2, 24, 120]) == 2
     assert _answer_index("8", numbers, list(numbers)) == 0
+    with pytest.raises(DataError, match="a number beside choices that are texts is an index from 0, and there are 3"):
+        _answer_index(3, ("1", "2", "3"), ["1", "2", "3"])
     assert _answer_index("B", numbers, list(numbers)) == 1
     for value, offered in (("2", list(numbers)), (2, [8, 2, 24, 120]), ("A", ["B", "A"])):
         with pytest.raises(

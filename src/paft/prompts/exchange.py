@@ -324,7 +324,7 @@ def _entry(row: Mapping[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {"text": next((row[key] for key in _TEXT_KEYS if row.get(key)), None)}
     ours = isinstance(row.get("id"), str) and re.fullmatch(r"[0-9a-f]{8}", row["id"]) and "answer" in row
     for key in ("system", "options", "joiner", "answer", *(("id",) if ours else ())):
-        if row.get(key) is not None and (row[key] != "" or key in ("options", "joiner")):
+        if row.get(key) is not None and (row[key] != "" or (ours and key == "joiner")):
             entry[key] = row[key]
     if isinstance(entry.get("answer"), str) and entry["answer"].lstrip().startswith("{"):
         entry["answer"] = json.loads(entry["answer"])

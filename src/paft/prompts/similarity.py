@@ -186,7 +186,9 @@ def _as_one_block(parts: Sequence[str], labels: Sequence[str]) -> tuple[int, str
     head = _alike(start[::-1], gaps[0][::-1])
     tail = _alike(end, gaps[0][: len(gaps[0]) - head])
     joiner = gaps[0][tail : len(gaps[0]) - head]
-    # two options have one gap, which no other confirms: a few words only are taken for a joiner
+    # layout is marks, a label, and a word or two such as "Option"; of two options' one gap, which no other confirms, still less is a joiner
+    if any(sum(token.isalnum() for token in some) > 2 for some in (start[-head:] if head else [], end[:tail], joiner)):
+        return None
     if any(gap != gaps[0] for gap in gaps) or {_FIELD, _ABOVE, _BELOW} & {*joiner} or (len(labels) == 2 < len(joiner)):
         return None
     left = before[-head].start() if head else None

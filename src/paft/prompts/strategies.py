@@ -276,11 +276,12 @@ def _entries(reply: str) -> Iterator[dict[str, Any]]:
 
 
 def json_objects(reply: str) -> Iterator[Any]:
-    """Every outermost JSON object of a reply. What a model thinks aloud before its answer, up to </think>, is left out; inside an object
-    the tags are text.
+    """Every outermost JSON object of a reply. What a model thinks aloud, up to </think>, is left out, also where the tag was opened before the
+    reply began; inside an object the tags are text.
     """
     found: list[Any] = []
-    inside, at = False, 0
+    begin, end, at = len(reply) - len(reply.lstrip()), len(reply.rstrip()), 0
+    last = max((each.start() for each in _CLOSED.finditer(reply)), default=-1)
     while mark := _MARK.search(reply, at):
         at = mark.end()
         match mark[0].casefold():
@@ -288,15 +289,12 @@ def json_objects(reply: str) -> Iterator[Any]:
                 with contextlib.suppress(ValueError, RecursionError):  # RecursionError: brackets nested by the hundred
                     value, at = _DECODER.raw_decode(reply, mark.start())
                     found.append(value)
-            case "<think>":
-                inside = True
-                if not found:
-                    closed = _CLOSED.search(reply, at)
-                    at = closed.start() if closed else at if reply[: mark.start()].strip() else len(reply)
-            case "</think>":
-                if not inside:  # templates may open the tag before the reply begins
-                    found.clear()
-                inside = False
+            case "<think>" if closed := _CLOSED.search(reply, at) if at <= last else None:
+                at = closed.end()
+            case "<think>" if found or mark.start() == begin:
+                break
+            case "</think>" if at < end:  # else a tag too many behind the answer
+                found.clear()
     yield from found
 
 

@@ -220,8 +220,15 @@ class Template:
 
 
 def of_each_kind(examples: Iterable[Example]) -> list[Example]:
-    """One example of each kind that a prompt might be unable to ask: by its fields and its number of options."""
-    return [*{(frozenset(each.fields), len(each.choices)): each for each in examples}.values()]
+    """One example of each kind that a prompt might be unable to ask: by its fields, its number of options, and whether Python can write its call."""
+    return [*{(frozenset(each.fields), len(each.choices), _in_python(each)): each for each in examples}.values()]
+
+
+def _in_python(example: Example) -> bool:
+    try:
+        return bool(example.is_open and ToolCall("python").surfaces(example))
+    except TemplateError:
+        return False
 
 
 def template_from(entry: Mapping[str, Any], where: str) -> Template:

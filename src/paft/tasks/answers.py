@@ -18,7 +18,7 @@ from typing import Any, Literal
 from paft.errors import TemplateError
 from paft.tasks.calls import FunctionCall, agreement, keep, read_json, read_python, write_python
 from paft.tasks.embeddings import judged_by
-from paft.tasks.expressions import boxed, compare, last_said, plain
+from paft.tasks.expressions import AS_ANSWER, boxed, compare, last_said, plain
 from paft.tasks.options import NEXT, codes_in, first_line_decides, folded, named_alone, named_in, without_emphasis
 from paft.tasks.plans import Call, likeness, read_list, read_steps, write_steps
 from paft.tasks.sandbox import passes
@@ -221,8 +221,8 @@ class Number:
         """
         said = _FRACTION.sub(r"\1/\2", without_emphasis(after_thought(completion)))
         asks_on = NEXT.search(said)
-        before = said[: asks_on.start()] if asks_on else said
-        found = self._first_line(said) or self._given(before) or self._given(said) or self._any(said)
+        earlier = self._given(said[: asks_on.start()], as_answer=True) if asks_on else None
+        found = self._first_line(said) or earlier or self._given(said) or self._any(said)
         return _one({self._judged(found, example)} if found else set())
 
     def settled(self, completion: str, example: Example) -> bool:
@@ -242,10 +242,14 @@ class Number:
         return found[1] if found else None
 
     @staticmethod
-    def _given(completion: str) -> str | None:
-        if (inside := boxed(completion)) and (held := Number._any(inside)):
-            return held
-        given = [match["number"] for match in _GIVEN_NUMBER.finditer(unicodedata.normalize("NFKC", completion))]
+    def _given(completion: str, *, as_answer: bool = False) -> str | None:
+        # of a box what its last equation says, before units and their powers
+        if (inside := boxed(completion)) and (
+            held := _NUMBER.search(unicodedata.normalize("NFKC", inside).rpartition("=")[2])
+        ):
+            return held[0]
+        cues = _GIVEN_NUMBER.finditer(unicodedata.normalize("NFKC", completion))
+        given = [cue["number"] for cue in cues if not as_answer or AS_ANSWER.match(cue[0])]
         return given[-1] if given else None
 
     @staticmethod
@@ -285,7 +289,7 @@ class Expression:
         """
         said = after_thought(completion)
         asks_on = NEXT.search(said)
-        before = self._last(said[: asks_on.start()], example, given_only=True) if asks_on else set()
+        before = self._last(said[: asks_on.start()], example, as_answer=True) if asks_on else set()
         return _one(self._first(said, example) or before or self._last(said, example))
 
     def settled(self, completion: str, example: Example) -> bool:
@@ -302,9 +306,9 @@ class Expression:
         first = next((line for line in completion.splitlines() if line.strip()), "")
         return set() if "=" in first else self.alone(first, example)  # an equation may be a step on the way
 
-    def _last(self, completion: str, example: Example, *, given_only: bool = False) -> set[int]:
+    def _last(self, completion: str, example: Example, *, as_answer: bool = False) -> set[int]:
         inside = boxed(completion)
-        said = last_said(completion, given_only=given_only) if inside is None else inside
+        said = last_said(completion, as_answer=as_answer) if inside is None else inside
         return self.alone(said, example) if said is not None else set()
 
 
@@ -461,7 +465,7 @@ _GIVEN_NUMBER = re.compile(
     rf"{_MARKUP}(?P<number>{_DIGITS})",
     re.IGNORECASE,
 )
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
+_FRACTION = re.compile(r"(?<![0-9])\\[dt]?frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
 _LONGEST_NUMBER = 200
 
 

@@ -142,6 +142,8 @@ _GIVEN = re.compile(
     r"(?<!#)#{3,}+|\b(?:answer|result|total|sum|solution)\b(?:\s++(?:is|was|equals|of|to|the|problem|question))*+(?:\s*+[:=])?|\bequals\b|=",
     re.IGNORECASE,
 )
+AS_ANSWER = re.compile(r"#|answer|result|solution", re.IGNORECASE)
+"""Beginnings of cues that call what follows the answer."""
 
 
 def boxed(text: str) -> str | None:
@@ -160,8 +162,11 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def last_said(text: str, *, given_only: bool = False) -> str | None:
-    """The last expression in prose that is given as an answer, or without one the last (given_only: none); None where there is none."""
+def last_said(text: str, *, as_answer: bool = False) -> str | None:
+    """The last expression in prose that is given as an answer, or without one the last; None where there is none.
+
+    as_answer: none but one that is called the answer, which an equation on the way is not.
+    """
     text = _FENCES.sub("$", re.sub(r"[^\S\n]+", " ", text[-READ:]))
     text = _BESIDE.sub("$", text)
     text = re.sub(
@@ -170,8 +175,9 @@ def last_said(text: str, *, given_only: bool = False) -> str | None:
     runs = [(match.start(), found) for match in _RUN.finditer(text) if (found := _trimmed(match[0])) is not None]
     if not runs:
         return None
-    given = [found for cue in _GIVEN.finditer(text) if (found := _right_after(runs, cue.end(), text)) is not None]
-    return given[-1] if given else None if given_only else runs[-1][1]
+    cues = [cue for cue in _GIVEN.finditer(text) if not as_answer or AS_ANSWER.match(cue[0])]
+    given = [found for cue in cues if (found := _right_after(runs, cue.end(), text)) is not None]
+    return given[-1] if given else None if as_answer else runs[-1][1]
 
 
 def _right_after(runs: list[tuple[int, str]], place: int, text: str) -> str | None:

@@ -501,6 +501,12 @@ def _answer_index(value: Any, choices: tuple[str, ...], offered: Sequence[Any] =
     offered: the choices as the row itself has them; empty for fixed choices, of which a text goes first. Raises DataError for an answer that
     is none, and for one that names a choice of the row by its text and another by its letter or index; a number among texts is an index.
     """
+    if type(value) is int and offered and all(isinstance(each, str) for each in offered):
+        if not 0 <= value < len(choices):
+            raise DataError(
+                f"answer {value}: a number beside choices that are texts is an index from 0, and there are {len(choices)}"
+            )
+        return value
     text = str(value).strip()
     stripped = [choice.strip() for choice in choices]
     found = [c for c, choice in enumerate(stripped) if choice == text]
@@ -515,8 +521,6 @@ def _answer_index(value: Any, choices: tuple[str, ...], offered: Sequence[Any] =
             f"answer {value!r} is not among the choices {few(map(repr, choices))} (nor a letter or an index from 0)"
         )
     if offered and found[0] != found[-1]:
-        if isinstance(value, int) and all(isinstance(each, str) for each in offered):
-            return found[-1]
         raise DataError(
             f"answer {value!r} is the text of choice {LETTERS[found[0]]}, and as a letter or an index from 0 it is choice {LETTERS[found[-1]]}; "
             f"write the letter in the answer column, or where choices are letters the index"
