@@ -191,9 +191,10 @@ def test_an_index_beside_numbers_that_a_row_offers_is_an_index_and_what_may_be_e
     with pytest.raises(DataError, match="a number beside choices that are texts is an index from 0, and there are 3"):
         _answer_index(3, ("1", "2", "3"), ["1", "2", "3"])
     assert _answer_index("B", numbers, list(numbers)) == 1
-    for value, offered in (("2", list(numbers)), (2, [8, 2, 24, 120]), ("A", ["B", "A"])):
+    many = [str(n) for n in range(40, 0, -1)]
+    for value, offered in (("2", list(numbers)), (2, [8, 2, 24, 120]), ("A", ["B", "A"]), ("5", many)):
         with pytest.raises(
-            DataError, match=r"is the text of choice \w, and as a letter or an index from 0 it is choice"
+            DataError, match=r"is the text of choice \d+ and the letter or index of choice \d, counted from 0"
         ):
             _answer_index(value, tuple(map(str, offered)), offered)
     assert _answer_index("2", ("1", "2", "3")) == 1  # fixed choices: a rating is a rating

@@ -339,11 +339,10 @@ class Code:
         if not whole and not first[:1].isspace():
             return Parsed("invalid", None)
         head = example.fields["prompt"]
+        # in a list or a quotation a whole function is indented
         program = "\n".join(
             [
-                f"{head}\n\n{textwrap.dedent(code)}"
-                if whole
-                else head + code,  # indented as a whole: of a list, of a quotation
+                f"{head}\n\n{textwrap.dedent(code)}" if whole else head + code,
                 example.fields["test"],
                 f"check({example.fields['entry_point']})",
             ]

@@ -522,8 +522,8 @@ def _answer_index(value: Any, choices: tuple[str, ...], offered: Sequence[Any] =
         )
     if offered and found[0] != found[-1]:
         raise DataError(
-            f"answer {value!r} is the text of choice {LETTERS[found[0]]}, and as a letter or an index from 0 it is choice {LETTERS[found[-1]]}; "
-            f"write the letter in the answer column, or where choices are letters the index"
+            f"answer {value!r} is the text of choice {found[0]} and the letter or index of choice {found[-1]}, counted from 0; write the letter in the "
+            "answer column, or where choices are letters the index"
         )
     return found[0]
 
