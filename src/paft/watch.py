@@ -109,9 +109,11 @@ class LineWatcher:
             now = self.now()
             share = done / max(1, total) * work
             new = max(0.0, share - max(counted, first_done / max(1, total) * work))
+            left_work = work - max(counted, share) + later
+            # by the pace before this tick: the first cell of a batch comes with the time of all of it
+            left = spell(self.clock.seconds_left(left_work))
             self.clock.advance(now - since, new)
             counted, since = max(counted, share), now
-            left = spell(self.clock.seconds_left(work - counted + later))
             self.show(name, done, total, note, left, now - last >= self.every_s)
             if now - last >= self.every_s:
                 last = now
