@@ -1,10 +1,12 @@
-"""Free answers of a small real model to tasks whose graders graders.py runs: to 200 items of each, half of them under each of two prompts.
+"""Free answers of a small real model to tasks whose graders graders.py runs: to 200 items of each, under two prompts.
 
-    python benchmarks/records.py --rows plan=plan_json.json.gz review=review_str.json.gz --out records
-    HF_HUB_OFFLINE=1 HF_HUB_CACHE=records/hub python benchmarks/graders.py --peers peers --runs records/review records/plan
+    python benchmarks/records.py --out records --rows race=high.test.jsonl.gz gsm8k=test.jsonl.gz humaneval=humaneval.jsonl.gz \\
+        plan=plan_json.json.gz review=review_str.json.gz
+    HF_HUB_OFFLINE=1 HF_HUB_CACHE=records/hub python benchmarks/graders.py --peers peers --runs records/piqa records/plan
 
-`review` and `plan` are T-Eval's own tasks on its public rows, handed to paft as a cache of the hub. The rows of its other parts are not public
-in any place that was reached; `instruct`, `retrieve` and `understand` ask for a call, a tool's name and arguments out of the public plans, `reason` for
+Rows that are given are handed to paft as a cache of the hub; those of HellaSwag, PIQA and WinoGrande are of the data wheel. Of letters, numbers and
+code every item is asked under both prompts (HumanEval has 164), of the rest half of them under each. `stories` are of our own (stories.yaml), in the
+languages of XStoryCloze. `review` and `plan` are T-Eval's own tasks; the rows of its other parts are not public in any place that was reached; `instruct`, `retrieve` and `understand` ask for a call, a tool's name and arguments out of the public plans, `reason` for
 the thought that the public reviews keep. `geometry` asks in words what Geometry3K shows in drawings; `texts` are SciQ's questions without options.
 """
 
@@ -23,12 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import yaml
 from graders import rows_of
 
 from paft.tasks import load_task
 from paft.tasks.table import TASKS
 
+HERE = Path(__file__).resolve().parent
 ITEMS = 200
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 Row = dict[str, Any]
@@ -36,18 +40,51 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked: prompts (text, answer), the limit of an answer in tokens, and of a task of one's own its description and rows."""
+    """What is asked: prompts (text, answer), the limit of an answer in tokens, of a task of one's own its description and rows, else its name."""
 
     prompts: list[tuple[str, Any]]
     limit: int
-    task: Row = field(default_factory=dict)
+    task: Row | str
     rows: list[Row] = field(default_factory=list)
+    split: str = "test"
+    all_cells: bool = False
+
+
+def letters(task: str, item: str) -> Callable[[Any], Asked]:
+    """A task of the data wheel, or of the hub, by letters."""
+    asked = [(f"{item}\n\n{{choices}}\n\n{end}", "letters") for end in ("Reply with one letter.", "Answer:")]
+    split = "test" if task.startswith("race") else "validation"
+    return lambda _: Asked(asked, 12, task, split=split, all_cells=True)
+
+
+def stories(_: Any) -> Asked:
+    def found() -> Iterator[Row]:
+        for language, told in yaml.safe_load((HERE / "stories.yaml").read_text(encoding="utf-8")).items():
+            for n, name in enumerate(told["names"]):
+                for k, (story, right, wrong) in enumerate(told["stories"]):
+                    endings = [right, wrong] if (n + k) % 2 else [wrong, right]
+                    yield {"language": language, "story": story.format(n=name), "endings": endings, "right": right}
+
+    task = {"fields": ["story"], "choices_from": "endings", "answer": "right"}
+    prompts = letters("", "{story}\n\nWhich ending fits?")(None).prompts
+    return Asked(prompts, 12, task, list(found()), all_cells=True)
+
+
+def gsm8k(_: Any) -> Asked:
+    marked = {"wrap": "#### {answer}", "of": "number"}
+    asked = "{question}\n\nWork it out step by step"
+    return Asked([(asked + ". End with a line like this: #### 42", marked), (asked + ", then tell the number.", "number")], 200, "gsm8k", all_cells=True)
+
+
+def humaneval(_: Any) -> Asked:
+    asked = [("Complete this function.\n\n{prompt}", "code"), ("Write this function in Python, whole, in a block of code:\n\n{prompt}", "code")]
+    return Asked(asked, 256, "humaneval", all_cells=True)
 
 
 def review(_: Row) -> Asked:
     item = "Goal: {goal}\nTool: {tool}\nArguments: {arguments}\nResponse: {response}\n\nWhat came of it?\n{choices}\n\n"
     wrapped = {"wrap": "Answer: {answer}", "of": "letters"}
-    return Asked([(item + "Reply like this: Answer: C", wrapped), (item + 'Reply with "Answer: " and one letter.', wrapped)], 16)
+    return Asked([(item + "Reply like this: Answer: C", wrapped), (item + 'Reply with "Answer: " and one letter.', wrapped)], 16, "teval-review")
 
 
 SHOWN = "Tell Ann by mail how warm it is in Oslo.", (
@@ -60,7 +97,7 @@ def plan(_: Row) -> Asked:
     request, calls = SHOWN
     one = f"A plan is a JSON list of calls. Request: {request}\nPlan: {calls}\n\nTools:\n{{tools}}\n\nRequest: {{request}}\nPlan:"
     other = f"Tools:\n{{tools}}\n\nRequest: {{request}}\n\nWrite a plan like this one, a JSON list of calls:\n{calls}"
-    return Asked([(one, "plan"), (other, "plan")], 160)
+    return Asked([(one, "plan"), (other, "plan")], 160, "teval-plan")
 
 
 def calls_of(rows: Row) -> Iterator[tuple[str, str, Row, Row]]:
@@ -185,29 +222,38 @@ def texts(_: Row) -> Asked:
     return Asked([(asked + "Answer in a few words.", "text"), (asked + "Answer:", "text")], 16, task, once(rows))
 
 
-ASKED: dict[str, tuple[str, Callable[[Row], Asked]]] = {
+ASKED: dict[str, tuple[str, Callable[[Any], Asked]]] = {
+    "hellaswag": ("", letters("hellaswag", "{activity}: {context}\n\nWhich ending fits?")), "piqa": ("", letters("piqa", "{goal}")),
+    "winogrande": ("", letters("winogrande", "{sentence}\n\nWho or what is _?")),
+    "race": ("race", letters("race-high", "{article}\n\n{question}")), "stories": ("", stories),
+    "gsm8k": ("gsm8k", gsm8k), "humaneval": ("humaneval", humaneval),
     "review": ("review", review), "plan": ("plan", plan), "instruct": ("plan", instruct), "retrieve": ("plan", retrieve),
     "understand": ("plan", understand), "reason": ("review", reason), "geometry": ("", geometry), "texts": ("", texts),
 }  # fmt: skip
 """Which public rows each needs."""
 
 
-def cached(hub: Path, name: str, rows: Row) -> None:
-    """The rows of a part of T-Eval, as the hub's client keeps them."""
-    source = TASKS[f"teval-{name}"].hub
+def cached(hub: Path, asked: Asked, rows: Any) -> None:
+    """The rows of a built-in task, as the hub's client keeps them."""
+    source = TASKS[str(asked.task)].hub
     home = hub / f"datasets--{source.repo.replace('/', '--')}"
-    snapshot, (file,) = "0" * 40, source.splits.values()
-    target = home / "snapshots" / snapshot / file
+    snapshot, split = "0" * 40, source.splits[asked.split]
+    whole = split.endswith(".json")
+    target = home / "snapshots" / snapshot / (split if whole else f"{source.config}/{split}/0000.parquet")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(rows), encoding="utf-8")
-    (home / "refs").mkdir(exist_ok=True)
-    (home / "refs" / source.revision).write_text(snapshot)
+    if whole:
+        target.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), target)
+    ref = home / "refs" / source.revision
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    ref.write_text(snapshot)
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("names", nargs="*", default=list(ASKED), metavar="NAME", help=", ".join(ASKED))
-    asked.add_argument("--rows", nargs="*", default=[], metavar="PART=FILE", help="plan, review: T-Eval's public rows")
+    asked.add_argument("--rows", nargs="*", default=[], metavar="PART=FILE", help="race, gsm8k, humaneval, plan, review: public rows, JSON (lines), gzip too")
     asked.add_argument("--out", type=Path, required=True)
     got = asked.parse_args()
     rows = {part: rows_of(Path(path)) for part, _, path in (each.partition("=") for each in got.rows)}
@@ -218,22 +264,23 @@ def main() -> None:
             asked.error(f"{name} needs --rows {part}=FILE")
         found, folder = make(rows.get(part, {})), out / "tasks" / name
         folder.mkdir(parents=True, exist_ok=True)
-        task = f"teval-{name}"
-        if found.rows:
-            task = str(folder / "task.yaml")
+        task = found.task
+        if isinstance(task, dict):
             data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
             (folder / "rows.jsonl").write_text(data, encoding="utf-8")
-            description = {"name": name, **found.task, "files": {"test": "rows.jsonl"}, "prompts": "prompts.yaml"}
+            description = {"name": name, **task, "files": {"test": "rows.jsonl"}, "prompts": "prompts.yaml"}
+            task = str(folder / "task.yaml")
             Path(task).write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
-        else:
-            cached(out / "hub", name, rows[part])
+        elif part:
+            cached(out / "hub", found, rows[part])
         prompts = {"task": task, "test": [{"text": text, "answer": answer} for text, answer in found.prompts]}
         (folder / "prompts.yaml").write_text(yaml.safe_dump(prompts, sort_keys=False), encoding="utf-8")
         run = {
             "name": name, "task": task, "prompts": str(folder / "prompts.yaml"), "model": MODEL, "dtype": "float32", "arms": {"base": {}},
             "evaluate": {
-                "split": "test", "scorers": ["generation"], "examples": ITEMS, "max_new_tokens": found.limit,
-                "budget": {"kind": "balanced", "cells": ITEMS},
+                "split": found.split, "scorers": ["generation"], "max_new_tokens": found.limit,
+                "examples": len(found.rows) or (164 if name == "humaneval" else ITEMS), "run_code": name == "humaneval",
+                "budget": {"kind": "full"} if found.all_cells else {"kind": "balanced", "cells": ITEMS},
                 "embeddings": "sentence-transformers/all-MiniLM-L6-v2",
             },
         }  # fmt: skip

@@ -8,6 +8,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -160,6 +161,40 @@ def test_code_that_does_more_than_compute_is_stopped_counted_wrong_and_harms_not
     assert kept.read_text() == "as it was"
     assert (kept.stat().st_mode, kept.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
     assert not _confined(os.getpid())
+
+
+def test_no_file_is_opened_to_be_written_made_or_emptied_where_landlock_is_too_old_to_know(tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("as it was")
+    script = textwrap.dedent("""
+        import os, runpy, sys
+        confined = runpy.run_path(sys.argv[1])
+        assert confined["libc"].prctl(confined["NO_NEW_PRIVILEGES"], 1, 0, 0, 0) == 0
+        confined["seccomp"]()
+        assert open(sys.argv[2]).read() == "as it was"
+        libc, name = confined["libc"], sys.argv[2].encode()
+        for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC, os.O_RDONLY | os.O_CREAT):
+            assert libc.syscall(2, name, flags, 0o600) == -1, flags
+            assert libc.syscall(257, -100, name, flags, 0o600) == -1, flags
+    """)
+    child = Path(sandbox.__file__).with_name("confined.py")
+    subprocess.run([sys.executable, "-c", script, child, kept], check=True)
+    assert kept.read_text() == "as it was"
+
+
+def test_many_open_files_and_secrets_are_no_matter_of_the_judged(allowed, monkeypatch):
+    monkeypatch.setenv("PAFT_SECRET", "hunter2")
+    looks = "import ctypes\nat = ctypes.CDLL(None).getauxval\nat.restype = ctypes.c_ulong\nend = at(31)\n"
+    assert not sandbox.passes(looks + "assert b'hunter2' in ctypes.string_at(end - 256, 256)")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert sandbox.passes("assert 1 + 1 == 2  # beside many files")
+    finally:
+        for each in opened:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_what_is_judged_ends_with_its_judge(allowed):

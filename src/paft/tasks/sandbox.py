@@ -70,6 +70,7 @@ def _run(program: str) -> bool:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},  # no secret of ours
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -83,9 +84,10 @@ def _run(program: str) -> bool:
 
 def _heard(pipe: int, size: int, until: float) -> bytes:
     """At most one byte more than the word: a program that writes for ever is not listened to."""
-    heard = b""
+    heard, ready = b"", select.poll()
+    ready.register(pipe, select.POLLIN)
     while len(heard) <= size and (left := until - time.monotonic()) > 0:
-        if not select.select([pipe], [], [], left)[0]:
+        if not ready.poll(1000 * left):
             break
         part = os.read(pipe, size + 1)
         if not part:
