@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from paft.arms import untrained
-from paft.batprompt import batprompt
+from paft.batprompt import _Search, batprompt
 from paft.cli import app
 from paft.config import BatpromptConfig, BudgetConfig, EvalConfig, load_run_config
 from paft.errors import ConfigError, EndpointError, PromptSetError
@@ -21,6 +22,7 @@ from paft.grid import Grid
 from paft.materials import prepare
 from paft.prompts import PromptSet
 from paft.prompts.template import template_from
+from paft.tasks import Example, sandbox
 from tests import tiny
 from tests.chat_server import ChatServer, prompts_for
 
@@ -166,6 +168,35 @@ def test_answers_that_are_partly_right_are_mended_and_the_worst_are_shown(tmp_pa
     ]
     assert shown == ["bad", "bad", "worse"]  # the lowest last, and no half of a character
     assert found.accuracy[found.start.id] == pytest.approx((4 * 0.2 + 0.05) / 5)
+
+
+def test_what_the_model_cannot_be_asked_is_left_out(tmp_path):
+    """One of its control tokens in a damaged item or a prompt; a search that took it would end there, again and again."""
+
+    def reply(body):
+        asked = body["messages"][-1]["content"]
+        if asked.startswith("An item of a task"):
+            text = json.loads(asked.split("\n")[1])["text"]
+            return json.dumps([{"text": f"{text} <|end|>"}, {"text": text.replace(" ", "  ", 1)}])
+        control = {"text": "Say <|end|> and the colour of {text}:", "answer": {"labels": ["red", "blue"]}}
+        return json.dumps([control, *prompts_for(body)])
+
+    with ChatServer(reply=reply) as server:
+        found = batprompt(settings(tmp_path, server, rounds=1), tmp_path / "out")
+    assert found.damaged == 6
+    assert len(found.accuracy) > 1
+
+
+def test_a_damaged_head_of_code_is_taken_while_the_known_answer_still_runs(monkeypatch):
+    monkeypatch.setattr(sandbox, "_allowed", True)
+    if not sandbox.can_confine():
+        pytest.skip("no confinement here")
+    head, body = 'def one():\n    """Returns one."""\n', "    return 1\n"
+    fields = {"prompt": head, "test": "def check(f):\n    assert f() == 1\n", "entry_point": "one"}
+    example = Example("x", fields, (head + body,), 0, is_open=True)
+    search = SimpleNamespace(task=SimpleNamespace(open_kind="code"))
+    for prompt, kept in ((head.replace("Returns", "retruns"), True), (head.replace('"""', '""', 1), False)):
+        assert _Search._stays_right(search, replace(example, fields=fields | {"prompt": prompt})) is kept
 
 
 @pytest.mark.parametrize("reply", ["no idea", '{"text": ""}', '[{"words": "a b"}]', '{"text": 3}'])

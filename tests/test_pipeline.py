@@ -334,15 +334,19 @@ def test_other_settings_in_a_used_directory_are_refused_by_name(world, tmp_path)
         run(config, tmp_path, "train.epochs=2")
 
 
-def test_train_examples_never_overlap_the_scored_ones(tmp_path):
+def test_train_and_held_out_examples_never_overlap_the_scored_ones(tmp_path):
     config = tiny.write_config(tmp_path)
-    task = tmp_path / "data"
-    train, test = (task / f"{name}.jsonl" for name in ("train", "test"))
-    train.write_text(train.read_text() + test.read_text().splitlines()[0] + "\n")
+    whole = materials.prepare(load_run_config(config))
+    scored = (tmp_path / "data" / "test.jsonl").read_text().splitlines(keepends=True)
+    for name, rows in (("train", scored[:1]), ("validation", scored[:3])):
+        with (tmp_path / "data" / f"{name}.jsonl").open("a") as file:
+            file.writelines(rows)
     said: list[str] = []
     m = materials.prepare(load_run_config(config), said.append)
-    assert len(m.train) == 24
-    assert any("1 train examples also occur" in line for line in said)
+    assert [e.fields for e in m.train] == [e.fields for e in whole.train]
+    assert [e.fields for e in m.dev] == [e.fields for e in whole.dev]
+    for told in ("1 train examples also occur", "3 held-out examples also occur"):
+        assert any(told in line for line in said)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -474,7 +478,7 @@ def test_a_task_whose_train_rows_are_all_scored_is_refused(tmp_path):
     file = tmp_path / "data" / "task.yaml"
     told = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump({**told, "files": dict.fromkeys(told["files"], told["files"]["test"])}))
-    with pytest.raises(DataError, match="every train example is scored or held out too"):
+    with pytest.raises(DataError, match="every held-out example is scored or held out too"):
         run(config, tmp_path / "out")
 
 

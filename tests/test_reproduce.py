@@ -117,6 +117,7 @@ def test_training_prompts_are_as_many_as_named(world, tmp_path):
         ("evaluate.budget.kind=adaptive", "over every cell of test prompts"),
         ("evaluate.prompt_split=adversarial", "over every cell of test prompts"),
         ("arms.more={start: paft, train: {}}", "paft comes last"),
+        ("evaluate.level=0.8", "95 % of every interval"),
     ],
 )
 def test_what_would_make_a_table_say_what_it_does_not_show_is_refused(override, said):
@@ -140,6 +141,27 @@ def test_an_experiment_keeps_what_it_is_about(experiment, override, said):
 def test_two_tasks_of_one_name_are_refused():
     with pytest.raises(ConfigError, match="rename one"):
         reproduce.plan("table1", "smoke", Path("x"), [], ["a/my.yaml", "b/my.yaml"])
+
+
+def test_a_seed_that_is_named_twice_is_refused_by_its_name():
+    with pytest.raises(ConfigError, match="--seed 1: asked for twice"):
+        reproduce.plan("table1", "smoke", Path("x"), [], ["piqa"], [1, 1])
+
+
+def test_arms_that_train_nothing_are_a_plan_too():
+    planned = reproduce.plan("models", "smoke", Path("x"), ["arms.user.train=null", "arms.paft.train=null"])
+    assert "3 arms" in reproduce.describe(planned)
+
+
+def test_one_process_of_several_makes_the_table(world, tmp_path, monkeypatch):
+    folder, overrides = world
+    planned = reproduce.plan("kt", "smoke", tmp_path, overrides, [str(folder / "data" / "task.yaml")], [0])
+    ran = []
+    monkeypatch.setattr(reproduce, "run", lambda config, folder, watch: ran.append(folder))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert reproduce.reproduce(planned, tmp_path, quiet, lambda _: None) == ""
+    assert len(ran) == 1
 
 
 def test_an_arm_that_is_added_has_its_row_and_its_difference(world, tmp_path):
@@ -172,6 +194,12 @@ def test_batprompt_is_one_command_with_a_writer(world, tmp_path):
         assert 0 < asked <= 5
         again = CliRunner().invoke(app, ["reproduce", "table1", *given, "--batprompt", str(search)])
         assert (again.exit_code, len(server.asked)) == (0, asked)
+        view = CliRunner().invoke(app, ["reproduce", "training-time", *given, "--batprompt", str(search)])
+        assert view.exit_code == 0, view.output
+        assert len(server.asked) == asked  # views of the same models share their search
+        launched = {"WORLD_SIZE": "2", "RANK": "0"}
+        told = CliRunner().invoke(app, ["reproduce", "table1", *given, "--batprompt", str(search)], env=launched)
+        assert "asked by one process" in str(told.exception)
     assert "| BATprompt | " in (tmp_path / "out" / "table1-smoke.md").read_text(encoding="utf-8")
     (kept,) = (tmp_path / "out" / "methods-batprompt").rglob("search/search.json")
     prompt = json.loads(kept.read_text(encoding="utf-8"))["prompt"]
@@ -236,6 +264,10 @@ def test_a_scale_that_is_too_large_is_told_as_a_plan(tmp_path, monkeypatch):
     found = CliRunner().invoke(app, ["reproduce", "table1", "--scale", "paper", "--out", str(tmp_path / "x")])
     assert "wants a GPU with 48 GiB, and here is none; this is the plan only" in " ".join(found.output.split())
     assert "6 arms x 5 tasks x 3 seeds" in found.output
+    assert "own model" not in found.output
+    of_ours = reproduce.plan("table1", "paper", tmp_path / "x", ["model=my/small"])
+    assert "with the scale's own model" in reproduce.describe(of_ours)
+    assert "here is none" in str(reproduce.too_small(of_ours))
     assert not (tmp_path / "x").exists()
     told = CliRunner().invoke(app, ["reproduce", "kt", "--scale", "small", "--plan"])
     assert "20000 rows, 3 epochs, updates of 8" in told.output

@@ -19,9 +19,9 @@ import numpy as np
 
 from paft.arms import untrained
 from paft.config import BatpromptConfig, CellBudgetConfig, EvalConfig, RunConfig, dump_yaml, load_run_config
-from paft.errors import ConfigError, PromptSetError, few
+from paft.errors import ConfigError, PromptSetError, RenderError, few
 from paft.evaluation import evaluate
-from paft.grid import Grid
+from paft.grid import Cell, Grid
 from paft.lm.types import LM, Message
 from paft.materials import prepare
 from paft.prompts import PromptSet, Template
@@ -30,6 +30,7 @@ from paft.prompts.strategies import Request, json_objects, read_reply, rules_of
 from paft.prompts.template import template_to
 from paft.store import BuildDir, CellStore, write_json, write_text
 from paft.tasks import TASKS, Example, Task
+from paft.tasks.answers import Code
 from paft.writers import FREE, Replies, Say, Tick, Writer, open_writer
 
 SHOWN = 3
@@ -82,7 +83,7 @@ def batprompt(
     with place.locked():
         kept = config.model_dump(mode="json", exclude={"rounds": True, "writer": set(FREE)})
         # more rounds or a larger budget go on; what has its default is left out, so that a later version's new settings do not stop a search
-        settings = dump_yaml({**kept, "run": run.model_dump(mode="json", exclude_defaults=True)})
+        settings = dump_yaml({**kept, "run": run.model_dump(mode="json", exclude_defaults=True, include=_DECISIVE)})
         if place.settings.exists() and place.settings.read_text(encoding="utf-8") != settings:
             raise PromptSetError(
                 f"{out}: holds a search with other settings ({place.settings.name}); choose another --out"
@@ -104,6 +105,14 @@ def batprompt(
         told = {"start": start.id, "prompt": found.prompt.id, "damaged": found.damaged, "accuracy": found.accuracy}
         write_json(out / "search.json", told)
     return found
+
+
+_DECISIVE: dict[str, Any] = {
+    **dict.fromkeys(("seed", "task", "prompts", "model", "source", "dtype", "quantization", "attention"), True),
+    **dict.fromkeys(("style", "chat_template_kwargs", "data"), True),
+    "evaluate": {"normalization", "max_new_tokens", "run_code", "embeddings", "stop"},
+}
+"""Of a run, what a search rests on: runs that differ in arms or in what is scored later share one."""
 
 
 def _start(prompts: PromptSet, wanted: int | str) -> Template:
@@ -188,7 +197,8 @@ class _Search:
         requests = [self._request("attack", number * 1000 + i, _damage(self.task, self.about, example)) for i, example in enumerate(examples)]  # fmt: skip
         texts = await self.replies.all(requests, self.replies.ask, f"attack {number + 1}")
         versions = [
-            self._read_versions(text or "", example, number) for text, example in zip(texts, examples, strict=True)
+            self._read_versions(text or "", example, number, best)
+            for text, example in zip(texts, examples, strict=True)
         ]
         each = [version for its in versions for version in its]
         worth_N = self._worth([best], each)[0] if each else np.array([])
@@ -200,7 +210,7 @@ class _Search:
             )
         return taken
 
-    def _read_versions(self, reply: str, example: Example, number: int) -> list[Example]:
+    def _read_versions(self, reply: str, example: Example, number: int, best: Template) -> list[Example]:
         fields = set(self.task.fields)
         found: list[Example] = []
         for value in json_objects(reply):
@@ -209,9 +219,24 @@ class _Search:
             )  # fmt: skip
             if usable:
                 new = {**example.fields, **{name: value[name] for name in fields}}
-                if new != dict(example.fields):
-                    found.append(replace(example, id=f"{example.id}~{number}.{len(found)}", fields=new))
+                version = replace(example, id=f"{example.id}~{number}.{len(found)}", fields=new)
+                if new != dict(example.fields) and self._stays_right(version) and self._readable(best, version):
+                    found.append(version)
         return found[:VERSIONS]
+
+    def _stays_right(self, version: Example) -> bool:
+        """Whether the known answer still is one: the text of a code task is also the head of what is run."""
+        if getattr(self.task, "open_kind", "") != "code":
+            return True
+        return Code().parse(version.choices[version.answer], version).worth(version) >= RIGHT
+
+    def _readable(self, template: Template, example: Example) -> bool:
+        """Whether the model can be asked this at all: it may hold one of its control tokens."""
+        try:
+            self.lm.keys(Grid((template,), (example,), self.examples).question(Cell(0, 0, 0)))
+        except RenderError:
+            return False
+        return True
 
     async def _rewrite(self, number: int, best: Template, failures: Sequence[Example]) -> list[Template]:
         """Sound new versions of a prompt, none near to a prompt that scores or selects."""
@@ -225,7 +250,10 @@ class _Search:
         kept = [
             each
             for each in templates
-            if not any(faults_of(each, self.task)) and not any(each.unable(self.examples)) and self._apart(each)
+            if not any(faults_of(each, self.task))
+            and not any(each.unable(self.examples))
+            and self._readable(each, self.examples[0])
+            and self._apart(each)
         ]
         if len(kept) < len(templates) + len(faulty):
             self.say(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from paft.config import GRPOConfig, RunConfig, SFTConfig
 from paft.errors import AssetError, ConfigError, DataError, TemplateError
@@ -84,11 +84,8 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
             train, dev = _held_out(train, config.data.held_out)
         if not train:
             raise DataError(f"task {task.name!r}: no example left to train on after holding out {len(dev)}")
-        train = _unscored(train, (*test, *dev), say)
-        if not train:
-            raise DataError(
-                f"task {task.name!r}: every train example is scored or held out too; give data.train_split and evaluate.split rows of their own"
-            )
+        dev = _unscored(dev, test, "held-out", task, say)
+        train = _unscored(train, (*test, *dev), "train", task, say)
         for arm in config.arms:
             if (settings := config.training_of(arm)) is not None:
                 grid_of_arm = train_grid(prompts, train, settings, config.seed)
@@ -214,18 +211,26 @@ def _held_out(examples: Sequence[Example], share: float) -> tuple[tuple[Example,
     )
 
 
-def _unscored(train: tuple[Example, ...], scored: Sequence[Example], say: Any) -> tuple[Example, ...]:
-    """The train examples without those whose text is scored or held out, whatever their split says, and whichever right answer it gives."""
+def _unscored(
+    found: tuple[Example, ...], scored: Sequence[Example], which: Literal["train", "held-out"], task: Task, say: Any
+) -> tuple[Example, ...]:
+    """The examples without those whose text is scored or held out, whatever their split says, and whichever right answer it gives.
+
+    Raises DataError where none is left.
+    """
 
     def asked(e: Example) -> str:
         return content_id(e.fields, () if e.is_open else e.choices, e.images)
 
     known = {asked(e) for e in scored}
-    clean = tuple(e for e in train if asked(e) not in known)
-    if len(clean) < len(train):
-        say(
-            f"{len(train) - len(clean)} train examples also occur among the scored or held-out ones; left out of training"
+    clean = tuple(e for e in found if asked(e) not in known)
+    if not clean:
+        raise DataError(
+            f"task {task.name!r}: every {which} example is scored or held out too; give data.train_split, data.dev_split and evaluate.split "
+            "rows of their own"
         )
+    if len(clean) < len(found):
+        say(f"{len(found) - len(clean)} {which} examples also occur among those scored or held out; left out")
     return clean
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,8 @@ class Plan:
     """At the speed of a machine that the scale is meant for."""
     search: BatpromptConfig | None = None
     """How each run finds the prompt of its BATprompt arm, before anything is trained."""
+    scales_own: bool = True
+    """Whether the models are the scale's, for which needs_gib, flops and hours are told."""
 
     @property
     def tasks(self) -> list[str]:
@@ -132,13 +135,16 @@ def plan(
             short = str(config.model).rstrip("/").rpartition("/")[2]
             column, place = f"{task}, {short}", [*place, short]
         folder = out.joinpath(*place, Path(task).stem, f"seed{seed}")
+        if (column, seed) in runs:
+            raise ConfigError(f"--task {task} with --seed {seed}: asked for twice; name each once")
         if any(kept == folder for _, kept in runs.values()):
             raise ConfigError(f"--task {task}: another task (or model) of that name is asked for too; rename one")
         runs[column, seed] = config, folder
         flops += float(weights) * _cost(config, told["rows"].get(task), told["tokens"].get(task, 200))
     titles = {name: arm.title or name for name, arm in config.arms.items()}
     hours = flops / float(size["speed"]) / 3600
-    return Plan(experiment, scale, asked["about"], titles, runs, size.get("needs_gib", 0.0), flops, hours, search)
+    own = all(config.model in models for config, _ in runs.values())
+    return Plan(experiment, scale, asked["about"], titles, runs, size.get("needs_gib", 0.0), flops, hours, search, own)
 
 
 def _titled(config: RunConfig, name: str, arm: ArmConfig) -> ArmConfig:
@@ -177,7 +183,11 @@ def _check(config: RunConfig, experiment: str, model: str, task: str, seed: int,
         raise ConfigError("evaluate.also: min-con needs the adversarial prompts; leave it out")
     if experiment == "inference" and config.evaluate.scorers != ["generation"]:
         raise ConfigError("evaluate.scorers: inference is about free answers; leave it out")
-    most = max(train.prompts or 0 for name in config.arms if (train := config.training_of(name)))
+    if config.evaluate.level != 0.95:
+        raise ConfigError(
+            f"evaluate.level={config.evaluate.level:g}: the tables say 95 % of every interval; leave it out"
+        )
+    most = max((train.prompts or 0 for name in config.arms if (train := config.training_of(name))), default=0)
     if most and most > (held := len(prompts_for(config, load_task(config.task, config.source)).train)):
         raise ConfigError(
             f"{experiment}: a row trains on {most} prompts, and the set of task {Path(config.task).stem} has {held} train prompts; "
@@ -229,19 +239,20 @@ def describe(planned: Plan) -> str:
             if planned.search
             else []
         ),
-        f"  about {planned.flops:.0e} operations, {planned.hours:,.1f} hours of a machine of that scale",
+        f"  about {planned.flops:.0e} operations, {planned.hours:,.1f} hours of a machine of that scale"
+        + ("" if planned.scales_own else ", with the scale's own model"),
     ]
     return "\n".join(lines)
 
 
 def too_small(planned: Plan) -> str | None:
-    """Why this machine should not try; None when it may."""
+    """Why this machine should not try; None when it may. Of how much memory a model that is not the scale's own wants, nothing is known."""
     if not planned.needs_gib:
         return None
     import torch
 
     held = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else 0.0
-    if held >= planned.needs_gib:
+    if held >= planned.needs_gib or (held and not planned.scales_own):
         return None
     return f"scale {planned.scale} wants a GPU with {planned.needs_gib:.0f} GiB, and here is {f'one with {held:.0f}' if held else 'none'}"
 
@@ -249,8 +260,12 @@ def too_small(planned: Plan) -> str | None:
 def reproduce(planned: Plan, out: Path, watch: Callable[[str], Any], say: Callable[[str], None]) -> str:
     """Do all runs, write the table as Markdown and JSON into `out`; returns the Markdown.
 
-    watch: makes the watcher of a run of that name, as a context.
+    watch: makes the watcher of a run of that name, as a context. In a launch of several processes the first alone writes the table, and
+    the others return nothing. Raises ConfigError for a search there, since one process asks the writer.
     """
+    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if planned.search is not None and size > 1:
+        raise ConfigError("--batprompt: its writer is asked by one process; start it without a launcher")
     for (task, seed), (config, folder) in planned.runs.items():
         say(f"{planned.experiment}: {task}, seed {seed}, in {folder}")
         with watch(f"{task} seed {seed}") as watcher:
@@ -259,6 +274,8 @@ def reproduce(planned: Plan, out: Path, watch: Callable[[str], Any], say: Callab
                     found = batprompt(planned.search, folder / "search", run=config, say=watcher.say, tick=tick)
                 config = _trained_on(config, found.prompt.id, folder / "search" / "prompts.yaml")
             run(config, folder, watcher)
+    if size > 1 and rank > 0:
+        return ""
     figures = {task: _figures(planned, task) for task in planned.tasks}
     text = _markdown(planned, figures)
     name = f"{planned.experiment}-{planned.scale}"
@@ -317,7 +334,7 @@ def _remedies(folder: Path) -> dict[str, Any]:
         logp_NC, gold_N = np.array([row["logp"] for row in its]), [row["gold"] for row in its]
         tables.append(logp_NC)
         if isinstance(templates[prompt].inner_answer, Labels):
-            plain.append(float((logp_NC.argmax(1) == gold_N).mean()))
+            plain.append(statistics.fmean(row["likelihood_score"] for row in its))
             calibrated.append(float(batch_calibrated(logp_NC, gold_N).mean()))
     found: dict[str, Any] = {}
     if len(calibrated) > 1:
@@ -341,7 +358,7 @@ def _of_arm(told: Sequence[Mapping[str, Any]], scorer: str) -> dict[str, Any]:
         each["others"]["adversarial"][scorer]["accuracy_K"] for each in told if "adversarial" in each.get("others", {})
     ]
     trained = [each["train"] for each in told if each["train"]]
-    dev = [train["dev"][-1]["mean"] for train in trained if train["dev"]]
+    dev = [check["mean"] for train in trained for check in train["dev"] if check["step"] == train["kept"]]
 
     def mean(values: Sequence[float]) -> float | None:
         return statistics.fmean(values) if values else None

@@ -37,10 +37,16 @@ def test_a_leaning_to_one_label_is_taken_off():
 
 
 def test_an_ensemble_is_the_mean_of_probabilities():
-    logp_KNC = np.log([[[0.9, 0.1], [0.2, 0.8]], [[0.3, 0.7], [0.4, 0.6]], [[0.4, 0.6], [0.9, 0.1]]])
+    logp_KNC = np.log([[[0.9, 0.1], [0.2, 0.8]], [[0.3, 0.7], [0.4, 0.6]], [[0.4, 0.6], [0.95, 0.05]]])
     mean = np.exp(logp_KNC).mean(0)
     assert ensemble(logp_KNC, [0, 0]).tolist() == (mean.argmax(1) == 0).astype(float).tolist() == [1.0, 1.0]
     assert ensemble(logp_KNC + np.array([5.0, 0.0, -5.0])[:, None, None], [0, 0]).tolist() == [1.0, 1.0]
+
+
+def test_a_tie_is_worth_a_share_as_in_every_other_figure():
+    even_NC = np.log([[0.5, 0.5], [0.9, 0.1], [0.1, 0.9]])
+    assert batch_calibrated(even_NC, [1, 0, 1]).tolist() == [0.5, 1.0, 1.0]
+    assert ensemble(np.stack([even_NC, even_NC]), [1, 0, 0]).tolist() == [0.5, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("call", [lambda: batch_calibrated(np.zeros(3), [0]), lambda: ensemble(np.zeros((3, 2)), [0])])

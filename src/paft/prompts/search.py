@@ -29,8 +29,8 @@ def zopo(features_KD: np.ndarray, score: Score, budget: int, seed: int, first: i
     """Scores of the prompts that a local search over their features visits (after ZOPO, arXiv 2403.02993).
 
     From the best of `first` random prompts it goes along the gradient of a Gaussian process that is fitted to all scores so far, to the
-    nearest prompt that is not scored yet; where that is no better it scores the neighbours of the best one, nearest first. The kernel is
-    squared exponential with the median distance for a length, where ZOPO has a neural tangent kernel.
+    nearest prompt that is not scored yet; where that is no better, the nearest neighbour of the best one is scored before the next step. The
+    kernel is squared exponential with the median distance for a length, where ZOPO has a neural tangent kernel.
     """
     size = len(features_KD)
     distance_KK = np.linalg.norm(features_KD[:, None] - features_KD[None], axis=-1)
