@@ -16,6 +16,7 @@ import pytest
 from paft import pipeline
 from paft.config import PolicyConfig, load_run_config
 from paft.errors import ConfigError, EndpointError
+from paft.evaluation.gate import hunt
 from paft.finished import load_tables
 from paft.reports.wording import model_of
 from paft.store import CellStore
@@ -102,6 +103,23 @@ def test_a_served_model_is_gated_while_its_cells_are_bought(tmp_path):
         assert verdict.exit_code == 0
         with CellStore(tmp_path / "gate" / "cells.sqlite"):
             assert cells(tmp_path / "gate") > 0
+
+
+def test_a_gate_buys_examples_in_a_random_order_and_in_the_same_one_again(tmp_path, monkeypatch):
+    orders = []
+
+    def hunted(policy, examples, ask, order, *rest):
+        orders.append(list(order))
+        return hunt(policy, examples, ask, order, *rest)
+
+    monkeypatch.setattr(pipeline, "hunt", hunted)
+    policy = PolicyConfig(criteria=[{"measure": "mean", "at_least": 0.0}], first=2)
+    with ModelServer() as server:
+        config = served(tmp_path, server)
+        for _ in range(2):
+            assert pipeline.gate(config, policy, QUIET, out=tmp_path / "gate").exit_code == 0
+    assert orders[0] == orders[1]
+    assert orders[0] != sorted(orders[0]) == list(range(len(orders[0])))
 
 
 def test_eval_of_a_server_from_the_command_line(tmp_path):

@@ -36,7 +36,7 @@ from paft.reports import exhibit_of, write_report
 from paft.results import arm_result, environment, whole, write_cells
 from paft.store import CellStore, RunDir, write_json, write_text
 from paft.tasks import Example
-from paft.training.schedule import subset, updates_per_epoch
+from paft.training.schedule import permutation, updates_per_epoch
 from paft.watch import Stage, Watcher
 
 PASSES_TRAIN, PASSES_SCORE, PASSES_WRITE = 3.3, 0.9, 2.0
@@ -222,7 +222,7 @@ def gate(
         _, learner = next(models)
         with watch.stage(f"judge {name}") as tick:
             asker = Asker(learner, m.grid, config.evaluate, store, tick)
-            order = subset(num_examples, num_examples, GATE_ORDER)
+            order = permutation(num_examples, GATE_ORDER).tolist()
             bought: list[int] = []
 
             def ask(examples: Sequence[int]) -> ScoreMatrix:

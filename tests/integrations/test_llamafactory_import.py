@@ -78,6 +78,21 @@ def test_rows_and_settings_become_a_task_and_a_run(tmp_path):
     assert yaml.safe_load((tmp_path / "out" / "build.yaml").read_text())["task"] == str(tmp_path / "out" / "task.yaml")
 
 
+def test_the_rows_to_test_on_are_random_ones_and_the_same_again(tmp_path):
+    for name in ("one", "two"):
+        import_llamafactory(write(tmp_path / name, with_input(200)), tmp_path / name / "out")
+    cuts = [
+        {split: [example.id for example in task.split(split).examples] for split in ("train", "validation", "test")}
+        for task in (load_task(tmp_path / name / "out" / "task.yaml") for name in ("one", "two"))
+    ]
+    assert cuts[0] == cuts[1]
+    for split in ("validation", "test"):
+        places = [int(name.rsplit("r", 1)[1]) for name in cuts[0][split]]
+        assert len(places) == 20
+        assert 60 < sum(places) / 20 < 140
+        assert max(places) > 150
+
+
 def test_the_prompt_around_a_text_is_what_all_rows_share(tmp_path):
     rows = [
         {

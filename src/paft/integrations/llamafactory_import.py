@@ -19,7 +19,7 @@ from paft.integrations.harness import write_lines
 from paft.store import new_folder, write_text
 from paft.tasks.answers import number_in
 from paft.tasks.load import as_text, read_table
-from paft.training.schedule import subset
+from paft.training.schedule import permutation
 
 MOST_CHOICES = 26
 ROWS_EACH = 5
@@ -50,7 +50,7 @@ def import_llamafactory(settings: Path, out: Path) -> Imported:
     shown, answers = _rows(file, columns, _whole(told, "max_samples", None))
     kind, choices = _kind(answers, file)
     prompts, texts = _apart(shown, answers)
-    order = subset(len(texts), len(texts), SPLIT)
+    order = permutation(len(texts), SPLIT).tolist()
     rows = [
         {"id": f"r{n}", "text": text, "answer": answer}
         for n, (text, answer) in enumerate(zip(texts, answers, strict=True))
