@@ -123,6 +123,26 @@ def test_racing_finds_both_ends_and_pays_once(table_KN):
     assert found["table_mean"].low <= table_KN.mean() <= found["table_mean"].high
 
 
+@pytest.mark.parametrize("scorers", [("likelihood",), ("likelihood", "generation")])
+def test_a_race_of_a_second_scorer_goes_on_with_the_cells_of_the_first(scorers):
+    """Both are answered by the same cells: with two scorers that agree as much is known for as much as with one."""
+    table_KN = logistic_table(np.random.default_rng(1), (20, 400), 0.6)
+    shop = Shop(**dict.fromkeys(scorers, table_KN))
+    spent = shop.spend(kind="racing", half_width={"table_worst": 0.02, "table_best": 0.02})
+    assert spent.missed == ()
+    assert spent.extremes[scorers[0]] == spent.extremes[scorers[-1]]
+    assert not any("not reached" in line for line in shop.heard)
+
+
+def test_a_race_says_how_many_cells_it_spent(table_KN):
+    shop = Shop(likelihood=table_KN, generation=1 - table_KN)
+    spent = shop.spend(kind="racing", cells=5000, half_width={"table_worst": 0.001})
+    assert spent.missed == ("table_worst",)
+    assert 1500 <= spent.cells < 5000
+    assert shop.heard[-1] == f"{spent.cells:,} cells spent of a budget of 5,000; not reached: table_worst"
+    assert set(spent.extremes) == {"likelihood", "generation"}
+
+
 def test_adaptive_with_a_race_shares_cells(table_KN):
     shop = Shop(likelihood=table_KN)
     spent = shop.spend(kind="adaptive", half_width={"table_mean": 0.02, "table_best": 0.05}, cells=9000)

@@ -89,6 +89,9 @@ class _Purse:
         self.tables: Mapping[str, np.ndarray] = {}
         self._ask = ask
 
+    def new(self, cells: Sequence[tuple[int, int]]) -> int:
+        return sum(not self.bought_KN[cell] for cell in cells)
+
     def ask(self, cells: Sequence[tuple[int, int]]) -> None:
         self.tables = self._ask([cell for cell in cells if not self.bought_KN[cell]])
         for cell in cells:
@@ -200,14 +203,16 @@ class _Purse:
         extremes: dict[str, dict[str, Estimate]] = {}
         for scorer in self.scorers:
             most = self.limit - int(self.bought_KN.sum())
-            if most < num_prompts:
+            if self.new([(k, order[0]) for k in range(num_prompts)]) > most:
                 break
 
             def ask(cells: Sequence[tuple[int, int]], scorer: str = scorer) -> np.ndarray:
                 self.ask(cells)
                 return self.tables[scorer]
 
-            ran = race(num_prompts, order, ask, ends=ends, tolerance=tolerance, level=self.level, most=most)
+            ran = race(
+                num_prompts, order, ask, ends=ends, tolerance=tolerance, level=self.level, most=most, price=self.new
+            )
             extremes[scorer] = {f"table_{each.end}": each.estimate(self.tables[scorer], self.level) for each in ran}
         wide = [
             name
@@ -218,9 +223,10 @@ class _Purse:
                 for s in self.scorers
             )
         ]
+        count = int(self.bought_KN.sum())
         if wide:
-            self.say(f"budget of {self.limit:,} cells spent; not reached: {', '.join(wide)}")
-        return replace(spent, cells=int(self.bought_KN.sum()), extremes=extremes, missed=(*spent.missed, *wide))
+            self.say(f"{count:,} cells spent of a budget of {self.limit:,}; not reached: {', '.join(wide)}")
+        return replace(spent, cells=count, extremes=extremes, missed=(*spent.missed, *wide))
 
     def _spent(self, level: float, looks: int = 0, planned: int | None = None, missed: tuple[str, ...] = ()) -> Spent:
         count = int(self.bought_KN.sum())

@@ -81,22 +81,28 @@ def race(
     tolerance: float,
     level: float = 0.95,
     most: int | None = None,
+    price: Callable[[Sequence[tuple[int, int]]], int] = len,
 ) -> list[Race]:
     """Buy cells until the accuracy of the worst and of the best prompt is known to +-tolerance, or the next look would take
-    the cells above `most`. Each end holds at `level`, however often was looked.
+    their price above `most`. Each end holds at `level`, however often was looked.
 
     order: the examples in a random order made before anything was seen; who drops out stops at a place in it. ask: scores
-    cells (prompt, example) and returns the table so far, scores 0 to 1, NaN where not asked.
+    cells (prompt, example) and returns the table so far, scores 0 to 1, NaN where not asked. price: how many of some cells are new.
     """
     num_examples = len(order)
-    size = min(FIRST, num_examples, num_examples if most is None else most // num_prompts)
-    if size < 1:
+    size = min(FIRST, num_examples)
+    while most is not None and size and price([(k, i) for i in order[:size] for k in range(num_prompts)]) > most:
+        size -= 1
+    if not size:
         raise ShapeError(f"{most} cells for a race of {num_prompts} prompts; expected one each, better {FIRST}")
     races = [Race(end, num_prompts, num_examples, 1 - level) for end in ends]
     running, done, spent = list(range(num_prompts)), 0, 0
-    while running and (most is None or spent + len(running) * (size - done) <= most):
-        values_KN = ask([(k, i) for i in order[done:size] for k in running])
-        spent += len(running) * (size - done)
+    while running:
+        cells = [(k, i) for i in order[done:size] for k in running]
+        spent += price(cells)
+        if most is not None and spent > most:
+            break
+        values_KN = ask(cells)
         seen = list(order[:size])
         for k in running:
             for each in races:
