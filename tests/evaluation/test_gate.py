@@ -237,6 +237,11 @@ def test_the_spread_is_judged_when_all_cells_are_bought():
     assert (verdict.word, verdict.examples) == ("GO", 200)
 
 
+def test_a_few_equal_answers_do_not_show_that_prompts_are_equal():
+    alike = table(np.tile([1.0, 0, 1, 1], (2, 1)))
+    assert judge(alike, policy({"measure": "prompt_sd", "at_most": 0.1})).word == "INCONCLUSIVE"
+
+
 def test_machines_can_read_the_verdict():
     matrix = table(answered([0.9] * 5 + [0.6], 300))
     verdict = judge(

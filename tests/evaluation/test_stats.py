@@ -902,6 +902,24 @@ def test_tables_that_are_all_alike_are_not_certain():
         assert (mean_p(np.ones((3, n))) < 0.05) == (difference.low > 0), n
 
 
+def test_prompts_that_did_the_same_are_not_surely_equal():
+    """Neither equal rows nor equal accuracies, of 4 or 32 examples, say that the spread over prompts is 0."""
+    for k, n in ((2, 4), (5, 20), (40, 32)):
+        rows = np.tile((np.arange(n) % 4 != 0).astype(float), (k, 1))
+        sd, s2 = prompt_sd(rows), variance_components(rows).s2_prompt
+        assert (sd.value, sd.low) == (0, 0)
+        assert sd.high == pytest.approx(min(0.5, 1 - 0.025 ** (1 / n)))
+        assert s2.high == pytest.approx(sd.high**2)
+        assert prompt_sd_of_pairs(rows).high == pytest.approx(sd.high)
+    level = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]] * 2, dtype=float).repeat(10, axis=1)
+    sd = prompt_sd(level)
+    assert (sd.value, sd.low) == (0, 0)
+    assert sd.high == pytest.approx(math.sqrt(variance_components(level).s2_prompt.high))
+    assert sd.high > 0.1
+    difference = compare(level, level).prompt_sd
+    assert (difference.low, difference.high) == pytest.approx((-sd.high, sd.high))
+
+
 def test_a_jackknife_that_leaves_nothing_to_tell_has_no_bounds():
     """All other answers of one prompt: without it there is one label, and no agreement beyond chance to be told."""
     answers_KN = np.zeros((5, 20), dtype=int)

@@ -23,7 +23,9 @@ from paft.evaluation.variance import (
     SEED,
     Cochran,
     Over,
+    alike_rate,
     cochran_q,
+    component_interval,
     decompose,
     mean_interval,
     pair_components,
@@ -75,7 +77,7 @@ def mean_estimate(
         low, high = mean_interval(value, squared, freedom, level, bounds)
     else:
         units = k if over == "prompts" else n if clusters_N is None else len(set(clusters_N))
-        half = max(value - bounds[0], bounds[1] - value) * _alike(units, level)
+        half = max(value - bounds[0], bounds[1] - value) * alike_rate(units, level)
         low, high = max(bounds[0], value - half), min(bounds[1], value + half)
     shape = "t" if bounds[0] < 0 else "score interval"
     kind = f"two-way {shape}, new prompts and new examples"
@@ -84,11 +86,6 @@ def mean_estimate(
     if clusters_N is not None:
         kind += f" in {len(set(clusters_N))} clusters"
     return Estimate(name, value, low, high, level, kind, k, n)
-
-
-def _alike(n: int, level: float) -> float:
-    """How large a rate may be that was 0 in n examples: upper Clopper-Pearson bound, about 3.7 / n at level 0.95."""
-    return float(1 - (0.5 - level / 2) ** (1 / n))
 
 
 MANY = 30
@@ -110,8 +107,6 @@ def prompt_sd(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
     k, n = d.prompts, d.examples
     low2, high2 = s2_prompt_interval(values_KN, level)
     high2 = min(high2, max(0.25, d.s2_prompt))  # accuracies cannot vary by more
-    if d.ms_prompt == d.ms_item == d.ms_residual == 0:  # all cells alike tell no more than that another outcome is rare
-        high2 = min(0.25, _alike(n, level) ** 2)
     root = [math.sqrt(max(0.0, x)) for x in (d.s2_prompt, low2, high2)]
     method = f"debiased: variance component, F interval, new prompts{_assumed(k)}"
     return Estimate("prompt_sd", root[0], root[1], root[2], level, method, k, n)
@@ -126,8 +121,7 @@ def prompt_sd_of_pairs(values_KN: np.ndarray, level: float = 0.95) -> Estimate:
     """
     pairs = pair_components(values_KN)
     freedom = pairs.freedom, max(1.0, (len(values_KN) - 1) * (pairs.shared - 1))
-    quantiles = distributions.f.ppf([0.5 + level / 2, 0.5 - level / 2], *freedom)
-    low2, high2 = (pairs.observed / quantiles - pairs.noise).tolist()
+    low2, high2 = component_interval(pairs.observed, pairs.noise, freedom, round(pairs.shared), level)
     high2 = min(high2, max(0.25, pairs.s2_prompt))
     value, low, high = (math.sqrt(max(0.0, x)) for x in (pairs.s2_prompt, low2, high2))
     method = (
@@ -512,7 +506,7 @@ def jackknifed(
     if math.isnan(variance):
         half = math.nan
     elif variance < 1e-24:  # rounding
-        half = scale * _alike(n, level)
+        half = scale * alike_rate(n, level)
     else:
         half = float(distributions.t.ppf(0.5 + level / 2, satterthwaite(variance, parts))) * math.sqrt(variance)
     low, high = np.clip([np.minimum(value, centre - half), np.maximum(value, centre + half)], least, 1).tolist()

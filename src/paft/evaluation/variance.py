@@ -154,13 +154,30 @@ def mean_interval(
     return max(least, centre - half), min(most, centre + half)
 
 
+def alike_rate(n: int, level: float) -> float:
+    """How large a rate may be that was 0 in n examples: upper Clopper-Pearson bound, about 3.7 / n at level 0.95."""
+    return float(1 - (0.5 - level / 2) ** (1 / n))
+
+
 def s2_prompt_interval(values_KN: np.ndarray, level: float) -> tuple[float, float]:
-    """F interval of the variance component of prompts, not clipped: (F / F_quantile - 1) MS_e / N."""
+    """`component_interval` of the variance component of prompts: (F / F_quantile - 1) MS_e / N."""
     d = decompose(values_KN)
     freedom = prompt_freedom(values_KN), (d.prompts - 1) * (d.examples - 1)
-    low, high = (
-        (d.ms_prompt / distributions.f.ppf([0.5 + level / 2, 0.5 - level / 2], *freedom) - d.ms_residual) / d.examples
-    ).tolist()
+    return component_interval(d.ms_prompt / d.examples, d.ms_residual / d.examples, freedom, d.examples, level)
+
+
+def component_interval(
+    observed: float, noise: float, freedom: tuple[float, float], examples: int, level: float
+) -> tuple[float, float]:
+    """F interval of a variance (observed, of the accuracies, less that of noise), not clipped below.
+
+    The upper end stays above 0: no table shows that prompts are all alike. Where they agree better than noise lets equal ones
+    it is that of a table with as much variance as noise, and where nothing varies the square of `alike_rate`.
+    """
+    quantiles = distributions.f.ppf([0.5 + level / 2, 0.5 - level / 2], *freedom)
+    low, high = (observed / quantiles - noise).tolist()
+    if high <= 0:
+        high = min(0.25, noise / float(quantiles[1]) - noise if noise > 0 else alike_rate(examples, level) ** 2)
     return low, high
 
 
