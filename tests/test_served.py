@@ -53,6 +53,10 @@ def test_a_served_and_a_local_model_in_one_run_get_the_same_table(tmp_path):
     assert results["comparisons"][0]["mean"]["value"] == 0
     tables = load_tables(tmp_path / "out")
     assert (tables["local"]["generation"].tokens_KN == tables["served"]["generation"].tokens_KN).all()
+    policy = PolicyConfig(scorer="likelihood", criteria=[{"measure": "invalid", "at_most": 0.1}])
+    with pytest.raises(ConfigError, match="demand on invalid with scorer likelihood: it generates no answer"):
+        pipeline.gate(tmp_path / "out", policy, QUIET)
+    assert pipeline.gate(tmp_path / "out", policy.model_copy(update={"scorer": "generation"}), QUIET)
 
 
 def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path):
@@ -103,6 +107,16 @@ def test_a_served_model_is_gated_while_its_cells_are_bought(tmp_path):
         assert verdict.exit_code == 0
         with CellStore(tmp_path / "gate" / "cells.sqlite"):
             assert cells(tmp_path / "gate") > 0
+
+
+def test_a_demand_on_what_restricted_choice_does_not_generate_is_refused_before_anything_is_bought(tmp_path):
+    criteria = [{"measure": name, "at_most": 0.1} for name in ("tokens", "invalid")]
+    policy = PolicyConfig(scorer="likelihood", criteria=criteria)
+    with ModelServer() as server:
+        with pytest.raises(ConfigError, match="demand on invalid and tokens with scorer likelihood") as found:
+            pipeline.gate(served(tmp_path, server), policy, QUIET, out=tmp_path / "gate")
+        assert "\n" not in str(found.value)
+        assert not server.asked
 
 
 def test_a_gate_buys_examples_in_a_random_order_and_in_the_same_one_again(tmp_path, monkeypatch):

@@ -201,6 +201,7 @@ def gate(
         tables = load_tables(target)
         name = arm_of(list(tables), arm)
         scorer: str = policy.scorer or next(iter(tables[name]))
+        _check_demands(policy, scorer)
         matrix = table_of(tables[name], scorer, f"{target}:{name}")
         demanded = {criterion.measure for criterion in policy.criteria}
         limit = _answer_limit(target, name) if "tokens" in demanded else 0
@@ -208,6 +209,7 @@ def gate(
     config = load_run_config(target)
     name = arm_of(list(config.arms), arm)
     scorer = policy.scorer or ("generation" if "generation" in config.evaluate.scorers else "likelihood")
+    _check_demands(policy, scorer)
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"scorers": [scorer]})})
     m = prepare(config, watch.say)
     num_prompts, num_examples = m.grid.shape
@@ -232,6 +234,15 @@ def gate(
 
             known = _baselines(policy, asker.matrix(scorer, order), scorer)
             return hunt(policy, num_examples, ask, order, known, asker.longest)
+
+
+def _check_demands(policy: PolicyConfig, scorer: str) -> None:
+    """Restricted choice meets every demand on what is generated."""
+    wanted = sorted({each.measure for each in policy.criteria} & {"invalid", "tokens"})
+    if scorer == "likelihood" and wanted:
+        raise ConfigError(
+            f"demand on {' and '.join(wanted)} with scorer likelihood: it generates no answer; gate scorer: generation"
+        )
 
 
 def _answer_limit(run: Path, arm: str) -> int:
