@@ -1,6 +1,7 @@
 """Gates: the rules on known bounds, wrong verdicts by simulation, and cells bought only until the verdict is clear."""
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -240,6 +241,37 @@ def test_the_spread_is_judged_when_all_cells_are_bought():
 def test_a_few_equal_answers_do_not_show_that_prompts_are_equal():
     alike = table(np.tile([1.0, 0, 1, 1], (2, 1)))
     assert judge(alike, policy({"measure": "prompt_sd", "at_most": 0.1})).word == "INCONCLUSIVE"
+
+
+def test_a_finished_table_is_judged_on_passages():
+    """Five questions each on forty passages: at the bar itself the mean errs as often as alpha says, and not as one of 200 does."""
+    generator, bar = np.random.default_rng(8), policy({"measure": "mean", "at_least": 0.7}, alpha=0.1)
+    wrong = {True: 0, False: 0}
+    for _ in range(200):
+        easy_N = np.repeat(generator.random(40) < 0.7, 5) * 0.9 + 0.07
+        plain = table((generator.random((4, 200)) < easy_N).astype(float))
+        for told in wrong:
+            groups_N = tuple(str(n // 5) for n in range(200)) if told else None
+            wrong[told] += judge(replace(plain, groups_N=groups_N), bar).word != "INCONCLUSIVE"
+    assert wrong[True] / 200 < 0.2 + 3 * np.sqrt(0.2 * 0.8 / 200)
+    assert wrong[False] / 200 > 0.4
+
+
+def test_a_demand_says_what_it_takes_for_independent():
+    values_KN = answered([0.8] * 4, 40)
+    told = replace(table(values_KN), groups_N=tuple(str(n // 2) for n in range(40)))
+    means = {"measure": "mean", "at_least": 0.5}, {"measure": "drop", "against": "a", "at_most": 0.5}
+    means += {"measure": "invalid", "at_most": 0.5}, {"measure": "tokens", "at_most": 9}
+    others = {**WORST, "rank": None}, {"measure": "prompt_sd", "at_most": 0.2}
+    demand, against = policy(*means, *others), {"a": values_KN}
+    once, growing, alone = (
+        [each.method for each in judge(matrix, demand, against, look=look).criteria]
+        for matrix, look in ((told, None), (told, 1), (table(values_KN), None))
+    )
+    assert ["in 20 groups" in method for method in once] == [True] * 4 + [False] * 2
+    assert ["as if they were independent" in method for method in once] == [False] * 4 + [True] * 2
+    assert all("as if they were independent" in method for method in growing)
+    assert not any("group" in method for method in alone)
 
 
 def test_machines_can_read_the_verdict():

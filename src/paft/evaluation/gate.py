@@ -24,6 +24,7 @@ from paft.evaluation.stats import binomial_bounds, mean_estimate, prompt_sd
 Outcome = Literal["pass", "fail", "undecided"]
 Word = Literal["GO", "NO-GO", "INCONCLUSIVE"]
 EXIT_CODES: Mapping[Word, int] = {"GO": 0, "NO-GO": 1, "INCONCLUSIVE": 3}
+ALONE = ", those of one group (passage) as if they were independent"
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,11 @@ class _Evidence:
     last: bool
     answer_limit: int
 
+    @property
+    def alone(self) -> str:
+        """What is to be said of a bound that takes the examples to be independent."""
+        return ALONE if self.matrix.groups_N is not None else ""
+
     def each_prompt(self, alpha_low: float, alpha_high: float) -> tuple[np.ndarray, np.ndarray]:
         """One-sided lower and upper bounds of each prompt's accuracy, each at its own level."""
         values_KN = self.matrix.values_KN
@@ -137,9 +143,11 @@ class _Evidence:
         return proportion_bounds(total_K, count, alpha_low)[0], proportion_bounds(total_K, count, alpha_high)[1]
 
     def mean(self, values_KN: np.ndarray, alpha: float, least: float, most: float) -> tuple[float, float]:
-        """One-sided bounds, each at level alpha, of the mean over these prompts on new examples."""
+        """One-sided bounds, each at level alpha, of the mean over these prompts on new examples; in one look on new groups of them."""
         if not self.growing:
-            found = mean_estimate(values_KN, 1 - 2 * alpha, bounds=(least, most), over="examples")
+            found = mean_estimate(
+                values_KN, 1 - 2 * alpha, bounds=(least, most), over="examples", clusters_N=self.matrix.groups_N
+            )
             return found.low, found.high
         low, high = betting_bounds((values_KN.mean(0) - least) / (most - least), alpha)
         return least + low * (most - least), least + high * (most - least)
@@ -149,7 +157,9 @@ def _check(criterion: CriterionConfig, evidence: _Evidence, alpha: float, agains
     values_KN, bar = evidence.matrix.values_KN, criterion.bar
     k = len(values_KN)
     shape = "confidence sequence" if evidence.growing else "t" if criterion.measure == "drop" else "score interval"
-    means = f"{shape}, these prompts, new examples"
+    groups_N = evidence.matrix.groups_N
+    drawn = f" in {len(set(groups_N))} groups" if groups_N is not None and not evidence.growing else ""
+    means = f"{shape}, these prompts, new examples{drawn or evidence.alone}"
     match criterion.measure:
         case "mean":
             title, value = f"mean at least {bar:g}", float(values_KN.mean())
@@ -182,7 +192,7 @@ def _check(criterion: CriterionConfig, evidence: _Evidence, alpha: float, agains
             # an F interval holds for one look, the last: before it nothing is said
             low, high = (found.low, found.high) if evidence.last else (0.0, 0.5)
             method = "debiased, F interval, new prompts with normal accuracies" + (
-                "" if evidence.last else "; judged when all cells are bought"
+                evidence.alone if evidence.last else "; judged when all cells are bought"
             )
     below = criterion.at_most is not None
     outcome: Outcome = "undecided"
@@ -225,7 +235,7 @@ def _enough_prompts(criterion: CriterionConfig, evidence: _Evidence, alpha: floa
     good, bad = int((low_K >= tau - 1e-12).sum()), int((high_K < tau).sum())
     outcome: Outcome = "pass" if good >= needed else "fail" if bad >= k - needed + 1 else "undecided"
     kind = "confidence sequences" if evidence.growing else "exact binomial bounds"
-    method = f"{kind}, these prompts, new examples; needs {needed} of {k} prompts"
+    method = f"{kind}, these prompts, new examples{evidence.alone}; needs {needed} of {k} prompts"
     if criterion.measure == "share":
         value = float((accuracy_K >= tau - 1e-12).mean())
         return Checked(title, criterion.tier, outcome, value, good / k, 1 - bad / k, criterion.bar, method)
