@@ -60,6 +60,13 @@ def require_new(out: Path) -> Path:
     return out
 
 
+def require_new_file(out: Path) -> Path:
+    """The place of a file that is to be made. Raises ConfigError when something is there already."""
+    if out.exists():
+        raise ConfigError(f"{out}: exists; name a new file with --out, or move it away")
+    return out
+
+
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A scratch directory that becomes `out` at the end, whole or not at all; of an empty one that is there, such as a mounted disk, the

@@ -158,6 +158,17 @@ def test_the_command(tmp_path):
             CliRunner().invoke(app, ["export", "dataset", str(config), *arguments], catch_exceptions=False)
 
 
+@pytest.mark.parametrize("name", [None, "rows.jsonl"])
+def test_a_file_that_is_there_is_not_written_over(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / (name or "train.parquet")
+    file.write_text("mine")
+    given = ["export", "dataset", str(tiny.write_config(tmp_path)), *(["--out", name] if name else [])]
+    with pytest.raises(ConfigError, match=f"{file.name}: exists; name a new file"):
+        CliRunner().invoke(app, given, catch_exceptions=False)
+    assert file.read_text() == "mine"
+
+
 def losses_of_trl(path: Path, folder: Path, model) -> list[float]:
     pytest.importorskip("trl")
     from datasets import load_dataset

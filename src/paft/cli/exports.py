@@ -11,6 +11,7 @@ import typer
 from paft.cli.common import ArmOf, NewFolder, Overrides, PromptsOf, SettingsFile, TaskOf, watcher
 from paft.config import RunConfig, load_run_config
 from paft.errors import ConfigError, few
+from paft.store import require_new_file
 
 export_app = typer.Typer(
     help="For other tools: the schedule for trainers, prompts x examples for harnesses, trained models for everybody.",
@@ -22,7 +23,9 @@ export_app = typer.Typer(
 def export_dataset(
     config: Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .parquet or .jsonl")] = Path("train.parquet"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New file: .parquet or .jsonl", callback=require_new_file)
+    ] = Path("train.parquet"),
     arm: Annotated[str, typer.Option(help="Arm whose training is written.")] = "paft",
     form: Annotated[
         str, typer.Option("--as", help="tokens (input_ids, labels), text (prompt, completion) or messages.")
