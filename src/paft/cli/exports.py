@@ -119,10 +119,15 @@ def _write_training(
     write: Callable[..., Any], config: Path, overrides: list[str] | None, arm: str, out: Path, command: str
 ) -> None:
     """A folder for a trainer, and the command that trains on it."""
+    from paft.integrations.export import other_weights
+
     with watcher() as watch:
         settings, training, grid, renderer = _training(config, overrides, arm, watch.say)
+        others = other_weights(settings)
         done = write(grid, renderer, settings, arm, out, say=watch.say)
     _say_rows(out, done, training, grid.shape[1])
+    if others:
+        typer.echo(f"  {others}")
     typer.echo(f"  {command} {out / 'sft.yaml'}")
 
 

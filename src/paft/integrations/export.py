@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from paft.assets import resolve_model
 from paft.config import AdaptiveSchedule, FixedSchedule, GRPOConfig, ObjectiveConfig, RunConfig, SFTConfig
 from paft.errors import ConfigError, few
 from paft.grid import Grid
@@ -104,6 +105,23 @@ def rows_only(config: RunConfig, arm: str, reader: str) -> SFTConfig:
             f"train.keep best and train.patience need checks on dev prompts, which {reader} has not; use keep: last"
         )
     return train
+
+
+def other_weights(config: RunConfig) -> str | None:
+    """What a trainer that is given the model's name does not load, where paft reads a GGUF file. Raises ConfigError for the path of such a
+    file, which no trainer reads."""
+    assert config.model is not None  # an arm is trained
+    files = resolve_model(config.model, config.source)
+    if files.gguf_file is None:
+        return None
+    if Path(config.model).suffix == ".gguf":
+        raise ConfigError(
+            f"model {config.model}: trainers read no .gguf file; save its weights as a directory and name that as model (docs/harnesses.md)"
+        )
+    return (
+        f"{config.model}: the trainer loads the weights of the hub, paft those of {files.gguf_file} ({files.origin}); to give it the same, "
+        "save them as a directory and name that as model (docs/harnesses.md)"
+    )
 
 
 def rows_in_pieces(
