@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+import yaml
 
 from paft.lm.types import Message, Question
 from tests import tiny
@@ -177,3 +178,31 @@ def test_logs_that_are_none_are_named(world, tmp_path):  # noqa: F811
         (tmp_path / name).write_bytes(content)
         assert name in paft("import", "inspect", tmp_path / name, *given, code=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_import_writes_over_nothing_but_itself(world, tmp_path, monkeypatch):  # noqa: F811
+    folder, _ = world
+    monkeypatch.chdir(tmp_path)
+    asked = tmp_path / "asked"
+    export("cells", folder, asked, "style=raw")
+    lines = [
+        {"id": row["id"], "generation": row["target"], "num_generated_tokens": 2, "finish_reason": "stop"}
+        for row in map(json.loads, (asked / "cells.jsonl").read_text("utf-8").splitlines())
+    ]
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    for _ in range(2):
+        paft("import", "jsonl", "a.jsonl", "--asked", asked)
+    run = Path("runs") / "import-cells-colours"
+    before = (run / "results.json").read_bytes()
+    assert "a, which this import would take away" in paft("import", "jsonl", "b.jsonl", "--asked", asked, code=1)
+    trained = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    trained["arms"]["a"] = {"title": "a", "train": {}}
+    config = tmp_path / "mine" / "config.yaml"
+    config.parent.mkdir()
+    for told, said in ((trained, "a, which this import"), ({**trained, "task": "piqa"}, "holds a run of task piqa")):
+        config.write_text(yaml.safe_dump(told), encoding="utf-8")
+        assert said in paft("import", "jsonl", "a.jsonl", "--asked", asked, "--out", "mine", code=1)
+    assert [each.name for each in config.parent.iterdir()] == ["config.yaml"]
+    assert (run / "results.json").read_bytes() == before
+    assert not (run / "recorded" / "b.jsonl").exists()

@@ -25,7 +25,7 @@ Embeddings = Annotated[
 SettingsFile = Annotated[Path, typer.Argument(help="Settings file (YAML or JSON)")]
 NewFolder = Annotated[Path, typer.Option("--out", "-o", help="New directory.", callback=require_new)]
 ArmOf = Annotated[str, typer.Option(help="Arm whose training is written.")]
-Into = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/import-<task>.")]
+Into = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/import-<harness>-<task>.")]
 Asked = Annotated[Path, typer.Option(help="The directory that `paft export` made for it.")]
 CountedIn = Annotated[
     str | None,

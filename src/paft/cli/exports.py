@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -203,7 +204,7 @@ def export_lm_eval(
     """
     from paft.integrations.lm_eval import export_lm_eval as write
 
-    settings = load_run_config(None, overrides or [], _harness_settings(task, prompts))
+    settings = load_run_config(None, overrides or [], _harness_settings("lm-eval", task, prompts))
     with watcher() as watch:
         tags = write(settings, out, watch.say)
     chat = " --apply_chat_template" if settings.style == "chat" else ""
@@ -229,7 +230,9 @@ def export_opencompass(
     """
     from paft.integrations.opencompass import export_opencompass as write
 
-    settings = load_run_config(None, overrides or [], {**_harness_settings(task, prompts), "model": model})
+    settings = load_run_config(
+        None, overrides or [], {**_harness_settings("opencompass", task, prompts), "model": model}
+    )
     with watcher() as watch:
         groups = write(settings, out, watch.say)
     typer.echo(f"{out}: {settings.task}, summed up as {few(groups)}; run it, then import")
@@ -251,7 +254,7 @@ def export_cells(
     from paft.integrations.cells import LINES
     from paft.integrations.cells import export_cells as write
 
-    settings = load_run_config(None, overrides or [], _harness_settings(task, prompts))
+    settings = load_run_config(None, overrides or [], _harness_settings("cells", task, prompts))
     with watcher() as watch:
         count = write(settings, out, watch.say)
     typer.echo(f"{out / LINES}: {count} lines; have them answered, then import")
@@ -260,10 +263,12 @@ def export_cells(
     )
 
 
-def _harness_settings(task: str, prompts: str | None) -> dict[str, Any]:
+def _harness_settings(harness: str, task: str, prompts: str | None) -> dict[str, Any]:
     """Settings of a run whose answers are still to be recorded."""
+    from paft.tasks import load_task
+
     return {
-        "name": f"import-{Path(task).stem}",
+        "name": f"import-{harness}-" + re.sub(r"[^\w.-]+", "-", load_task(task).name),
         "task": task,
         "prompts": prompts,
         "arms": {"model": {"recorded": "answers.jsonl"}},

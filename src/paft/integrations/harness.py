@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from paft.config import RunConfig, dump_yaml, load_run_config
+from paft.config import RunConfig, dump_yaml, load_mapping, load_run_config
 from paft.errors import ConfigError, DataError, few
 from paft.evaluation.recorded import by_cell
 from paft.lm.types import whole_signs
 from paft.materials import Materials
-from paft.store import disk_errors, new_folder, write_text
+from paft.store import RunDir, disk_errors, new_folder, write_text
 from paft.tasks.answers import varies, written
 from paft.tasks.limits import CODE_TOKENS, PLAN_TOKENS
 
@@ -83,7 +83,8 @@ def exported(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
     """Write the answers into a run directory; returns the settings of a run that judges them, an arm for each model.
 
-    Scorers are those that all models have answers for. Raises DataError when there are none, and for two answers to one cell.
+    Scorers are those that all models have answers for. Raises DataError when there are none, and for two answers to one cell, ConfigError
+    for a directory that holds a run of another task, or of arms that would be lost.
     """
     if not found:
         raise DataError("no answers found; give the directory that the harness wrote its output to")
@@ -99,15 +100,37 @@ def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
     for title, rows in found.items():
         by_cell((title, row) for row in rows)  # before anything is written
     arms: dict[str, Any] = {}
-    for title, rows in found.items():
+    for title in found:
         plain = "".join(c if c.isalnum() else "_" for c in title).strip("_") or "model"
         plain = plain if plain.isidentifier() else f"m_{plain}"
         name = next(each for n in itertools.count(1) if (each := plain if n == 1 else f"{plain}_{n}") not in arms)
-        file = folder / "recorded" / f"{name}.jsonl"
-        write_lines(file, rows)
-        arms[name] = {"title": title, "recorded": str(file)}
+        arms[name] = {"title": title, "recorded": str(folder / "recorded" / f"{name}.jsonl")}
+    _check_place(config, arms, folder)
+    for arm, rows in zip(arms.values(), found.values(), strict=True):
+        write_lines(Path(arm["recorded"]), rows)
     evaluate = {**config.evaluate.model_dump(), "scorers": scorers}
     return RunConfig.model_validate({**config.model_dump(), "arms": arms, "evaluate": evaluate})
+
+
+def _check_place(config: RunConfig, arms: Mapping[str, Any], folder: Path) -> None:
+    """The same may be imported again; nothing else is written over."""
+    file = RunDir(folder).config
+    if not file.is_file():
+        return
+    before = load_mapping(file)
+    if before.get("task") != config.task:
+        raise ConfigError(
+            f"{folder}: holds a run of task {before.get('task')}, not of {config.task}; give another --out"
+        )
+    lost = [
+        name
+        for name, arm in (before.get("arms") or {}).items()
+        if name not in arms or not arm.get("recorded") or arm.get("title") != arms[name]["title"]
+    ]
+    if lost:
+        raise ConfigError(
+            f"{folder}: holds a run of {few(lost)}, which this import would take away; give another --out"
+        )
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
