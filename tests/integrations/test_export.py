@@ -170,6 +170,18 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path, monkeypatch, name):
     assert file.read_text() == "mine"
 
 
+def test_messages_that_would_lose_the_style_are_refused(tmp_path):
+    raw, out = tiny.hf_model(chat=False).renderer, tmp_path / "rows.jsonl"
+    with pytest.raises(ConfigError, match=r"--as messages: .* raw text .*; give --as text"):
+        export_dataset(grid(tmp_path), raw, CONFIG, out, seed=0, form="messages")
+    config = tiny.write_config(tmp_path, chat_template_kwargs={"add_generation_prompt": True})
+    given = ["export", "dataset", str(config), "--out", str(out), "--as"]
+    with pytest.raises(ConfigError, match=r"--as messages: chat_template_kwargs .*; give --as text"):
+        CliRunner().invoke(app, [*given, "messages"], catch_exceptions=False)
+    assert not out.exists()
+    assert CliRunner().invoke(app, [*given, "text"]).exit_code == 0
+
+
 @pytest.mark.parametrize("trainer", ["llamafactory", "ms-swift", "trl", "axolotl"])
 @pytest.mark.parametrize("name", ["my/model", "weights.gguf"])
 def test_weights_that_a_trainer_does_not_load_are_said(tmp_path, monkeypatch, trainer, name):

@@ -45,6 +45,11 @@ def export_dataset(
     checked = check_form(form)
     with watcher() as watch:
         settings, training, grid, renderer = _training(config, overrides, arm, watch.say)
+        if checked == "messages" and settings.chat_template_kwargs:
+            raise ConfigError(
+                f"--as messages: chat_template_kwargs {settings.chat_template_kwargs} is not in the turns, and the trainer's template would "
+                "not know it; give --as text, which has it written in"
+            )
         done = write(grid, renderer, training, out, seed=settings.seed, form=checked, short=short)
     _say_rows(out, done, training, grid.shape[1])
     typer.echo(

@@ -50,10 +50,12 @@ def export_dataset(
     epoch it would take the rest from the next epoch and be out of step from there on: these examples (others in every epoch)
     are left out, unless `short` keeps them. Of method grpo a row is the prompt of a group (`prompt`, as text or as turns) with the right
     `answer` as the prompt wants it written, for a reader that repeats each row `num_generations` times.
-    Raises ConfigError for what cannot be told by rows (adaptive draws, objectives) and for another kind of file.
+    Raises ConfigError for what cannot be told by rows (adaptive draws, objectives; raw text by messages) and for another kind of file.
     """
     if isinstance(config, GRPOConfig) and form == "tokens":
         raise ConfigError("--as tokens: of method grpo rows are prompts, not answers; give --as text or --as messages")
+    if form == "messages" and renderer.style == "raw":
+        raise ConfigError("--as messages: the model is asked in raw text (style), which has no turns; give --as text")
     plan = check_rows(grid, config, short)
     if path.suffix not in (".parquet", ".jsonl"):
         raise ConfigError(f"{path}: expected a name that ends in .parquet or .jsonl")
