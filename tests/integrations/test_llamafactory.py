@@ -105,3 +105,18 @@ def test_quantised_weights_have_a_name_or_are_refused(tmp_path):
     assert (told["quantization_bit"], told["quantization_type"], told["double_quantization"]) == (4, "fp4", False)
     with pytest.raises(ConfigError, match="load_in_4bit"):
         export(tmp_path / "b", config.model_copy(update={"quantization": {"bnb_4bit_quant_type": "nf4"}}))
+
+
+@pytest.mark.parametrize(
+    ("attention", "told"), [(None, None), ("sdpa", "sdpa"), ("eager", "disabled"), ("flash_attention_2", "fa2")]
+)
+def test_the_kernel_of_attention_is_told(tmp_path, attention, told):
+    export(tmp_path, run_config().model_copy(update={"attention": attention}))
+    settings = yaml.safe_load((tmp_path / "out" / "sft.yaml").read_text(encoding="utf-8"))
+    assert settings.get("flash_attn") == told
+
+
+def test_a_kernel_that_it_has_no_name_for_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="attention flex_attention: LLaMA-Factory has a name for sdpa, eager"):
+        export(tmp_path, run_config().model_copy(update={"attention": "flex_attention"}))
+    assert not (tmp_path / "out").exists()

@@ -40,6 +40,7 @@ def test_turns_are_the_cells_of_the_schedule_with_the_tokens_of_training(tmp_pat
 def test_settings_are_told_in_its_words(tmp_path):
     lora = {"r": 4, "use_rslora": True, "target_modules": ["q_proj", "v_proj"]}
     config = run_config(quantization={"load_in_4bit": True}, micro_batch_size=2, lora=lora)
+    config = config.model_copy(update={"attention": "eager"})
     export_ms_swift(grid(tmp_path, 24), tiny.hf_model().renderer, config, "paft", tmp_path / "out")
     told = yaml.safe_load((tmp_path / "out" / "sft.yaml").read_text(encoding="utf-8"))
     assert (told["per_device_train_batch_size"], told["gradient_accumulation_steps"]) == (2, CONFIG.batch_size // 2)
@@ -52,6 +53,7 @@ def test_settings_are_told_in_its_words(tmp_path):
         0.999,
     )
     assert (told["dataset_shuffle"], told["train_dataloader_shuffle"], told["num_train_epochs"]) == (False, False, 1)
+    assert told["attn_impl"] == "eager"
     assert None not in told.values()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import RunConfig, SFTConfig, dump_yaml
+from paft.errors import ConfigError
 from paft.grid import Grid
 from paft.integrations.export import (
     Exported,
@@ -79,6 +80,7 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "stage": "sft",
         "do_train": True,
         "model_name_or_path": config.model,
+        **_attention(config),
         **_adapter(config, train),
         "dataset": "paft",
         "dataset_dir": str(out),
@@ -94,6 +96,19 @@ def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[
         "fp16": precision(config) == "float16",
         **train.arguments,
     }
+
+
+_ATTENTION = {"sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
+
+
+def _attention(config: RunConfig) -> dict[str, str]:
+    if config.attention is None:
+        return {}
+    if config.attention not in _ATTENTION:
+        raise ConfigError(
+            f"attention {config.attention}: LLaMA-Factory has a name for {', '.join(_ATTENTION)}; give one of them, or leave it out"
+        )
+    return {"flash_attn": _ATTENTION[config.attention]}
 
 
 def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:

@@ -71,6 +71,7 @@ _LORA = {
 def _settings(config: RunConfig, train: SFTConfig, arm: str, out: Path) -> dict[str, Any]:
     found = {
         "model": config.model,
+        "attn_impl": config.attention,
         **_adapter(config, train),
         "torch_dtype": precision(config),
         "bf16": False,  # where nothing is said, passes are in mixed precision, of float32 weights in float16
