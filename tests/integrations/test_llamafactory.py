@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import yaml
 
 from paft.config import RunConfig, load_run_config
-from paft.errors import ConfigError
+from paft.errors import ConfigError, DataError
+from paft.grid import Grid
 from paft.integrations.export import Exported
 from paft.integrations.llamafactory import export_llamafactory
 from paft.lm.render import Renderer
@@ -119,4 +121,20 @@ def test_the_kernel_of_attention_is_told(tmp_path, attention, told):
 def test_a_kernel_that_it_has_no_name_for_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="attention flex_attention: LLaMA-Factory has a name for sdpa, eager"):
         export(tmp_path, run_config().model_copy(update={"attention": "flex_attention"}))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "refused"), [("{{idx}}", True), ("{{content}} {idx} {{ idx }}", False)])
+def test_a_text_that_its_formatter_would_fill_is_refused(tmp_path, text, refused):
+    found = grid(tmp_path, 24)
+    example = replace(found.examples[3], fields=dict.fromkeys(found.examples[3].fields, text))
+    found = Grid(found.templates, [*found.examples[:3], example, *found.examples[4:]])
+    given = found, tiny.hf_model().renderer, run_config(), "paft", tmp_path / "out"
+    if not refused:
+        export_llamafactory(*given)
+        return
+    with pytest.raises(
+        DataError, match=rf"example {example.id}: holds \{{\{{idx\}}\}}, for which LLaMA-Factory writes"
+    ):
+        export_llamafactory(*given)
     assert not (tmp_path / "out").exists()

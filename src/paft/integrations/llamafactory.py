@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import RunConfig, SFTConfig, dump_yaml
-from paft.errors import ConfigError
+from paft.errors import ConfigError, DataError
 from paft.grid import Grid
 from paft.integrations.export import (
     Exported,
@@ -28,6 +28,8 @@ from paft.lm.render import Renderer
 from paft.store import new_folder, write_text
 
 DATA, INFO, SETTINGS = "rows.jsonl", "dataset_info.json", "sft.yaml"
+_TURN = "{{idx}}"
+"""What its formatter fills after the text is in; {{content}}, its other slot, is filled once, with the text."""
 
 
 def export_llamafactory(
@@ -41,7 +43,7 @@ def export_llamafactory(
 ) -> Exported:
     """Write a folder for `llamafactory-cli train`: rows of all epochs, dataset_info.json, and the arm's settings under its names.
 
-    Raises ConfigError for what cannot be told by rows, and for settings that it has no name for.
+    Raises ConfigError for what cannot be told by rows, and for settings that it has no name for, DataError for a row that it would change.
     """
     train = rows_only(config, arm, "LLaMA-Factory")
     settings = _settings(config, train, arm, out.resolve())
@@ -49,6 +51,11 @@ def export_llamafactory(
     with new_folder(out) as folder:
         with (folder / DATA).open("w", encoding="utf-8") as file:
             for row in rows_in_pieces(grid, renderer, train, config.seed, plan, "LLaMA-Factory", say):
+                if _TURN in row["prompt"]:
+                    raise DataError(
+                        f"prompt {row['prompt_id']}, example {row['example_id']}: holds {_TURN}, for which LLaMA-Factory writes the number "
+                        "of a turn; take it out of the prompt or the example"
+                    )
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         info = {
             "paft": {
