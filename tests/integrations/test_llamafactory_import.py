@@ -60,7 +60,7 @@ def with_input(n: int = 40) -> list[dict]:
 
 def test_rows_and_settings_become_a_task_and_a_run(tmp_path):
     done = import_llamafactory(write(tmp_path, with_input()), tmp_path / "out")
-    assert (done.rows, done.kind, done.left_out) == (40, "choice", ("neftune_noise_alpha",))
+    assert (done.rows, done.kind, done.left_out) == (40, "choice", ("neftune_noise_alpha", "template"))
     assert done.prompts == ("Sort the ticket {{now}}.\n{text}",)
     task = load_task(tmp_path / "out" / "task.yaml")
     splits = {name: task.split(name).examples for name in ("train", "validation", "test")}
@@ -148,7 +148,7 @@ def test_settings_mean_what_they_mean_there(tmp_path):
         assert config.training_of("paft").lora["target_modules"] == ["q_proj", "v_proj"]
     config, done = run_of("full", finetuning_type="full", packing=True)
     assert (config.dtype, config.training_of("paft").arguments) == ("float32", {"bf16": True})
-    assert done.left_out == ("neftune_noise_alpha", "packing")
+    assert done.left_out == ("neftune_noise_alpha", "packing", "template")
     config, _ = run_of("pure", finetuning_type="full", bf16=False, pure_bf16=True)
     assert (config.dtype, config.training_of("paft").arguments) == ("bfloat16", {})
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -161,6 +161,22 @@ def test_settings_mean_what_they_mean_there(tmp_path):
     info = {"file_name": "tickets.json", "columns": {"query": "text", "response": "output"}}
     done = import_llamafactory(write(tmp_path / "query", rows, info), tmp_path / "query" / "out")
     assert done.prompts == ("{text}",)
+
+
+def test_settings_other_than_the_usual_ones_are_kept_or_named(tmp_path):
+    usual = {"enable_thinking": True, "optim": "adamw_torch", "flash_attn": "auto", "warmup_steps": 0, "packing": False}
+    done = import_llamafactory(write(tmp_path / "usual", with_input(), **usual), tmp_path / "one")
+    assert done.left_out == ("neftune_noise_alpha", "template")
+    assert load_run_config(tmp_path / "one" / "run.yaml").chat_template_kwargs == {}
+    other = {
+        "enable_thinking": False,
+        "optim": "adafactor",
+        "remove_unused_columns": False,
+        "default_system": "Be brief.",
+    }
+    done = import_llamafactory(write(tmp_path / "other", with_input(), **other), tmp_path / "two")
+    assert done.left_out == ("default_system", "neftune_noise_alpha", "optim", "remove_unused_columns", "template")
+    assert load_run_config(tmp_path / "two" / "run.yaml").chat_template_kwargs == {"enable_thinking": False}
 
 
 def test_answers_of_every_kind_are_free_texts(tmp_path):

@@ -221,10 +221,19 @@ _SAME: dict[str, tuple[str, Any]] = {
 }
 """Names here, and what LLaMA-Factory takes where nothing is said."""
 _SILENT = {
-    "stage", "do_train", "dataset", "dataset_dir", "template", "output_dir", "overwrite_cache", "overwrite_output_dir", "logging_steps",
+    "stage", "do_train", "dataset", "dataset_dir", "output_dir", "overwrite_cache", "overwrite_output_dir", "logging_steps",
     "preprocessing_num_workers", "plot_loss", "disable_shuffling", "max_samples", "trust_remote_code", "report_to",
 }  # fmt: skip
 """Settings that paft does in another way, or that change no result."""
+_USUAL: dict[str, Any] = {
+    "mix_strategy": "concat", "ignore_pad_token_for_loss": True, "preprocessing_batch_size": 1000, "use_fast_tokenizer": True,
+    "init_special_tokens": "noise_init", "model_revision": "main", "low_cpu_mem_usage": True, "flash_attn": "auto", "use_reentrant_gc": True,
+    "use_kv_cache": True, "freeze_vision_tower": True, "freeze_multi_modal_projector": True, "max_steps": -1, "optim": "adamw_torch",
+    "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "logging_strategy": "steps", "eval_strategy": "no",
+    "save_strategy": "steps", "per_device_eval_batch_size": 8, "dataloader_pin_memory": True, "remove_unused_columns": True,
+    "ddp_timeout": 1800,
+}  # fmt: skip
+"""What LLaMA-Factory takes where nothing is said, of other settings than null, false or zero."""
 
 
 def _number(told: Mapping[str, Any], key: str, usual: float) -> float:
@@ -245,7 +254,11 @@ def _whole(told: Mapping[str, Any], key: str, usual: int | None) -> Any:
 
 
 def _run(told: Mapping[str, Any], name: str, out: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    left = {key for key, value in told.items() if key not in _SILENT and value not in (None, False)}
+    left = {
+        key
+        for key, value in told.items()
+        if key not in _SILENT and value is not None and value != _USUAL.get(key, False)
+    }
     train: dict[str, Any] = {ours: told.get(theirs, usual) for theirs, (ours, usual) in _SAME.items()}
     train["epochs"] = _whole(told, "num_train_epochs", 3)
     micro = _whole(told, "per_device_train_batch_size", 8)
@@ -275,6 +288,8 @@ def _run(told: Mapping[str, Any], name: str, out: Path) -> tuple[dict[str, Any],
         "train": train,
         "evaluate": {"split": "test"},
     }
+    if not told.get("enable_thinking", True):
+        run["chat_template_kwargs"] = {"enable_thinking": False}
     if told.get("bf16") and train["lora"] is None and not told.get("pure_bf16"):
         train["arguments"] = {"bf16": True}  # its weights stay float32 there, and passes are computed in bfloat16
     if bits := told.get("quantization_bit"):
@@ -286,7 +301,7 @@ def _run(told: Mapping[str, Any], name: str, out: Path) -> tuple[dict[str, Any],
 _USED = {
     "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "finetuning_type", "seed", "bf16", "fp16", "pure_bf16",
     "model_name_or_path", "quantization_bit", "quantization_method", "quantization_type", "double_quantization", "lora_rank", "lora_alpha",
-    "lora_dropout", "lora_target", "use_dora", "use_rslora",
+    "lora_dropout", "lora_target", "use_dora", "use_rslora", "enable_thinking",
 }  # fmt: skip
 
 
