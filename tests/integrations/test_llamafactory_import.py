@@ -14,8 +14,10 @@ from paft.cli import app
 from paft.config import load_run_config
 from paft.errors import ConfigError, DataError
 from paft.integrations.llamafactory_import import import_llamafactory
-from paft.prompts import PromptSet
+from paft.prompts import PromptSet, audit
+from paft.prompts.exchange import read_prompts
 from paft.tasks import load_task
+from paft.tasks.answers import answer_format_to
 from tests import tiny
 
 SETTINGS = {
@@ -134,6 +136,18 @@ def test_several_instructions_over_the_same_inputs_are_prompts(tmp_path):
     rows = [{**row, "instruction": f"{word} the ticket."} for word in ("Sort", "File") for row in with_input(20)]
     done = import_llamafactory(write(tmp_path, rows), tmp_path / "out")
     assert done.prompts == ("Sort the ticket.\n{text}", "File the ticket.\n{text}")
+    task = load_task(tmp_path / "out" / "task.yaml")
+    found = read_prompts([tmp_path / "out" / "prompts.jsonl"], slots=task.fields)
+    assert (tuple(each.text for each in found.templates), found.faulty) == (done.prompts, ())
+    assert audit(found.templates, task).counts == {"near_duplicate": 1}
+
+
+def test_every_prompt_is_written_as_it_was_found(tmp_path):
+    """`{{now}}` stays a name in braces."""
+    done = import_llamafactory(write(tmp_path, with_input()), tmp_path / "out")
+    (found,) = read_prompts([tmp_path / "out" / "prompts.jsonl"]).templates
+    assert (found.text,) == done.prompts
+    assert answer_format_to(found.answer) == "text"
 
 
 def test_settings_mean_what_they_mean_there(tmp_path):
@@ -267,3 +281,5 @@ def test_the_command_says_what_to_do_next(tmp_path):
     assert found.exit_code == 0, found.output
     assert "Sort the ticket" in found.output
     assert "paft prompts build" in found.output
+    assert "1 prompt(s) found, all in prompts.jsonl" in found.output
+    assert f"paft prompts import {tmp_path / 'out' / 'prompts.jsonl'} MORE" in found.output.replace("\n", "")

@@ -42,15 +42,21 @@ def import_llamafactory(
 
     Example: paft import llamafactory my_sft.yaml -o my-task
     """
+    from paft.integrations.llamafactory_import import PROMPTS
     from paft.integrations.llamafactory_import import import_llamafactory as read
 
     done = read(settings, out)
-    typer.echo(f"{out}: {done.rows} rows of kind {done.kind}; {len(done.prompts)} prompt(s) found, the first:")
+    typer.echo(
+        f"{out}: {done.rows} rows of kind {done.kind}; {len(done.prompts)} prompt(s) found, all in {PROMPTS}, the first:"
+    )
     typer.echo("  " + done.prompts[0].replace("\n", "\n  "))
     if done.left_out:
         typer.echo(f"  settings without a counterpart, left out: {few(done.left_out, 12)}")
     typer.echo("PAFT needs many prompts: name writers in build.yaml, then")
     typer.echo(f"  paft prompts build {out / 'build.yaml'} --out {out / 'prompts'} && paft run {out / 'run.yaml'}")
+    typer.echo(
+        f"or, with prompts that you have: paft prompts import {out / PROMPTS} MORE --task {out / 'task.yaml'} --out {out / 'prompts'}"
+    )
 
 
 @import_app.command("opencompass")

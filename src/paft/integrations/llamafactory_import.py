@@ -16,11 +16,13 @@ from typing import Any
 from paft.config import BuildConfig, RunConfig, dump_yaml, load_mapping, validate
 from paft.errors import ConfigError, DataError, few, nearest
 from paft.integrations.harness import write_lines
+from paft.prompts.template import template_from, template_to
 from paft.store import new_folder, write_text
 from paft.tasks.answers import number_in
 from paft.tasks.load import as_text, read_table
 from paft.training.schedule import permutation
 
+PROMPTS = "prompts.jsonl"
 MOST_CHOICES = 26
 ROWS_EACH = 5
 SPLIT = 401
@@ -38,7 +40,8 @@ class Imported:
 
 
 def import_llamafactory(settings: Path, out: Path) -> Imported:
-    """Write task.yaml with its rows (80 / 10 / 10 %), run.yaml with the training, and build.yaml for the prompts it still lacks.
+    """Write task.yaml with its rows (80 / 10 / 10 %), run.yaml with the training, PROMPTS with the prompts that were found, which
+    `read_prompts` reads, and build.yaml for those it still lacks.
 
     Up to MOST_CHOICES different answers are choices, numbers are numbers, others free texts, scored by F1 of their words. Raises ConfigError
     and DataError for a stage, formatting or dataset that no task can be made of.
@@ -84,9 +87,12 @@ def import_llamafactory(settings: Path, out: Path) -> Imported:
         "writers": [{"name": "writer", "model": "MODEL", "base_url": "http://localhost:8000/v1"}],
     }
     validate(BuildConfig, build, "build.yaml")
+    answer = "number" if kind == "number" else "text"
+    found = [template_to(template_from({"text": text, "answer": answer}, "prompt")) for text in prompts]
     with new_folder(out) as folder:
         for split, its in parts.items():
             write_lines(folder / f"{split}.jsonl", its)
+        write_lines(folder / PROMPTS, found)
         write_text(folder / "task.yaml", dump_yaml(task))
         write_text(folder / "run.yaml", dump_yaml(run))
         write_text(folder / "build.yaml", dump_yaml(build))
