@@ -210,6 +210,12 @@ def test_answers_of_every_kind_are_free_texts(tmp_path):
     assert load_run_config(tmp_path / "out" / "run.yaml").evaluate.scorers == ["generation"]
 
 
+@pytest.mark.parametrize(("answer", "kind"), [("It is thing {}.", "text"), ("{}", "number")])
+def test_answers_that_do_not_recur_are_no_choices(tmp_path, answer, kind):
+    rows = [{"instruction": "Describe.", "input": f"thing {i}", "output": answer.format(i)} for i in range(24)]
+    assert import_llamafactory(write(tmp_path, rows), tmp_path / "out").kind == kind
+
+
 def test_a_run_follows_once_there_are_prompts(tmp_path):
     file = write(tmp_path, with_input(), model_name_or_path=str(tiny.saved_model(tmp_path / "model")), bf16=False)
     import_llamafactory(file, tmp_path / "out")

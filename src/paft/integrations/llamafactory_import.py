@@ -43,7 +43,7 @@ def import_llamafactory(settings: Path, out: Path) -> Imported:
     """Write task.yaml with its rows (80 / 10 / 10 %), run.yaml with the training, PROMPTS with the prompts that were found, which
     `read_prompts` reads, and build.yaml for those it still lacks.
 
-    Up to MOST_CHOICES different answers are choices, numbers are numbers, others free texts, scored by F1 of their words. Raises ConfigError
+    Up to MOST_CHOICES different answers are choices if each is given twice on average, numbers are numbers, others free texts, scored by F1 of their words. Raises ConfigError
     and DataError for a stage, formatting or dataset that no task can be made of.
     """
     told = load_mapping(settings)
@@ -174,7 +174,7 @@ def _kind(answers: Sequence[str], file: Path) -> tuple[str, tuple[str, ...]]:
     distinct = sorted(set(answers))
     if not distinct:
         raise DataError(f"{file}: holds no rows")
-    if 2 <= len(distinct) <= MOST_CHOICES:
+    if 2 <= len(distinct) <= min(MOST_CHOICES, len(answers) // 2):
         return "choice", tuple(distinct)
     if all(number_in(answer) is not None for answer in distinct):
         return "number", ()
