@@ -163,6 +163,9 @@ def test_settings_mean_what_they_mean_there(tmp_path):
     config, done = run_of("full", finetuning_type="full", packing=True)
     assert (config.dtype, config.training_of("paft").arguments) == ("float32", {"bf16": True})
     assert done.left_out == ("neftune_noise_alpha", "packing", "template")
+    config, _ = run_of("half", finetuning_type="full", bf16=False, fp16=True)
+    assert (config.dtype, config.training_of("paft").arguments) == ("float32", {"fp16": True})
+    assert run_of("lora", bf16=False, fp16=True)[0].dtype == "float16"
     config, _ = run_of("pure", finetuning_type="full", bf16=False, pure_bf16=True)
     assert (config.dtype, config.training_of("paft").arguments) == ("bfloat16", {})
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}

@@ -296,8 +296,11 @@ def _run(told: Mapping[str, Any], name: str, out: Path) -> tuple[dict[str, Any],
     }
     if not told.get("enable_thinking", True):
         run["chat_template_kwargs"] = {"enable_thinking": False}
-    if told.get("bf16") and train["lora"] is None and not told.get("pure_bf16"):
-        train["arguments"] = {"bf16": True}  # its weights stay float32 there, and passes are computed in bfloat16
+    mixed = [key for key in ("bf16", "fp16") if told.get(key)]
+    if mixed and train["lora"] is None and not told.get("pure_bf16"):
+        train["arguments"] = {
+            mixed[0]: True
+        }  # its weights stay float32 there, and passes are computed in half precision
     if bits := told.get("quantization_bit"):
         run["quantization"] = _quantization(told, bits)
     validate(RunConfig, run, "run.yaml")
@@ -312,9 +315,13 @@ _USED = {
 
 
 def _dtype(told: Mapping[str, Any]) -> str:
-    if told.get("pure_bf16") or (told.get("bf16") and told.get("finetuning_type", "lora") == "lora"):
+    if told.get("pure_bf16"):
         return "bfloat16"
-    return "float32" if told.get("bf16") else "float16" if told.get("fp16") else "auto"
+    if not told.get("bf16") and not told.get("fp16"):
+        return "auto"
+    if told.get("finetuning_type") == "full":
+        return "float32"
+    return "bfloat16" if told.get("bf16") else "float16"
 
 
 def _quantization(told: Mapping[str, Any], bits: object) -> dict[str, Any]:
