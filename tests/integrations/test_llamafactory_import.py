@@ -113,6 +113,15 @@ def test_the_prompt_around_a_text_is_what_all_rows_share(tmp_path):
     assert example.fields["text"] == f"{number} apples and {number}"
 
 
+def test_only_what_a_template_reads_is_escaped(tmp_path):
+    rows = [{**row, "instruction": "Sort {größe} of {now}."} for row in with_input()]
+    done = import_llamafactory(write(tmp_path, rows), tmp_path / "out")
+    assert done.prompts == ("Sort {größe} of {{now}}.\n{text}",)
+    (found,) = read_prompts([tmp_path / "out" / "prompts.jsonl"]).templates
+    example = load_task(tmp_path / "out" / "task.yaml").split("train").examples[0]
+    assert found.render(example)[-1].text.startswith("Sort {größe} of {now}.\n")
+
+
 def test_a_question_belongs_to_its_passage(tmp_path):
     rows = [
         {

@@ -213,7 +213,7 @@ def _shared(texts: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"\{([A-Za-z_]\w*)\}", r"{{\1}}", text)
+    return re.sub(r"\{([A-Za-z_]\w*)\}", r"{{\1}}", text, flags=re.ASCII)
 
 
 _SAME: dict[str, tuple[str, Any]] = {
