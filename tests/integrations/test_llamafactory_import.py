@@ -205,6 +205,13 @@ def test_settings_other_than_the_usual_ones_are_kept_or_named(tmp_path):
     assert load_run_config(tmp_path / "two" / "run.yaml").chat_template_kwargs == {"enable_thinking": False}
 
 
+def test_lines_of_json_are_read_whatever_the_file_is_called(tmp_path):
+    settings = write(tmp_path, [])
+    lines = "\n".join(map(json.dumps, with_input()))
+    (tmp_path / "data" / "tickets.json").write_text(lines, encoding="utf-8")
+    assert import_llamafactory(settings, tmp_path / "out").rows == 40
+
+
 def test_answers_of_every_kind_are_free_texts(tmp_path):
     rows = [
         {"instruction": "Describe.", "input": f"thing {i}", "output": f"It is thing {i}.\nIt is {i} cm."}
@@ -275,6 +282,8 @@ def test_a_run_follows_once_there_are_prompts(tmp_path):
         (with_input(), {"num_samples": 20}, {}, "num_samples 20 takes a part of its rows"),
         (with_input(), {"ranking": True}, {}, "ranking; only alpaca rows"),
         (with_input(), {"hf_hub_url": "a/b"}, {}, "is not a file here"),
+        (with_input(), {"file_name": 5}, {}, "is not a file here"),
+        (with_input(), {"columns": ["response"]}, {}, "expected prompt, or query, and response"),
         ([{**row, "output": "half \ud83d"} for row in with_input()], {}, {}, "row 1: column 'output' holds half a surrogate pair"),
         ([{**row, "input": ["a"]} for row in with_input()], {}, {}, "row 1: column 'input' holds list"),
         (with_input(), {}, {"num_train_epochs": 1.5}, "num_train_epochs 1.5: expected a whole number from 1"),

@@ -112,7 +112,11 @@ def _dataset(told: Mapping[str, Any], settings: Path) -> tuple[str, Path, Mappin
     if named[0] not in info:
         raise ConfigError(f"{folder / 'dataset_info.json'}: no dataset {named[0]!r}{nearest(named[0], info)}")
     entry = info[named[0]]
-    if not isinstance(entry, dict) or "file_name" not in entry or any(entry.get(key) for key in _ELSEWHERE):
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("file_name"), str)
+        or any(entry.get(key) for key in _ELSEWHERE)
+    ):
         raise ConfigError(f"dataset {named[0]!r} is not a file here; save it as one and name it by file_name alone")
     if entry.get("formatting", "alpaca") != "alpaca" or entry.get("ranking"):
         what = "ranking" if entry.get("ranking") else f"formatting {entry['formatting']!r}"
@@ -124,7 +128,7 @@ def _dataset(told: Mapping[str, Any], settings: Path) -> tuple[str, Path, Mappin
         )
     usual = {"prompt": "instruction", "query": "input", "response": "output"}
     columns = entry.get("columns") or usual
-    if "response" not in columns or not {"prompt", "query"} & columns.keys():
+    if not isinstance(columns, dict) or "response" not in columns or not {"prompt", "query"} & columns.keys():
         raise ConfigError(f"dataset {named[0]!r}: columns {columns}; expected prompt, or query, and response")
     return named[0], folder / entry["file_name"], columns
 

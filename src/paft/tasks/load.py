@@ -528,8 +528,12 @@ def _answer_index(value: Any, choices: tuple[str, ...], offered: Sequence[Any] =
     return found[0]
 
 
+_LINES = re.compile(r"\s*\{.*\}\s*\n\s*\{")
+"""An object that ends on its line, and the next one: lines of JSON under another name."""
+
+
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl, .json (a list), .csv, .tsv or .parquet file, also gzipped text. Raises DataError with the line."""
+    """Rows of a .jsonl, .json (a list, or lines), .csv, .tsv or .parquet file, also gzipped text. Raises DataError with the line."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes[-1:] == [".gz"]
     kind = suffixes[-2] if packed and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
@@ -550,13 +554,13 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         why = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{path}: cannot be read ({why})") from None
     match kind:
-        case ".jsonl" | ".ndjson":
-            return [_json_row(line, f"{path} line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-        case ".json":
+        case ".json" if not _LINES.match(text):
             rows = _json_row(text, str(path), anything=True)
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise DataError(f"{path}: expected a JSON list of objects")
             return rows
+        case ".jsonl" | ".ndjson" | ".json":
+            return [_json_row(line, f"{path} line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         case ".csv" | ".tsv":
             reader = csv.DictReader(
                 io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True
