@@ -161,7 +161,10 @@ def as_opencompass(asked: Path, out: Path, model: HFModel, monkeypatch: pytest.M
                 system = "".join(fill(turn["prompt"], row, columns) for turn in turns.get("begin", []))
                 user = fill(turns["round"][0]["prompt"], row, columns)
                 limit = data["infer_cfg"]["inferencer"]["max_out_len"]
-                predictions[str(number)] = {"prediction": answer(model, system, user, (), limit).completion.text}
+                said = answer(model, system, user, (), limit).completion.text
+                begin = [{"role": "SYSTEM", "prompt": system}] if system else []
+                turns = [*begin, {"role": "HUMAN", "prompt": user}] if isinstance(template, dict) else user
+                predictions[str(number)] = {"origin_prompt": turns, "prediction": said}
         (place / f"{data['abbr']}.json").write_text(json.dumps(predictions), encoding="utf-8")
 
 
@@ -404,6 +407,30 @@ def test_predictions_of_several_workers_are_put_together(world, tmp_path, monkey
     assert {name: found[name] for name in expected} == expected
     next(place.glob("*_0.json")).unlink()
     assert "predictions, 8 examples were exported" in paft(*given, "--out", tmp_path / "two", code=1)
+
+
+@pytest.mark.parametrize("style", ["raw", "chat"])
+def test_predictions_to_other_texts_are_not_taken_for_those_of_the_export(world, tmp_path, monkeypatch, style):
+    """Of a task of another name, and of one of the same name and other rows, though prompts and number of examples are the same."""
+    folder, _ = world
+    overrides = [f"style={style}", "dtype=float32", *(["evaluate.scorers=[generation]"] if style == "chat" else [])]
+    export("opencompass", folder, tmp_path / "asked", *overrides)
+    as_opencompass(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=style == "chat"), monkeypatch)
+    given = ["import", "opencompass", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
+    (place,) = (tmp_path / "out").glob("*/predictions/*")
+    newer = tmp_path / "out" / "20270102_030405" / "predictions" / place.name
+    newer.mkdir(parents=True)  # a run of another task, later, in the same work directory
+    for file in place.glob("paft_colours*"):
+        (newer / file.name.replace("colours", "colours_zh")).write_text("{}")
+    paft(*given)
+    (found,) = scores(tmp_path / "run").values()
+    assert found == {name: value for name, value in scores(folder / style)["base"].items() if name in found}
+    for file in place.glob("paft_colours*"):
+        text = file.read_text(encoding="utf-8")
+        told = json.loads(text)
+        file.write_text(json.dumps(told | {"2": told["3"], "3": told["2"]}), encoding="utf-8")
+        assert "prediction 2 answers another text than was exported" in paft(*given, code=1)
+        file.write_text(text, encoding="utf-8")
 
 
 def test_ppl_of_another_model_needs_its_tokenizer(world, tmp_path, monkeypatch):

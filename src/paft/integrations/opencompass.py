@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import RunConfig
-from paft.errors import ConfigError, DataError, PaftError
+from paft.errors import ConfigError, DataError, PaftError, few
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
 from paft.integrations.model import older_words
 from paft.lm.hf import best_device
 from paft.materials import prepare
 from paft.store import write_text
+from paft.tasks import Task, load_task
 from paft.tasks.answers import LETTERS, Labels
 
 CONFIG, ROWS = "config.py", "rows"
@@ -41,10 +42,7 @@ def export_opencompass(config: RunConfig, out: Path, say: Any = lambda _: None) 
     materials = prepare(config, say, judges=False)
     config = with_limit(config, materials)
     grid = materials.grid
-    name = re.sub(r"\W+", "_", materials.task.name)
-    groups = {
-        scorer: f"paft_{name}" + ("" if scorer == "likelihood" else "_free") for scorer in config.evaluate.scorers
-    }
+    groups = _groups(config, materials.task)
     if "likelihood" in groups and len({len(example.choices) for example in grid.examples}) > 1:
         raise ConfigError(
             "examples differ in their number of choices, which OpenCompass' PPL style cannot have; set evaluate.scorers=[generation]"
@@ -60,6 +58,12 @@ def export_opencompass(config: RunConfig, out: Path, say: Any = lambda _: None) 
             "(`paft export model` writes them)"
         )
     return list(groups.values())
+
+
+def _groups(config: RunConfig, task: Task) -> dict[str, str]:
+    """Names of the summary groups by scorer; with the id of a prompt they name its dataset."""
+    name = "paft_" + re.sub(r"\W+", "_", task.name)
+    return {scorer: name + ("" if scorer == "likelihood" else "_free") for scorer in config.evaluate.scorers}
 
 
 def _rows(grid: Grid, k: int, chat: bool) -> Iterator[dict[str, Any]]:
@@ -205,7 +209,7 @@ def _config(config: RunConfig, grid: Grid, groups: Mapping[Any, str], out: Path)
 
 
 def import_opencompass(config: RunConfig, asked: Path, output: Path, tokenizer: str | None = None) -> Recorded:
-    """Predictions in a work directory of OpenCompass, by model, of its newest run that has any.
+    """Predictions in a work directory of OpenCompass, by model, of its newest run that has any of this export.
 
     PPL is a mean over a whole text; times the tokens of the text it is the negative log-likelihood of prompt and choice together,
     and of choices after one prompt these differ as those of the choices alone do: what wins is what has the greatest likelihood.
@@ -213,23 +217,30 @@ def import_opencompass(config: RunConfig, asked: Path, output: Path, tokenizer: 
     """
     if config.evaluate.normalization != "sum":
         raise ConfigError("evaluate.normalization: OpenCompass leaves no log-likelihood of a choice by itself; use sum")
-    folders = sorted(
-        folder for folder in [output, *output.glob("*")] if any(folder.joinpath("predictions").glob("*/paft_*.json"))
-    )
-    if not folders:
+    groups = _groups(config, load_task(config.task, config.source)).values()
+    asked_by = {
+        file.stem: [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        for file in sorted(asked.joinpath(ROWS).glob("*.jsonl"))
+    }
+    datasets = {f"{group}_{prompt}": prompt for prompt in asked_by for group in groups}
+    models: dict[str, dict[str, list[Path]]] = {}
+    for run in [*sorted(output.glob("*"), reverse=True), output]:
+        for model in sorted(run.glob("predictions/*")):
+            if there := {name: files for name in datasets if (files := _files(model, name))}:
+                models[model.name] = there
+        if models:
+            break
+    else:
         raise DataError(
-            f"{output}: no predictions of OpenCompass in it; give its work directory (-w, default outputs/default)"
+            f"{output}: no predictions of {few(groups)} in it; give its work directory (-w, default outputs/default)"
         )
     tokens = Tokens(config, tokenizer or config.model)
-    models = sorted(path for path in (folders[-1] / "predictions").iterdir() if path.is_dir())
     found: Recorded = {}
-    for model in models:
-        own = model.name == _abbr(config) or (tokenizer is not None and len(models) == 1)
-        for file in sorted(asked.joinpath(ROWS).glob("*.jsonl")):
-            lines = file.read_text(encoding="utf-8").split("\n")
-            examples = [json.loads(line)["example_id"] for line in lines if line]
-            for files in _predicted(model, file.stem):
-                found.setdefault(model.name, []).extend(_answers(files, file.stem, examples, tokens, own))
+    for title, there in models.items():
+        own = title == _abbr(config) or (tokenizer is not None and len(models) == 1)
+        for name, files in there.items():
+            prompt = datasets[name]
+            found.setdefault(title, []).extend(_answers(files, prompt, asked_by[prompt], tokens, own))
     return found
 
 
@@ -238,43 +249,58 @@ def _abbr(config: RunConfig) -> str:
     return str(config.model).rstrip("/").rpartition("/")[2]
 
 
-def _predicted(folder: Path, prompt: str) -> list[list[Path]]:
-    """Files of each dataset of a prompt: one, or the parts _0, _1 ... that several workers wrote."""
-    whole = {file.stem: [file] for file in sorted(folder.glob(f"paft_*_{prompt}.json"))}
-    parts: dict[str, list[tuple[int, Path]]] = {}
-    for file in folder.glob(f"paft_*_{prompt}_*.json"):
-        name, _, number = file.stem.rpartition("_")
-        if number.isdecimal() and name.endswith(prompt):
-            parts.setdefault(name, []).append((int(number), file))
-    return list(({name: [file for _, file in sorted(each)] for name, each in sorted(parts.items())} | whole).values())
+def _files(folder: Path, dataset: str) -> list[Path]:
+    """Where its predictions lie: in one file, or in the parts _0, _1 ... that several workers wrote."""
+    if (whole := folder / f"{dataset}.json").is_file():
+        return [whole]
+    parts = {file.stem.removeprefix(f"{dataset}_"): file for file in folder.glob(f"{dataset}_*.json")}
+    return [parts[number] for number in sorted(filter(str.isdecimal, parts), key=int)]
 
 
 def _answers(
-    files: Sequence[Path], prompt: str, examples: Sequence[str], tokens: Tokens, own: bool
+    files: Sequence[Path], prompt: str, asked: Sequence[Mapping[str, Any]], tokens: Tokens, own: bool
 ) -> Iterator[dict[str, Any]]:
-    """own: whether the tokens are those of the model that answered."""
+    """asked: the exported rows. own: whether the tokens are those of the model that answered."""
     rows: list[Any] = []
     try:
         for file in files:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            rows += [told[str(n)] for n in range(len(told))]
-        if len(rows) != len(examples):
+            part = json.loads(file.read_text(encoding="utf-8"))
+            rows += [part[str(n)] for n in range(len(part))]
+        if len(rows) != len(asked):
             raise DataError(
-                f"{files[0]}: {len(rows)} predictions, {len(examples)} examples were exported; let OpenCompass finish (-r latest)"
+                f"{files[0]}: {len(rows)} predictions, {len(asked)} examples were exported; let OpenCompass finish (-r latest)"
             )
-        for example, row in zip(examples, rows, strict=True):
+        for number, (told, row) in enumerate(zip(asked, rows, strict=True)):
             labels = [row[f"label: {c}"] for c in range(sum(key.startswith("label: ") for key in row))]
+            if not _same(told, row, labels, raw=tokens.config.style == "raw"):
+                raise DataError(
+                    f"{files[0]}: prediction {number} answers another text than was exported; give the folder that this run of OpenCompass "
+                    "read (--asked), or the run that read this one in place of its work directory"
+                )
             if labels and not own:
                 raise DataError(
                     f"{files[0]}: PPL of another model than the exported one, a mean over its own tokens; import its predictions alone, "
                     "with its tokenizer (--tokenizer)"
                 )
+            cell = {"prompt": prompt, "example": told["example_id"]}
             if labels:
-                logp = [-float(each["PPL"]) * tokens.length(each["prompt"]) for each in labels]
-                yield {"prompt": prompt, "example": example, "logp": logp}
+                yield cell | {"logp": [-float(each["PPL"]) * tokens.length(each["prompt"]) for each in labels]}
             else:
-                yield {"prompt": prompt, "example": example} | tokens.completion(row["prediction"])
+                yield cell | tokens.completion(row["prediction"])
     except PaftError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{files[0]}: not predictions of OpenCompass ({type(error).__name__} {error})") from None
+
+
+def _same(told: Mapping[str, Any], row: Mapping[str, Any], labels: Sequence[Mapping[str, Any]], raw: bool) -> bool:
+    """Whether a prediction is to what a row told."""
+    if labels:
+        return [each["prompt"] for each in labels] == [told[key] for key in told if key.startswith("whole_")]
+    shown = row["origin_prompt"]
+    if raw:
+        return bool(shown == told["asked"])
+    if not isinstance(shown, str):  # turns
+        shown = "\n".join(turn["prompt"] for turn in shown)
+    # a model of another class may have one turn of the system text and the user's, or marks around them
+    return told["system"] in shown and told["asked"] in shown
