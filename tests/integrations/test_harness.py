@@ -317,7 +317,11 @@ def test_imports_that_cannot_be_are_refused(world, tmp_path):
     assert "no answers found" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
     assert "holds no paft.yaml" in paft("import", "lm-eval", tmp_path / "out", "--asked", tmp_path, code=1)
     assert "no predictions" in paft("import", "opencompass", tmp_path / "out", *given, code=1)
-    samples = tmp_path / "out" / "samples_paft_colours_00000000_2026-01-02T03-04-05.6.jsonl"
+    other = tmp_path / "out" / "samples_paft_colours_00000000_2026-01-02T03-04-05.6.jsonl"
+    other.write_bytes(b"another task's\n")
+    assert "no answers found to the tasks in" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
+    task = next((tmp_path / "asked").glob("paft_*.yaml")).stem
+    samples = tmp_path / "out" / f"samples_{task}_2026-01-02T03-04-05.6.jsonl"
     for content in (b'{"doc": 1}\n', b"[1]\n", b"null\n"):
         samples.write_bytes(content)
         assert "line 1: not a sample of lm-eval" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
@@ -382,6 +386,20 @@ def test_answers_to_something_else_are_not_taken_for_those_of_the_export(world, 
     given = ["import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
     assert said in paft(*given, code=1 if said else 0)
     assert (tmp_path / "run").exists() == (not said)
+
+
+def test_answers_to_other_rows_are_not_taken_for_those_of_the_export(world, tmp_path):
+    folder, _ = world
+    (tmp_path / "world").symlink_to(folder)
+    export("lm-eval", folder, tmp_path / "asked", "style=raw", "evaluate.scorers=[likelihood]")
+    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False))
+    file = next((tmp_path / "out" / "tiny").glob("samples_*_2026-*"))
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines[4]["doc"]["text"] += " indeed"
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    given = ["import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
+    assert f"line 5: its example '{lines[4]['doc']['example_id']}' is another one than was" in paft(*given, code=1)
+    assert not (tmp_path / "run").exists()
 
 
 def test_predictions_of_several_workers_are_put_together(world, tmp_path, monkeypatch):

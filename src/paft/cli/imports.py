@@ -30,7 +30,7 @@ def import_lm_eval(
     """
     from paft.integrations.lm_eval import import_lm_eval as read
 
-    _judge(asked, overrides, out, as_json, lambda settings: read(settings, output, tokenizer))
+    _judge(asked, overrides, out, as_json, lambda settings: read(settings, asked, output, tokenizer))
 
 
 @import_app.command("llamafactory")

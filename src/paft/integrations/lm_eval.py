@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,17 +203,22 @@ def _slot(match: re.Match[str], template: Template) -> str:
 _SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)\.jsonl")
 
 
-def import_lm_eval(config: RunConfig, output: Path, tokenizer: str | None = None) -> Recorded:
-    """Answers in the folder given as `--output_path`, by model, of the newest run of each task.
+def import_lm_eval(config: RunConfig, asked: Path, output: Path, tokenizer: str | None = None) -> Recorded:
+    """Answers in the folder given as `--output_path`, by model, of the newest run of each task that was exported.
 
-    tokenizer: of the model, to count free answers in; by default the one named in its `results_*.json`.
+    tokenizer: of the model, to count free answers in; by default the one named in its `results_*.json`. Raises DataError for answers to other rows.
     """
     newest: dict[tuple[Path, str, str], tuple[Path, str | None]] = {}
     for file in sorted(output.rglob("samples_*.jsonl"), key=lambda file: file.name):
         match = _SAMPLES.fullmatch(file.name)
-        if match and match["task"].startswith("paft_"):
+        if match and (asked / f"{match['task']}.yaml").is_file():
             title, named = _model(file.parent, match["date"], match["task"], config.style)
             newest[file.parent, title, match["task"]] = file, named
+    if not newest:
+        raise DataError(
+            f"{output}: no answers found to the tasks in {asked}; give what lm_eval was given as --output_path, with --log_samples"
+        )
+    docs = _docs(asked)
     folders: dict[str, set[Path]] = {}
     for folder, title, _ in newest:
         folders.setdefault(title, set()).add(folder)
@@ -222,8 +227,20 @@ def import_lm_eval(config: RunConfig, output: Path, tokenizer: str | None = None
         # several of one model, such as with and without an adapter
         whose = title if len(folders[title]) == 1 else f"{title} ({folder.relative_to(output)})"
         tokens = Tokens(config, tokenizer or named)
-        found.setdefault(whose, []).extend(_rows(file, task.rpartition("_")[2], tokens))
+        found.setdefault(whose, []).extend(_rows(file, task.rpartition("_")[2], docs, tokens))
     return found
+
+
+def _docs(asked: Path) -> dict[str, dict[str, Any]]:
+    """The exported rows by the ids of their examples."""
+    import pyarrow.parquet
+
+    try:
+        return {row["example_id"]: row for row in pyarrow.parquet.read_table(asked / ROWS).to_pylist()}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{asked / ROWS}: cannot be read ({type(error).__name__}); give the folder that `paft export lm-eval` made"
+        ) from None
 
 
 def _model(folder: Path, date: str, task: str, style: str) -> tuple[str, str | None]:
@@ -256,7 +273,7 @@ def _model(folder: Path, date: str, task: str, style: str) -> tuple[str, str | N
     return folder.name, None
 
 
-def _rows(file: Path, prompt: str, tokens: Tokens) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, prompt: str, docs: Mapping[str, dict[str, Any]], tokens: Tokens) -> Iterator[dict[str, Any]]:
     filters = set()
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
@@ -272,6 +289,11 @@ def _rows(file: Path, prompt: str, tokens: Tokens) -> Iterator[dict[str, Any]]:
                 continue  # a line for every filter over the same answer
             replies = sample["resps"]
             row = {"prompt": prompt, "example": sample["doc"]["example_id"]}
+            if sample["doc"] != docs.get(row["example"]):
+                raise DataError(
+                    f"{file} line {number}: its example {row['example']!r} is another one than was exported; give the folder that lm-eval "
+                    "was given as --include_path (--asked)"
+                )
             if isinstance(replies[0][0], str):
                 yield row | tokens.completion(replies[0][0])
             else:
