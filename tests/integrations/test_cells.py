@@ -147,6 +147,22 @@ def test_a_line_that_says_no_length_is_counted_and_log_likelihoods_are_taken(wor
     assert set(arm["scores"]) == {"likelihood", "generation"}
 
 
+@pytest.mark.parametrize("key", ["text", "label"])
+def test_answers_are_not_judged_by_rows_that_changed_since(tmp_path, key):
+    tiny.write_config(tmp_path)
+    export("cells", tmp_path, tmp_path / "asked", "style=raw")
+    cells = [json.loads(line) for line in (tmp_path / "asked" / "cells.jsonl").read_text("utf-8").splitlines()]
+    said = [{"id": row["id"], "generation": "red", "tokens": 2, "ended": True} for row in cells]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, said)), encoding="utf-8")
+    given = ["import", "jsonl", tmp_path / "a.jsonl", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
+    file = tmp_path / "data" / "test.jsonl"
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    rows[1][key] = next(row[key] for row in rows if row[key] != rows[1][key])
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert f"example {rows[1]['id']!r} of" in paft(*given, code=1)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

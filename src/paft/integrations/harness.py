@@ -1,12 +1,13 @@
 """Prompts x examples for other people's harnesses, and their answers back: what all of them share.
 
-An export is a folder: `paft.yaml` says what is asked (a run's settings), `prompts.yaml` how, and the rest is the harness's own. With it
-an import knows which prompt and which example an answer belongs to.
+An export is a folder: `paft.yaml` says what is asked (a run's settings), `prompts.yaml` how, `examples.json` has a digest of every example,
+and the rest is the harness's own. With it an import knows which prompt and which example an answer belongs to.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,12 +19,13 @@ from paft.config import RunConfig, dump_yaml, load_mapping, load_run_config
 from paft.errors import ConfigError, DataError, few
 from paft.evaluation.recorded import by_cell
 from paft.lm.types import whole_signs
-from paft.materials import Materials
+from paft.materials import TEST_SUBSET, Materials, take
 from paft.store import RunDir, disk_errors, new_folder, write_text
+from paft.tasks import Example, load_task
 from paft.tasks.answers import varies, written
 from paft.tasks.limits import CODE_TOKENS, PLAN_TOKENS
 
-SETTINGS, PROMPTS = "paft.yaml", "prompts.yaml"
+SETTINGS, PROMPTS, EXAMPLES = "paft.yaml", "prompts.yaml", "examples.json"
 
 Recorded = dict[str, list[dict[str, Any]]]
 """Rows of recorded answers (`paft.evaluation.recorded`) by the name of the model that gave them."""
@@ -46,7 +48,15 @@ def new_export(config: RunConfig, materials: Materials, out: Path) -> Iterator[P
     with new_folder(out) as folder:
         write_text(folder / PROMPTS, materials.prompts.to_yaml())
         write_text(folder / SETTINGS, dump_yaml(kept.model_dump()))
+        write_text(
+            folder / EXAMPLES, json.dumps({each.id: _digest(each) for each in materials.grid.examples}, indent=0)
+        )
         yield folder
+
+
+def _digest(example: Example) -> str:
+    told = [dict(example.fields), example.choices, example.answer, example.accepted, example.score]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def with_limit(config: RunConfig, materials: Materials) -> RunConfig:
@@ -73,11 +83,21 @@ def with_limit(config: RunConfig, materials: Materials) -> RunConfig:
 
 
 def exported(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The settings that an export kept, wherever the folder lies now."""
+    """The settings that an export kept, wherever the folder lies now. Raises DataError where its task has other rows by now."""
     file = folder / SETTINGS
     if not file.is_file():
         raise ConfigError(f"{folder}: holds no {SETTINGS}; give the folder that `paft export` made")
-    return load_run_config(file, [*overrides, f"prompts={json.dumps(str(folder / PROMPTS), ensure_ascii=False)}"])
+    config = load_run_config(file, [*overrides, f"prompts={json.dumps(str(folder / PROMPTS), ensure_ascii=False)}"])
+    if (file := folder / EXAMPLES).is_file():  # older exports have none
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        rows = load_task(config.task, config.source).split(config.evaluate.split).examples
+        for example in take(rows, config.evaluate.examples, TEST_SUBSET):
+            if kept.get(example.id) != _digest(example):
+                raise DataError(
+                    f"{folder}: example {example.id!r} of {config.task} is not what was exported, and what was answered is; give the task "
+                    "its rows back, or export it anew"
+                )
+    return config
 
 
 def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
