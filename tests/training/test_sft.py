@@ -519,6 +519,53 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(tmp_path):
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in plain], abs=2e-4)
 
 
+IN_PLACE = [
+    ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    ("llama", {"target_modules": ["q_proj", "gate_proj"], "modules_to_save": ["mlp"]}),
+    ("qwen2", {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    ("qwen2", {"target_modules": ["q_proj"], "init_lora_weights": "pissa"}),
+]
+"""Settings of LoRA that train weights of the model itself, or take something out of them."""
+
+
+@pytest.mark.parametrize(("kind", "lora"), IN_PLACE)
+def test_the_model_is_as_before_whatever_an_adapter_trained(tmp_path, kind, lora):
+    config = CONFIG.model_copy(update={"lora": {"r": 4, **lora}, "save_every": 50})
+    model, arm, g = tiny.hf_model(kind), ArmDir(tmp_path / "arm"), grid(tmp_path, 8)
+    arm.root.mkdir()
+    asked = [g.question(Cell(0, k, i)) for k in range(3) for i in range(2)]
+    fingerprint, before = model.fingerprint, [answer.logp_C for answer in model.answer(asked)]
+    tuned = train_sft(model, g, config, arm, seed=0)
+    assert [answer.logp_C for answer in tuned.answer(asked)] != before
+    for _ in range(2):
+        base = tuned.without_adapter()
+        assert [answer.logp_C for answer in base.answer(asked)] == before
+        assert base.fingerprint == fingerprint
+        tuned = base.with_adapter(arm.adapter)
+        assert [answer.logp_C for answer in tuned.answer(asked)] != before
+
+
+@pytest.mark.parametrize(("kind", "lora"), [IN_PLACE[0], IN_PLACE[3]])
+def test_out_of_memory_after_some_updates_begins_anew_with_the_same_weights(tmp_path, kind, lora):
+    config = CONFIG.model_copy(update={"lora": {"r": 4, **lora}, "save_every": 50, "packing": False})
+    plain = train(tmp_path / "plain", config.model_copy(update={"micro_batch_size": 2}), model=tiny.hf_model(kind))
+    model, passes = tiny.hf_model(kind), []
+    real = model.model.forward
+
+    def small(*args, **kwargs):
+        if kwargs["input_ids"].shape[0] > 2 and torch.is_grad_enabled():
+            passes.append(1)
+            if len(passes) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **kwargs)
+
+    model.model.forward = small
+    rows = train(tmp_path / "small", config, model=model)
+    assert len(passes) == 4
+    assert losses(rows) == losses(plain)
+
+
 def test_out_of_memory_on_one_example_is_one_line(tmp_path):
     model = tiny.hf_model()
 

@@ -253,6 +253,7 @@ class HFModel:
     name: str = ""
     origin: str = "memory"
     say: Say = field(default=lambda _: None, repr=False)
+    beneath: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.renderer = self._door()
@@ -305,7 +306,7 @@ class HFModel:
     def with_adapter(self, directory: Path) -> HFModel:
         """This model with a saved PEFT adapter on top; the base weights are shared, not copied. Says so where the adapter was trained on
         others."""
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
 
         if not (directory / "adapter_config.json").exists():
             raise AssetError(f"adapter {directory}: no adapter_config.json; expected a directory saved by PEFT")
@@ -317,17 +318,28 @@ class HFModel:
                     "or other settings of them; its scores may differ from those of its training (`source` says where a model comes from)"
                 )
         with _quiet():
+            beneath = weights_beneath(self.model, PeftConfig.from_pretrained(directory))
             model = PeftModel.from_pretrained(self.model, directory)
         model.eval().requires_grad_(False)
-        return self.wrapping(model)
+        return self.wrapping(model, beneath)
 
-    def wrapping(self, model: Any) -> HFModel:
-        """The same door to another module over the same base weights, such as one with an adapter."""
-        return replace(self, model=model)
+    def wrapping(self, model: Any, beneath: Mapping[str, torch.Tensor] = MappingProxyType({})) -> HFModel:
+        """The same door to another module over the same base weights, such as one with an adapter. beneath: see `weights_beneath`."""
+        return replace(self, model=model, beneath=beneath)
 
     def without_adapter(self) -> HFModel:
-        """The base model again, its layers as they were before an adapter was put on."""
-        return self.wrapping(self.model.unload())
+        """The base model again, its layers and weights as they were before an adapter was put on."""
+        from peft.utils import ModulesToSaveWrapper
+
+        base = self.model.get_base_model()
+        for name, module in list(base.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):  # PEFT itself would leave the trained copy
+                base.set_submodule(name, module.original_module)
+        if hasattr(self.model, "unload"):  # not where an adapter lies before the model, as a tuned prompt does
+            base = self.model.unload()
+        for name, weight in self.beneath.items():
+            base.get_parameter(name).data.copy_(weight)
+        return self.wrapping(base.requires_grad_(False))
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text by itself."""
@@ -446,3 +458,17 @@ def lora_config(settings: dict[str, Any]) -> Any:
         return LoraConfig(task_type="CAUSAL_LM", **settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train.lora {settings!r}: {error}; see peft.LoraConfig") from None
+
+
+def weights_beneath(model: Any, config: Any) -> dict[str, torch.Tensor]:
+    """Copies of the weights that a PEFT configuration changes where they are, not in an adapter: biases, and what some beginnings take
+    out of a layer and put into its adapter. To be made before the adapter is put on."""
+    told = config.to_dict()
+    init = told.get("init_lora_weights")
+    everything = isinstance(init, str) and init not in ("gaussian", "orthogonal", "eva")
+    biases = told.get("bias", "none") != "none"
+    return {
+        name: weight.detach().to("cpu", copy=True)
+        for name, weight in model.named_parameters()
+        if (everything and weight.is_floating_point()) or (biases and "bias" in name)
+    }

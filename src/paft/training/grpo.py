@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from paft.config import GRPOConfig
 from paft.errors import ConfigError, DataError, RenderError, ResourceError
 from paft.grid import Cell, Grid
-from paft.lm.hf import HFModel, lora_config, without_chatter
+from paft.lm.hf import HFModel, lora_config, weights_beneath, without_chatter
 from paft.lm.passes import is_out_of_memory, kernel_mask
 from paft.lm.prefix import Row as Line
 from paft.lm.ranks import Ranks
@@ -143,18 +143,21 @@ def train_grpo(
         model.model.requires_grad_(True)
     with _AsBefore(model), without_chatter():
         try:
+            fresh = lora_config(config.lora) if config.lora is not None and start is None else None
+            begun = model if start is None else with_lora(model, config.lora or {}, seed, start)
+            beneath = begun.beneath if fresh is None else weights_beneath(model.model, fresh)
             trainer = _Trainer(
-                model=model.model if start is None else with_lora(model, config.lora or {}, seed, start),
+                model=begun.model,
                 reward_funcs=[_earn],
                 args=arguments,
                 train_dataset=datasets.Dataset.from_dict({"prompt": [""]}),  # trl wants one of this kind; ours follows
                 processing_class=model.tokenizer,
-                peft_config=lora_config(config.lora) if config.lora is not None and start is None else None,
+                peft_config=fresh,
             )
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"train: {str(error).splitlines()[0][:250]}") from None
         tuned = trainer.model
-        learner = model.wrapping(tuned)
+        learner = model.wrapping(tuned, beneath)
         trainer.begin(rows, sampler, judges, config.rewards)
         cells = CellDataset(grid, model.renderer, config.max_length)
         first = [cells[index] for index in itertools.islice(sampler, micro)]

@@ -28,7 +28,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from paft.config import GRPOConfig, TrainingConfig
 from paft.errors import ConfigError, nearest
 from paft.grid import Cell, Grid
-from paft.lm.hf import MADE_ON, HFModel, lora_config, without_chatter
+from paft.lm.hf import MADE_ON, HFModel, lora_config, weights_beneath, without_chatter
 from paft.lm.ranks import Ranks
 from paft.lm.types import Question
 from paft.store import ArmDir, read_jsonl, write_text
@@ -249,17 +249,20 @@ def _open_runs() -> dict[str, str]:
     return found
 
 
-def with_lora(model: HFModel, settings: dict[str, Any], seed: int, start: Path | None = None) -> Any:
+def with_lora(model: HFModel, settings: dict[str, Any], seed: int, start: Path | None = None) -> HFModel:
     """The model with an adapter to train: the one that lies in `start`, or a new one whose random half is drawn by the seed."""
-    from peft import PeftModel, get_peft_model
+    from peft import PeftConfig, PeftModel, get_peft_model
 
     if start is not None:
-        return PeftModel.from_pretrained(model.model, start, is_trainable=True)
+        beneath = weights_beneath(model.model, PeftConfig.from_pretrained(start))
+        return model.wrapping(PeftModel.from_pretrained(model.model, start, is_trainable=True), beneath)
     torch.manual_seed(seed)  # the adapter's random half is part of the run
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return get_peft_model(model.model, lora_config(_where_texts_are_read(model, settings)))
+            config = lora_config(_where_texts_are_read(model, settings))
+            beneath = weights_beneath(model.model, config)
+            return model.wrapping(get_peft_model(model.model, config), beneath)
     except ValueError as error:
         raise ConfigError(f"train.lora {settings!r}: {str(error).splitlines()[0][:200]}") from None
 

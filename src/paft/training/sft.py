@@ -113,14 +113,18 @@ def train_sft(
             "choose a divisor, so that an update holds exactly batch_size examples"
         )
     while True:
+        learner = model
         try:
+            if config.lora is not None:
+                learner = with_lora(model, config.lora, seed, start)
+            else:
+                model.model.requires_grad_(True)
             return _train(
-                model,
+                learner,
                 dataset,
                 config,
                 out,
                 seed=seed,
-                start=start,
                 micro=micro,
                 ranks=ranks,
                 dev=dev,
@@ -149,20 +153,20 @@ def train_sft(
             size for size in range(micro - 1, 0, -1) if config.batch_size % (size * world) == 0 and size <= micro // 2
         )
         say(f"out of memory; going on with {micro} examples at a time ({config.batch_size} per update as before)")
-        model = model.without_adapter() if config.lora is not None and hasattr(model.model, "unload") else model
+        if learner is not model:
+            model = learner = learner.without_adapter()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def _train(
-    model: HFModel,
+    learner: HFModel,
     dataset: CellDataset,
     config: SFTConfig,
     out: ArmDir,
     *,
     seed: int,
-    start: Path | None,
     micro: int,
     ranks: Ranks,
     dev: Grid | None,
@@ -198,11 +202,10 @@ def _train(
     if ranks.rank == 0:
         rewind((out.steps, out.dev), done)
 
-    tuned = with_lora(model, config.lora, seed, start) if config.lora is not None else model.model.requires_grad_(True)
-    learner = model.wrapping(tuned)
+    tuned = learner.model
     steps = config.batch_size // (micro * ranks.size)
-    arguments = _arguments(config, out, seed=seed, on_cpu=model.device.type == "cpu", rows=rows, steps=steps)
-    keeper = Keeper(tuned, model, config, out, dev)
+    arguments = _arguments(config, out, seed=seed, on_cpu=learner.device.type == "cpu", rows=rows, steps=steps)
+    keeper = Keeper(tuned, learner, config, out, dev)
     packing = (
         config.packing
         and micro * sampler.per_example > 1
@@ -214,11 +217,11 @@ def _train(
         args=arguments,
         train_dataset=dataset,
         data_collator=_Collator(
-            model.renderer.eos_id,
+            learner.renderer.eos_id,
             width_of(learner) if packing else None,
             sampler.per_example,
             deals=not passes_count,  # a pass under one prompt stays one
-            renderer=model.renderer,
+            renderer=learner.renderer,
         ),
     )
     set_up_logs(trainer, out)
