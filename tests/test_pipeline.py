@@ -334,6 +334,18 @@ def test_other_settings_in_a_used_directory_are_refused_by_name(world, tmp_path)
         run(config, tmp_path, "train.epochs=2")
 
 
+@pytest.mark.parametrize("changed", ["train", "validation"])
+def test_corrected_examples_are_another_training(tmp_path, changed):
+    config = tiny.write_config(tmp_path, arms={"paft": {"train": {"keep": "best", "epochs": 1}}})
+    pipeline.run(load_run_config(config), tmp_path / "out", LineWatcher(quiet=True), stages=["train"])
+    file = tmp_path / "data" / f"{changed}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    other = {"red": "blue", "blue": "red"}
+    file.write_text("".join(json.dumps({**row, "label": other[row["label"]]}) + "\n" for row in rows))
+    with pytest.raises(StoreError, match=r"other settings \(changed: seed, data, prompts or model\)"):
+        pipeline.run(load_run_config(config), tmp_path / "out", LineWatcher(quiet=True), stages=["train"])
+
+
 def test_train_and_held_out_examples_never_overlap_the_scored_ones(tmp_path):
     config = tiny.write_config(tmp_path)
     whole = materials.prepare(load_run_config(config))

@@ -20,6 +20,8 @@ from paft.materials import DEV_SUBSET, Materials, take, train_grid
 from paft.prompts import Template
 from paft.prompts.search import choose, features_of, top_accuracy, zopo
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, write_json
+from paft.tasks import Example
+from paft.tasks.answers import scored_by
 from paft.watch import Watcher
 
 if TYPE_CHECKING:
@@ -148,14 +150,9 @@ def _train_arm(
                 else None
             )
         settings = settings.model_copy(update={"schedule": FixedSchedule(prompt=found)})
-    what = settings.decisive()
-    parts = [what, config.seed, identity, [t.id for t in grid.templates], [e.id for e in m.train]]
-    if m.shows_images:
-        parts.append([[image.digest for image in e.images] for e in m.train])
+    what, dev = settings.decisive(), _dev_grid(m, settings)
     start = out.beside(before) if (before := config.arms[name].start) is not None else None
-    if start is not None:
-        parts.append(start.fingerprint)
-    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    fingerprint = _rests_on(settings, config.seed, identity, grid, dev, start)
     if settings.lora is None and (kind := str(next(model.model.parameters()).dtype)) in (
         "torch.bfloat16",
         "torch.float16",
@@ -166,7 +163,6 @@ def _train_arm(
         )
     with watch.stage(f"train {name}") as tick:
         if ranks.share(out.begin_training(what, fingerprint) if ranks.rank == 0 else None):
-            dev = Grid(m.prompts.dev[: settings.dev_prompts], take(m.dev, settings.dev_examples, DEV_SUBSET))
             with disk_errors(out.root):
                 tuned = train(
                     model,
@@ -195,6 +191,31 @@ def _train_arm(
         return load_model(
             str(out.model), dtype=config.dtype, style=config.style, attention=config.attention, images=m.shows_images
         )
+
+
+def _dev_grid(m: Materials, settings: SFTConfig | GRPOConfig) -> Grid:
+    return Grid(m.prompts.dev[: settings.dev_prompts], take(m.dev, settings.dev_examples, DEV_SUBSET))
+
+
+def _rests_on(
+    settings: SFTConfig | GRPOConfig, seed: int, identity: str, grid: Grid, dev: Grid, start: ArmDir | None
+) -> str:
+    """Fingerprint of a training: settings, seed, model, prompts, and what the examples say, those of the checks too where checks decide."""
+    checks = settings.keep == "best" or settings.patience is not None
+    parts: list[Any] = [settings.decisive(), seed, identity]
+    for each in (grid, dev) if checks else (grid,):
+        parts += [[t.id for t in each.templates], [_content(e) for e in each.examples]]
+        if isinstance(settings, GRPOConfig) or each is dev:
+            kinds = {e.score: e for e in each.examples}.values()
+            parts.append(sorted({scored_by(t.answer, e) for t in each.templates for e in kinds}))
+    if start is not None:
+        parts.append(start.fingerprint)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _content(e: Example) -> list[Any]:
+    shown = [image.digest for image in e.images]
+    return [e.id, dict(e.fields), e.choices, e.answer, e.is_open, shown, e.accepted, e.score]
 
 
 def _find_prompt(
