@@ -143,6 +143,17 @@ def test_a_race_says_how_many_cells_it_spent(table_KN):
     assert set(spent.extremes) == {"likelihood", "generation"}
 
 
+@pytest.mark.parametrize(("kind", "cells"), [("racing", 20), ("racing", 39), ("balanced", 20), ("adaptive", 20)])
+def test_so_few_cells_that_nothing_tells_noise_give_figures_without_an_interval(kind, cells):
+    shop = Shop(likelihood=(np.random.default_rng(0).random((20, 200)) < 0.7).astype(float))
+    spent = shop.spend(kind=kind, cells=cells)
+    assert bool(spent.missed) == (kind != "balanced")
+    found = few_estimates(matrix_of(shop.sold["likelihood"]), "likelihood", spent, [0.5])
+    assert found["mean"].to_dict()["low"] is found["table_mean"].to_dict()["high"] is None
+    assert not any(np.isnan(each.value) for each in found.values())
+    assert found["table_p10"].high - found["table_p10"].low > 0.3
+
+
 def test_adaptive_with_a_race_shares_cells(table_KN):
     shop = Shop(likelihood=table_KN)
     spent = shop.spend(kind="adaptive", half_width={"table_mean": 0.02, "table_best": 0.05}, cells=9000)

@@ -151,6 +151,32 @@ def test_examples_seen_once_each_leave_the_prompts_variance_known() -> None:
     assert np.mean(variance) == pytest.approx(effects.var(), rel=0.25)
 
 
+def test_examples_seen_under_several_prompts_are_not_new_ones() -> None:
+    """Hardly more cells than prompts, five to an example: what makes an example hard is drawn with it."""
+    from scipy.special import expit
+
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    truth = float((expit(1 + math.sqrt(1.5**2 + 0.5**2 + 0.3**2) * nodes) * weights).sum() / weights.sum())
+    inside = []
+    for seed in range(300):
+        table_KN = logistic_table(np.random.default_rng(seed), (400, 100), 0.3)
+        found = mean_of_few(part_of(table_KN, 480, seed), over="both")
+        inside.append(found.low <= truth <= found.high)
+    assert 0.92 <= np.mean(inside) <= 0.985
+
+
+@pytest.mark.parametrize("over", ["table", "both"])
+def test_a_cell_of_each_prompt_gives_no_interval(over) -> None:
+    table_KN = logistic_table(np.random.default_rng(0), (20, 200), 0.3)
+    for part_KN in (part_of(table_KN, 20, 1), np.where(np.arange(200) == 0, table_KN, np.nan)):
+        found = mean_of_few(part_KN, over=over)
+        assert found.value == np.nanmean(part_KN)
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+    found = mean_of_few(part_of(table_KN, 60, 1), over=over)
+    assert found.low < found.value < found.high
+
+
 def test_all_cells_alike() -> None:
     part_KN = part_of(np.ones((5, 40)), 80, 1)
     found = mean_of_few(part_KN)

@@ -172,7 +172,9 @@ class _Purse:
         return [
             name
             for name, width in widths.items()
-            if any((e[name].high - e[name].low) / 2 > width + 1e-12 for e in found)
+            if not all(
+                (e[name].high - e[name].low) / 2 <= width + 1e-12 for e in found
+            )  # also where there is no interval
         ]
 
     def _needed(self, widths: Mapping[str, float], level: float, done: int) -> int:

@@ -76,7 +76,7 @@ def mean_p(difference_KN: np.ndarray, clusters_N: Sequence[object] | None = None
     if squared == 0:
         units = len(set(clusters_N)) if clusters_N is not None else int((~np.isnan(difference_KN)).any(0).sum())
         return float(min(1.0, 2 * (1 + mean) ** -units))
-    return float(2 * distributions.t.sf(mean / math.sqrt(squared), freedom))
+    return 1.0 if math.isnan(squared) else float(2 * distributions.t.sf(mean / math.sqrt(squared), freedom))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

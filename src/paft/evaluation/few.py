@@ -36,6 +36,8 @@ class Sampled:
     """Of s2_residual."""
     items: int
     """Examples that were seen."""
+    mixed: bool
+    """Whether s2_residual holds the examples' differences too."""
 
     @property
     def squared_error(self) -> float:
@@ -53,29 +55,30 @@ class Sampled:
         """(squared error, degrees of freedom) of the mean of the cells as that over new prompts and new examples; of a complete
         table it is `squared_error(values_KN, "both")`, components cut at 0."""
         prompt, item = self.s2_prompt * self.uneven_prompts, self.s2_item * self.uneven_items
-        squared = prompt + item + self.s2_residual / self.count
+        if self.mixed:
+            item -= self.s2_item / self.count
+        noise = self.s2_residual / self.count
+        squared = prompt + item + noise
         # what is left of the residual has many degrees of freedom, and counts as known
-        parts = (prompt + self.s2_residual / self.count, self.shape[0] - 1), (item, self.items - 1)
+        parts = (prompt + noise, self.shape[0] - 1), (item, self.items - 1)
         return squared, satterthwaite(squared, parts)
 
 
 def sampled(values_KN: np.ndarray) -> Sampled:
     """Components by `two_way_components`, cut at 0.
 
-    Where prompts share too few examples for that, the examples' differences cannot be told from the residual: s2_residual holds
-    both, and the prompts' variance is that of their means less the noise of these (one-way analysis).
+    Where prompts share too few examples for that, the variance of the prompts is that of their means less the noise of these, and so
+    is that of the examples, 0 where none was seen twice (one-way analyses); s2_residual holds the examples' differences too, and is
+    NaN where nothing varies within a prompt.
     """
     seen_KN = ~np.isnan(values_KN)
-    count = int(seen_KN.sum())
+    count, mixed = int(seen_KN.sum()), False
     try:
         found = two_way_components(values_KN)
         prompt, item, residual, freedom = found.s2_prompt, found.s2_item, found.s2_residual, found.freedom
     except ShapeError:
-        accuracy_K1 = np.nanmean(values_KN, axis=1, keepdims=True)
-        freedom = count - len(values_KN)
-        residual = float(np.nansum((values_KN - accuracy_K1) ** 2)) / max(1, freedom)
-        prompt = float(accuracy_K1.var(ddof=1)) - residual * float((1 / seen_KN.sum(1)).mean())
-        item = float(np.nanvar(values_KN)) - residual - max(0.0, prompt)
+        (prompt, residual, freedom), (item, _, _) = _one_way(values_KN), _one_way(values_KN.T)
+        mixed = True
     by_prompt, by_item = (float(((visits / count) ** 2).sum()) for visits in (seen_KN.sum(1), seen_KN.sum(0)))
     return Sampled(
         shape=values_KN.shape,
@@ -87,7 +90,20 @@ def sampled(values_KN: np.ndarray) -> Sampled:
         uneven_items=by_item,
         freedom=max(1, freedom),
         items=int(seen_KN.any(0).sum()),
+        mixed=mixed,
     )
+
+
+def _one_way(values_KN: np.ndarray) -> tuple[float, float, int]:
+    """Variance between rows, within rows, and the degrees of freedom of the latter; 0 and NaN where nothing varies within."""
+    values_KN = values_KN[~np.isnan(values_KN).all(1)]
+    count_K = (~np.isnan(values_KN)).sum(1)
+    mean_K1 = np.nanmean(values_KN, axis=1, keepdims=True)
+    freedom, squares = int((count_K - 1).sum()), float(np.nansum((values_KN - mean_K1) ** 2))
+    if squares < 1e-20 or len(mean_K1) < 2:
+        return 0.0, squares / freedom if squares >= 1e-20 else math.nan, freedom
+    within = squares / freedom
+    return float(mean_K1.var(ddof=1)) - within * float((1 / count_K).mean()), within, freedom
 
 
 def mean_of_few(
@@ -99,7 +115,8 @@ def mean_of_few(
     """Mean from a balanced random part of the cells (`BalancedOrder`): `table_mean` over exactly these prompts and examples,
     or `mean` over new ones of both.
 
-    When all cells are alike at a bound, the interval is the exact one for as many outcomes as examples were seen.
+    When all cells are alike, the interval is the exact one for as many outcomes as examples were seen. NaN bounds where
+    nothing varies within a prompt, as with one cell each: nothing tells noise.
     """
     seen_KN, (num_prompts, num_examples) = ~np.isnan(values_KN), values_KN.shape
     found = sampled(values_KN)
@@ -117,6 +134,8 @@ def mean_of_few(
         low, high = max(bounds[0], value - half), min(bounds[1], value + half)
     elif not unseen:
         low = high = value
+    elif math.isnan(squared):
+        low = high = math.nan
     else:
         low, high = mean_interval(value, squared, freedom, level, bounds)
     method = f"all {found.count} cells" if whole else f"{found.count} of {values_KN.size} cells, balanced"

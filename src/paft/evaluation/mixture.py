@@ -156,12 +156,13 @@ class PromptMixture:
         shape = self.values_KN.shape
         about = f"mixture of normals over prompts, {self.bought:.1%} of the cells"
         generator = np.random.default_rng([self.seed, 11])
-        error = (mean.high - mean.low) / 2 / distributions.norm.ppf(0.5 + level / 2)
+        wide = 1.0 if math.isnan(mean.high) else mean.high - mean.low
+        error = wide / 2 / distributions.norm.ppf(0.5 + level / 2)
         centre_R = mean.value + error * generator.standard_normal(len(self.accuracy_RK))
         accuracy_RK = np.clip(self.accuracy_RK + (centre_R - self.accuracy_RK.mean(1))[:, None], 0, 1)
         variance_R = accuracy_RK.var(1, ddof=1)
         chance_R = (shape[0] - 1) / generator.chisquare(shape[0] - 1, len(variance_R))
-        noise = sampled(self.values_KN).s2_residual / shape[1]
+        noise = float(np.nan_to_num(sampled(self.values_KN).s2_residual)) / shape[1]
         tail = CAUTION * (1 - level) / 2
         step = 0.5 / shape[1] * float(not self.seen_KN.all())  # draws are continuous, accuracies go by 1 / N
 
