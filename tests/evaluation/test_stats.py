@@ -17,6 +17,7 @@ from scipy.stats import t as student
 from paft.errors import ConfigError, ShapeError
 from paft.evaluation import metrics
 from paft.evaluation.comparisons import gap, holm, mean_p, over_seeds, pairwise, scorer_mismatch
+from paft.evaluation.few import mean_of_few
 from paft.evaluation.matrix import INVALID, UNSCORED, ScoreMatrix, groups_of
 from paft.evaluation.stats import (
     Estimate,
@@ -900,6 +901,25 @@ def test_tables_that_are_all_alike_are_not_certain():
     for n in (2, 5, 6, 40):  # p says what the interval says
         difference = compare(np.ones((3, n)), np.zeros((3, n))).mean
         assert (mean_p(np.ones((3, n))) < 0.05) == (difference.low > 0), n
+
+
+@pytest.mark.parametrize("score", [1 / 3, 0.7, 0.5, 0.1])
+def test_a_table_of_one_score_has_the_interval_of_its_examples_whatever_its_rounding(score):
+    values_KN, rare = np.full((5, 20), score), 1 - 0.025 ** (1 / 20)
+    half = max(score, 1 - score) * rare
+    part_KN = np.where(np.arange(100).reshape(5, 20) % 3 == 0, np.nan, values_KN)
+    for found in (
+        mean_estimate(values_KN),
+        mean_estimate(values_KN, over="examples"),
+        mean_estimate(values_KN, clusters_N=range(20)),
+    ):
+        assert (found.low, found.high) == pytest.approx((max(0, score - half), min(1, score + half)))
+    few = mean_of_few(part_KN, over="both")
+    assert (few.low, few.high) == pytest.approx((max(0, score - rare), min(1, score + rare)))
+    assert cochran_q(values_KN).p == 1
+    assert prompt_sd(values_KN).high == prompt_sd_of_pairs(values_KN).high == pytest.approx(rare)
+    for difference_KN in (values_KN, part_KN):
+        assert mean_p(difference_KN) == pytest.approx(min(1, 2 * (1 + score) ** -20))
 
 
 def test_prompts_that_did_the_same_are_not_surely_equal():

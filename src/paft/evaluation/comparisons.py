@@ -73,7 +73,7 @@ def mean_p(difference_KN: np.ndarray, clusters_N: Sequence[object] | None = None
     else:
         squared, freedom = squared_error(difference_KN, "both", clusters_N)
     mean = abs(float(np.nanmean(difference_KN)))
-    if squared == 0:
+    if squared == 0 or np.ptp(difference_KN[~np.isnan(difference_KN)]) < 1e-9:
         units = len(set(clusters_N)) if clusters_N is not None else int((~np.isnan(difference_KN)).any(0).sum())
         return float(min(1.0, 2 * (1 + mean) ** -units))
     return 1.0 if math.isnan(squared) else float(2 * distributions.t.sf(mean / math.sqrt(squared), freedom))

@@ -128,7 +128,7 @@ def mean_of_few(
     else:
         name, whom, unseen = "mean", "new prompts and new examples", 1.0
         squared, freedom = found.error_anew
-    if (values_KN[seen_KN] == value).all():
+    if np.ptp(values_KN[seen_KN]) < 1e-9:
         alike = 1 - (0.5 - level / 2) ** (1 / int(seen_KN.any(0).sum()))
         half = (bounds[1] - bounds[0]) * alike * unseen
         low, high = max(bounds[0], value - half), min(bounds[1], value + half)

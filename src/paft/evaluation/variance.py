@@ -82,14 +82,13 @@ def decompose(values_KN: np.ndarray) -> Decomposition:
     k, n = values_KN.shape
     a_K, b_N, g = values_KN.mean(1), values_KN.mean(0), values_KN.mean()
     residual_KN = values_KN - a_K[:, None] - b_N[None] + g
-    return Decomposition(
-        k,
-        n,
-        float(g),
+    squares = (
         float(n * ((a_K - g) ** 2).sum() / (k - 1)),
         float(k * ((b_N - g) ** 2).sum() / (n - 1)),
         float((residual_KN**2).sum() / ((k - 1) * (n - 1))),
     )
+    rounding = 1e-20 * max(1.0, float(np.abs(values_KN).max()) ** 2)
+    return Decomposition(k, n, float(g), *(square if square > rounding else 0.0 for square in squares))
 
 
 def squared_error(
@@ -114,6 +113,7 @@ def squared_error(
         sum_C = np.bincount(cluster_N, values_KN.mean(0) - d.mean)
         item_freedom = len(sum_C) - 1
         item = len(sum_C) / item_freedom * float((sum_C**2).sum()) / n**2
+        item = item if item > 1e-24 else 0.0  # rounding
     if over == "examples":
         return item, item_freedom
     if over == "prompts":
@@ -176,8 +176,8 @@ def component_interval(
     """
     quantiles = distributions.f.ppf([0.5 + level / 2, 0.5 - level / 2], *freedom)
     low, high = (observed / quantiles - noise).tolist()
-    if high <= 0:
-        high = min(0.25, noise / float(quantiles[1]) - noise if noise > 0 else alike_rate(examples, level) ** 2)
+    if high <= 1e-16:  # rounding
+        high = min(0.25, noise / float(quantiles[1]) - noise if noise > 1e-16 else alike_rate(examples, level) ** 2)
     return low, high
 
 
