@@ -106,6 +106,14 @@ def test_what_cannot_be_reached_is_said(table_KN):
     assert Shop(likelihood=table_KN).spend(kind="adaptive", half_width={"table_mean": 0.0001}).whole
 
 
+def test_the_whole_table_may_be_too_little_for_the_mean_over_new_ones(table_KN):
+    shop = Shop(likelihood=table_KN[:6, :200])
+    spent = shop.spend(kind="adaptive", half_width={"mean": 0.01, "table_mean": 0.001})
+    assert spent.whole
+    assert spent.missed == ("mean",)
+    assert shop.heard[-1] == "budget of 1,200 cells spent; not reached: mean"
+
+
 def test_racing_finds_both_ends_and_pays_once(table_KN):
     table_KN = table_KN.copy()
     table_KN[7] *= np.random.default_rng(0).random(600) < 0.4

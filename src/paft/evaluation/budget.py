@@ -150,9 +150,10 @@ class _Purse:
             wanting = self._wanting(widths, 1 - alpha)
             if not wanting:
                 return self._spent(1 - alpha, looks, planned)
-        if done == self.size:
-            return self._spent(self.level, looks, planned)
-        level = 1 - left if looks else self.level
+        if done == self.size:  # of the table itself nothing is left to know; of new prompts and examples there is
+            level, widths = self.level, {name: width for name, width in widths.items() if not name.startswith("table_")}
+        else:
+            level = 1 - left if looks else self.level
         missed = tuple(self._wanting(widths, level))
         if missed:
             self.say(f"budget of {self.limit:,} cells spent; not reached: {', '.join(missed)}")
@@ -168,6 +169,8 @@ class _Purse:
         return [PromptMixture(table_KN).estimates(level) for table_KN in self.tables.values()]
 
     def _wanting(self, widths: Mapping[str, float], level: float) -> list[str]:
+        if not widths:
+            return []
         found = self._estimates(widths, level)
         return [
             name
