@@ -106,6 +106,7 @@ def as_lm_eval(asked: Path, out: Path, model: HFModel) -> None:
             else:
                 assert task["generation_kwargs"] == {"until": [], "do_sample": False, "max_gen_toks": LIMIT}
                 sample["resps"] = [[answer(model, system, user, (), LIMIT).completion.text]]
+                sample["arguments"] = {"gen_args_0": {"arg_0": user, "arg_1": task["generation_kwargs"]}}
                 lines.append(json.dumps({**sample, "filter": "another"}))
             lines.append(json.dumps(sample))
         (place / f"samples_{task['task']}_2026-01-02T03-04-05.6.jsonl").write_text(
@@ -386,6 +387,19 @@ def test_answers_to_something_else_are_not_taken_for_those_of_the_export(world, 
     given = ["import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
     assert said in paft(*given, code=1 if said else 0)
     assert (tmp_path / "run").exists() == (not said)
+
+
+def test_answers_that_were_generated_in_another_way_are_not_taken_for_those_of_the_export(world, tmp_path):
+    folder, _ = world
+    (tmp_path / "world").symlink_to(folder)
+    export("lm-eval", folder, tmp_path / "asked", "style=raw", "evaluate.scorers=[generation]")
+    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False))
+    file = next((tmp_path / "out" / "tiny").glob("samples_*_2026-*"))
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace('"do_sample": false', '"do_sample": true, "temperature": 1.0'), encoding="utf-8")
+    given = ["import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
+    assert "'temperature': 1.0, " in (said := paft(*given, code=1))
+    assert "without --gen_kwargs" in said
 
 
 def test_answers_to_other_rows_are_not_taken_for_those_of_the_export(world, tmp_path):

@@ -101,7 +101,7 @@ def _free(answers: str, config: RunConfig) -> dict[str, Any]:
     return {
         "output_type": "generate_until",
         "doc_to_target": f"{{{{ {answers}[gold] }}}}",
-        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": config.evaluate.max_new_tokens},
+        "generation_kwargs": _generation(config),
         "metric_list": [
             {
                 "metric": "exact_match",
@@ -112,6 +112,10 @@ def _free(answers: str, config: RunConfig) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _generation(config: RunConfig) -> dict[str, Any]:
+    return {"until": [], "do_sample": False, "max_gen_toks": config.evaluate.max_new_tokens}
 
 
 def _write(folder: Path, rows: Sequence[dict[str, Any]], tasks: Sequence[dict[str, Any]]) -> None:
@@ -295,6 +299,11 @@ def _rows(file: Path, prompt: str, docs: Mapping[str, dict[str, Any]], tokens: T
                     "was given as --include_path (--asked)"
                 )
             if isinstance(replies[0][0], str):
+                if (way := sample["arguments"]["gen_args_0"]["arg_1"]) != _generation(tokens.config):
+                    raise DataError(
+                        f"{file} line {number}: was generated with {way}, and the export asks for {_generation(tokens.config)}; run lm-eval "
+                        "without --gen_kwargs"
+                    )
                 yield row | tokens.completion(replies[0][0])
             else:
                 yield row | {"logp": [float(reply[0][0]) for reply in replies]}
