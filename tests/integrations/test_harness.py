@@ -286,6 +286,28 @@ def test_texts_that_opencompass_would_fill_are_refused(tmp_path):
     assert not (tmp_path / "asked").exists()
 
 
+def test_opencompass_reads_the_letters_of_the_example_with_most_options(tmp_path):
+    rows = [{"q": "warm or cold?", "o": ["warm", "cold"], "a": 0}, {"q": "which?", "o": ["ice", "tea", "milk"], "a": 2}]
+    write(tmp_path / "rows.jsonl", *rows)
+    told = {"name": "n", "fields": ["q"], "choices_from": "o", "answer": "a", "files": {"test": "rows.jsonl"}}
+    (tmp_path / "task.yaml").write_text(dump_yaml(told), encoding="utf-8")
+    prompts = {
+        "task": "n",
+        "train": [{"text": "Q {q}\n{choices}\nletter?", "answer": "letters"}],
+        "dev": [{"text": "Consider well: {q}\nfrom {choices} choose", "answer": "letters"}],
+        "test": [
+            {"text": "Solve this riddle.\n{q}\n{choices}\nAnswer:", "answer": "letters"},
+            {"text": "{choices}\n\nWhich of these fits {q} best?", "answer": "letters"},
+        ],
+    }
+    (tmp_path / "prompts.yaml").write_text(dump_yaml(prompts), encoding="utf-8")
+    given = [f"task={tmp_path / 'task.yaml'}", f"prompts={tmp_path / 'prompts.yaml'}", "evaluate.split=test"]
+    settings = [*given, "style=raw", "model=x", "evaluate.scorers=[generation]", "arms={m: {recorded: x.jsonl}}"]
+    export_opencompass(load_run_config(None, settings), tmp_path / "asked")
+    (line,) = (each for each in (tmp_path / "asked" / "config.py").read_text().split("\n") if "options = " in each)
+    assert line.count("'ABC'") == 2
+
+
 @pytest.mark.parametrize(
     ("kind", "overrides", "said"),
     [

@@ -162,9 +162,9 @@ summarizer = dict(
 def _config(config: RunConfig, grid: Grid, groups: Mapping[Any, str], out: Path) -> str:
     chat, limit = config.style == "chat", config.evaluate.max_new_tokens
     system = chat and any(template.system for template in grid.templates)
+    most = max(len(example.choices) for example in grid.examples)
     letters = {
-        template.id: "".join(LETTERS[: len(grid.examples[0].choices)]) if template.answer == Labels() else None
-        for template in grid.templates
+        template.id: "".join(LETTERS[:most]) if template.answer == Labels() else None for template in grid.templates
     }
     parts = [
         _HEAD.format(
