@@ -11,6 +11,8 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from paft.config import load_run_config
+from paft.integrations.cells import import_lines
 from paft.lm.types import Message, Question
 from tests import tiny
 from tests.integrations.test_harness import LIMIT, export, paft, world  # noqa: F401
@@ -171,6 +173,9 @@ def test_answers_are_not_judged_by_rows_that_changed_since(tmp_path, key):
         ('{"generation": "x"}', "neither prompt and example nor the id"),
         ('{"id": "p/e"}', "no completion or generation"),
         ('{"id": "p/e", "generation": "x", "tokens": "many", "ended": true}', "line 1: "),
+        ('{"id": "p/e", "generation": ["42"], "tokens": 2, "ended": true}', 'generation is ["42"], no text'),
+        ('{"id": "p/e", "response": true, "tokens": 2, "ended": true}', "response is true, no text"),
+        ('{"id": "p/e", "generation": "B", "tokens": 2, "ended": "false"}', 'ended is "false", neither true nor false'),
         ('{"id": "p/e", "generation": "x", "tokens": 3, "ended": true}', "none of its 1 answers belongs"),
     ],
 )
@@ -182,6 +187,22 @@ def test_lines_that_are_no_answers_are_named(world, tmp_path, line, said):  # no
         "import", "jsonl", tmp_path / "a.jsonl", "--asked", tmp_path / "asked", "--out", tmp_path / "run", code=1
     )
     assert said in found
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ({"completion": None, "generation": "B"}, "B"),
+        ({"completion": None, "generation": None}, ""),
+        ({"generation": 42}, "42"),
+        ({"generation": 0.5}, "0.5"),
+    ],
+)
+def test_what_was_said_is_the_first_text(world, tmp_path, said, text):  # noqa: F811
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"id": "p/e", **said, "tokens": 2, "ended": True}), encoding="utf-8")
+    (row,) = import_lines(load_run_config(world[0] / "config.yaml"), file)["a"]
+    assert row == {"prompt": "p", "example": "e", "completion": text, "tokens": 2, "ended": True}
 
 
 def test_logs_that_are_none_are_named(world, tmp_path):  # noqa: F811

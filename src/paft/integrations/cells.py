@@ -58,7 +58,7 @@ def _lines(grid: Grid, config: RunConfig) -> Iterator[dict[str, Any]]:
 
 
 def import_lines(config: RunConfig, place: Path, key: str | None = None, tokenizer: str | None = None) -> Recorded:
-    """Answers in a file of JSON lines or a directory of them, a model each, named by its file. key: where a line has what was said; default the first of SAID.
+    """Answers in a file of JSON lines or a directory of them, a model each, named by its file. key: where a line has what was said; default the first of SAID that is not null.
 
     `tokens` (or num_generated_tokens ...) is its length and `ended` (or finish_reason) whether the model ended it; where a line says neither,
     the tokenizer counts. Lines with `logp` have log-likelihoods of the choices. Raises DataError for a line that is no answer.
@@ -160,16 +160,25 @@ def _sample(sample: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
 
 def _row(told: Mapping[str, Any], key: str | None, tokens: Tokens) -> dict[str, Any]:
     row: dict[str, Any] = dict(_ids(told))
-    said = next((name for name in ([key] if key else SAID) if name in told), None)
+    keys = [name for name in ([key] if key else SAID) if name in told]
     if "logp" in told:
         row["logp"] = [float(value) for value in told["logp"]]
-    if said is None:
+    if not keys:
         if "logp" not in row:
             raise KeyError(f"no {key or ' or '.join(SAID)} in it")
         return row
-    text = "" if told[said] is None else str(told[said])
+    said = next((name for name in keys if told[name] is not None), keys[0])
+    text = "" if told[said] is None else told[said]
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        text = json.dumps(text)
+    if not isinstance(text, str):
+        raise TypeError(f"{said} is {json.dumps(text)[:60]}, no text (--key names another key)")
     length = next((told[name] for name in LENGTH if told.get(name) is not None), None)
-    ended = told["ended"] if "ended" in told else told.get("finish_reason")
+    ended = told.get("ended")
+    if not isinstance(ended, bool | None):
+        raise TypeError(f"ended is {json.dumps(ended)[:60]}, neither true nor false")
+    if ended is None:
+        ended = told.get("finish_reason")
     if length is None or ended is None:
         return row | tokens.completion(text)
     return row | {"completion": text, "tokens": int(length), "ended": ended not in CUT}
