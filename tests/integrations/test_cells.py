@@ -133,6 +133,23 @@ def test_several_epochs_are_not_one(world, tmp_path):  # noqa: F811
     assert not (tmp_path / "run").exists()
 
 
+def test_a_log_that_failed_is_completed_by_that_of_its_retry(world, tmp_path):  # noqa: F811
+    folder, _ = world
+    asked = tmp_path / "asked"
+    export("cells", folder, asked, "style=raw")
+    (tmp_path / "logs").mkdir()
+    as_inspect(answered(asked, "raw"), tmp_path / "logs" / "b.json", zipped=False)
+    told = json.loads((tmp_path / "logs" / "b.json").read_text("utf-8"))
+    for sample in told["samples"][5:]:
+        sample["output"] = {"choices": []}
+    (tmp_path / "logs" / "a.json").write_text(json.dumps(told), encoding="utf-8")
+    (tmp_path / "logs" / "c.json").write_text(json.dumps({"eval": told["eval"]}), encoding="utf-8")
+    given = ["import", "inspect", tmp_path / "logs", "--asked", asked, "--out"]
+    paft(*given, tmp_path / "run")
+    (tmp_path / "logs" / "b.json").unlink()
+    assert f"a.json: sample {told['samples'][5]['id']} has no answer" in paft(*given, tmp_path / "two", code=1)
+
+
 def test_a_line_that_says_no_length_is_counted_and_log_likelihoods_are_taken(world, tmp_path):  # noqa: F811
     folder, alone = world
     asked = tmp_path / "asked"

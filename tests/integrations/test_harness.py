@@ -424,6 +424,18 @@ def test_answers_that_were_generated_in_another_way_are_not_taken_for_those_of_t
     assert "without --gen_kwargs" in said
 
 
+def test_an_older_run_that_asked_otherwise_is_no_fault(world, tmp_path):
+    folder, _ = world
+    (tmp_path / "world").symlink_to(folder)
+    export("lm-eval", folder, tmp_path / "asked", "style=raw", "evaluate.scorers=[likelihood]")
+    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False))
+    place = tmp_path / "out" / "tiny"
+    told = json.loads((place / "results_2026-01-02T03-04-05.6.json").read_text())
+    (place / "results_2025-01-02T03-04-05.6.json").write_text(json.dumps({**told, "chat_template": "{{ messages }}"}))
+    paft("import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run")
+    assert scores(tmp_path / "run")["tiny"]["likelihood"] == scores(folder / "raw")["base"]["likelihood"]
+
+
 def test_answers_to_other_rows_are_not_taken_for_those_of_the_export(world, tmp_path):
     folder, _ = world
     (tmp_path / "world").symlink_to(folder)

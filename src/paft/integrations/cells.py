@@ -97,10 +97,12 @@ def import_inspect(config: RunConfig, place: Path, tokenizer: str | None = None)
         if file.suffix in (".eval", ".json") and file.name != "logs.json"
     ]
     found: Recorded = {}
+    lacking: dict[tuple[str, str, str], Path] = {}
     for file in files:
         try:
             model, samples = _log(file)
-            rows = [_sample(sample, tokens) for sample in samples]
+            rows = [_sample(sample, tokens) for sample in samples if sample["output"]["choices"]]
+            unanswered = [_ids(sample) for sample in samples if not sample["output"]["choices"]]
         except PaftError:
             raise
         except NotImplementedError:
@@ -121,6 +123,12 @@ def import_inspect(config: RunConfig, place: Path, tokenizer: str | None = None)
         ) as error:
             raise DataError(f"{file}: not a log of Inspect over {LINES} ({type(error).__name__} {error})") from None
         found.setdefault(model, []).extend(rows)
+        lacking |= {(model, cell["prompt"], cell["example"]): file for cell in unanswered}
+    for model, rows in found.items():
+        for row in rows:
+            lacking.pop((model, row["prompt"], row["example"]), None)  # another log answers it, such as that of a retry
+    for (_, prompt, example), file in lacking.items():
+        raise DataError(f"{file}: sample {prompt}/{example} has no answer; let Inspect finish: inspect eval-retry")
     if not found:
         raise DataError(f"{place}: no log of Inspect (.eval or .json) in it; give the --log-dir of the run")
     return found
@@ -129,7 +137,7 @@ def import_inspect(config: RunConfig, place: Path, tokenizer: str | None = None)
 def _log(file: Path) -> tuple[str, list[dict[str, Any]]]:
     if file.suffix == ".json":
         told = json.loads(_text(file))
-        return _model(told["eval"]), list(told["samples"])
+        return _model(told["eval"]), list(told.get("samples") or [])
     with zipfile.ZipFile(file) as log:
         if "header.json" not in log.namelist():
             raise ValueError("it is not finished; inspect eval-retry goes on with it")
@@ -145,8 +153,6 @@ def _model(told: Mapping[str, Any]) -> str:
 
 
 def _sample(sample: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
-    if not sample["output"]["choices"]:
-        raise ValueError(f"sample {sample['id']!r} has no answer; let Inspect finish: inspect eval-retry")
     reply = sample["output"]["choices"][0]
     content = reply["message"]["content"]
     if not isinstance(content, str):

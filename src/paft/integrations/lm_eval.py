@@ -212,12 +212,12 @@ def import_lm_eval(config: RunConfig, asked: Path, output: Path, tokenizer: str 
 
     tokenizer: of the model, to count free answers in; by default the one named in its `results_*.json`. Raises DataError for answers to other rows.
     """
-    newest: dict[tuple[Path, str, str], tuple[Path, str | None]] = {}
+    newest: dict[tuple[Path, str, str], tuple[Path, str | None, str | None]] = {}
     for file in sorted(output.rglob("samples_*.jsonl"), key=lambda file: file.name):
         match = _SAMPLES.fullmatch(file.name)
         if match and (asked / f"{match['task']}.yaml").is_file():
-            title, named = _model(file.parent, match["date"], match["task"], config.style)
-            newest[file.parent, title, match["task"]] = file, named
+            title, named, fault = _model(file.parent, match["date"], match["task"], config.style)
+            newest[file.parent, title, match["task"]] = file, named, fault
     if not newest:
         raise DataError(
             f"{output}: no answers found to the tasks in {asked}; give what lm_eval was given as --output_path, with --log_samples"
@@ -227,7 +227,9 @@ def import_lm_eval(config: RunConfig, asked: Path, output: Path, tokenizer: str 
     for folder, title, _ in newest:
         folders.setdefault(title, set()).add(folder)
     found: Recorded = {}
-    for (folder, title, task), (file, named) in newest.items():
+    for (folder, title, task), (file, named, fault) in newest.items():
+        if fault:
+            raise DataError(fault)
         # several of one model, such as with and without an adapter
         whose = title if len(folders[title]) == 1 else f"{title} ({folder.relative_to(output)})"
         tokens = Tokens(config, tokenizer or named)
@@ -247,8 +249,8 @@ def _docs(asked: Path) -> dict[str, dict[str, Any]]:
         ) from None
 
 
-def _model(folder: Path, date: str, task: str, style: str) -> tuple[str, str | None]:
-    """Name and tokenizer of the model of a run. Raises DataError for a run that asked in another way than was exported."""
+def _model(folder: Path, date: str, task: str, style: str) -> tuple[str, str | None, str | None]:
+    """Name and tokenizer of the model of a run, and what is wrong with one that asked in another way than was exported."""
     own = sorted(folder.glob(f"*_{date}.json"))
     for file in own or sorted(folder.glob("results_*.json"), reverse=True):
         try:
@@ -270,11 +272,13 @@ def _model(folder: Path, date: str, task: str, style: str) -> tuple[str, str | N
             "no --apply_chat_template": style == "chat" and "chat_template" in told and not told["chat_template"],
         }
         if own and (way := next((way for way, so in other.items() if so), None)):
-            raise DataError(
-                f"{file}: was asked with {way}, and the export is for style={style} without examples; run lm-eval as it says"
+            return (
+                title,
+                named,
+                f"{file}: was asked with {way}, and the export is for style={style} without examples; run lm-eval as it says",
             )
-        return title, named
-    return folder.name, None
+        return title, named, None
+    return folder.name, None, None
 
 
 def _rows(file: Path, prompt: str, docs: Mapping[str, dict[str, Any]], tokens: Tokens) -> Iterator[dict[str, Any]]:
