@@ -514,13 +514,31 @@ def test_ppl_of_another_model_needs_its_tokenizer(world, tmp_path, monkeypatch):
 
 def test_models_that_answered_in_other_ways_are_not_compared(world, tmp_path):
     config = load_run_config(world[0] / "config.yaml", ["arms={base: {}}"])
-    row = {"prompt": "p", "example": "e"}
+    grid = materials.prepare(config).grid
+    row = {"prompt": grid.templates[0].id, "example": grid.examples[0].id}
     found = {"a": [{**row, "logp": [-1.0, -2.0]}], "b": [{**row, "completion": "x", "tokens": 1, "ended": True}]}
     with pytest.raises(DataError, match="import them one by one"):
         record(config, found, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     named = record(config, {"a-b": found["a"], "a_b": found["a"]}, tmp_path / "run")
     assert list(named.arms) == ["a_b", "a_b_2"]
+
+
+def test_scorers_are_those_that_are_asked_for_and_held_of_the_export(world, tmp_path):
+    asked = [load_run_config(world[0] / "config.yaml", ["arms={base: {}}", f"evaluate.scorers=[{each}]"])
+             for each in ("likelihood, generation", "generation", "likelihood")]  # fmt: skip
+    grid = materials.prepare(asked[0]).grid
+    row = {"prompt": grid.templates[0].id, "example": grid.examples[0].id}
+    free = {**row, "completion": "x", "tokens": 1, "ended": True}
+    both = {**free, "logp": [-1.0, -2.0]}
+    assert record(asked[1], {"a": [both]}, tmp_path / "run").evaluate.scorers == ["generation"]
+    elsewhere = {**both, "prompt": "p"}
+    assert record(asked[0], {"a": [free, elsewhere]}, tmp_path / "run").evaluate.scorers == ["generation"]
+    with pytest.raises(DataError, match=r"no answers for .*; set evaluate.scorers=\[generation\]"):
+        record(asked[2], {"a": [free]}, tmp_path / "run")
+    for rows in ([], [elsewhere]):
+        with pytest.raises(DataError, match=f"^b: none of its {len(rows)} answers belongs"):
+            record(asked[0], {"a": [both], "b": rows}, tmp_path / "run")
 
 
 def test_the_directory_that_one_is_in_is_not_replaced(world, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from paft.config import RunConfig, dump_yaml, load_mapping, load_run_config
 from paft.errors import ConfigError, DataError, few
 from paft.evaluation.recorded import by_cell
 from paft.lm.types import whole_signs
-from paft.materials import TEST_SUBSET, Materials, take
+from paft.materials import TEST_SUBSET, Materials, prepare, take
 from paft.store import RunDir, disk_errors, new_folder, write_text
 from paft.tasks import Example, load_task
 from paft.tasks.answers import varies, written
@@ -103,16 +103,26 @@ def exported(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
     """Write the answers into a run directory; returns the settings of a run that judges them, an arm for each model.
 
-    Scorers are those that all models have answers for. Raises DataError when there are none, and for two answers to one cell, ConfigError
-    for a directory that holds a run of another task, or of arms that would be lost.
+    Scorers are those of the settings that all models have answers for, to cells of the export. Raises DataError when there are none, and for two
+    answers to one cell, ConfigError for a directory that holds a run of another task, or of arms that would be lost.
     """
     if not found:
         raise DataError("no answers found; give the directory that the harness wrote its output to")
-    held = {
-        "likelihood": all(any("logp" in row for row in rows) for rows in found.values()),
-        "generation": all(any("completion" in row for row in rows) for rows in found.values()),
-    }
-    scorers = [scorer for scorer, there in held.items() if there]
+    grid = prepare(config, judges=False).grid
+    cells = {(template.id, example.id) for template in grid.templates for example in grid.examples}
+    ours = {title: [row for row in rows if (row["prompt"], row["example"]) in cells] for title, rows in found.items()}
+    if title := next((title for title, rows in ours.items() if not rows), None):
+        raise DataError(
+            f"{title}: none of its {len(found[title])} answers belongs to the prompts and examples of the export; leave it out, or give "
+            "the export that it answers (--asked)"
+        )
+    parts = {"likelihood": "logp", "generation": "completion"}
+    held = [name for name, part in parts.items() if all(any(part in row for row in rows) for rows in ours.values())]
+    scorers = [scorer for scorer in config.evaluate.scorers if scorer in held]
+    if held and not scorers:
+        raise DataError(
+            f"{few(found)}: no answers for evaluate.scorers={config.evaluate.scorers}; set evaluate.scorers=[{', '.join(held)}]"
+        )
     if not scorers:
         raise DataError(
             f"{few(found)}: some answered by choice only and some freely only, so nothing can be compared; import them one by one"
