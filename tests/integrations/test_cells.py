@@ -190,6 +190,9 @@ def test_answers_are_not_judged_by_rows_that_changed_since(tmp_path, key):
         ('{"generation": "x"}', "neither prompt and example nor the id"),
         ('{"id": "p/e"}', "no completion or generation"),
         ('{"id": "p/e", "generation": "x", "tokens": "many", "ended": true}', "line 1: "),
+        ('{"id": "p/e", "generation": "x", "tokens": Infinity, "ended": true}', "line 1: "),
+        ('{"id": "p/e", "generation": ' + "[" * 100_000, "line 1: "),
+        ('\ufeff{"id": "p/e", "generation": "x", "tokens": 3, "ended": true}', "none of its 1 answers belongs"),
         ('{"id": "p/e", "generation": ["42"], "tokens": 2, "ended": true}', 'generation is ["42"], no text'),
         ('{"id": "p/e", "response": true, "tokens": 2, "ended": true}', "response is true, no text"),
         ('{"id": "p/e", "generation": "B", "tokens": 2, "ended": "false"}', 'ended is "false", neither true nor false'),
@@ -228,7 +231,7 @@ def test_logs_that_are_none_are_named(world, tmp_path):  # noqa: F811
     given = ["--asked", tmp_path / "asked", "--out", tmp_path / "run"]
     (tmp_path / "logs").mkdir()
     assert "no log of Inspect" in paft("import", "inspect", tmp_path / "logs", *given, code=1)
-    for name, content in (("a.eval", b"PK not"), ("a.json", b"{}"), ("a.json", b"\xff"), ("a.json", b'{"eval": {"model": "m"}, "samples": [{"id": "x"}]}'), ("a.json", b'{"eval": {"model": "m"}, "samples": [{"id": "p/e", "output": {"choices": []}}]}')):  # fmt: skip
+    for name, content in (("a.eval", b"PK not"), ("a.json", b"{}"), ("a.json", b"[" * 100_000), ("a.json", b"\xff"), ("a.json", b'{"eval": {"model": "m"}, "samples": [{"id": "x"}]}'), ("a.json", b'{"eval": {"model": "m"}, "samples": [{"id": "p/e", "output": {"choices": []}}]}')):  # fmt: skip
         (tmp_path / name).write_bytes(content)
         assert name in paft("import", "inspect", tmp_path / name, *given, code=1)
     assert not (tmp_path / "run").exists()

@@ -345,7 +345,7 @@ def test_imports_that_cannot_be_are_refused(world, tmp_path):
     assert "no answers found to the tasks in" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
     task = next((tmp_path / "asked").glob("paft_*.yaml")).stem
     samples = tmp_path / "out" / f"samples_{task}_2026-01-02T03-04-05.6.jsonl"
-    for content in (b'{"doc": 1}\n', b"[1]\n", b"null\n"):
+    for content in (b'{"doc": 1}\n', b"[1]\n", b"null\n", b"[" * 100_000):
         samples.write_bytes(content)
         assert "line 1: not a sample of lm-eval" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
     samples.write_bytes(b"\xff\xfe")

@@ -77,7 +77,7 @@ def import_lines(config: RunConfig, place: Path, key: str | None = None, tokeniz
                 rows.append(_row(json.loads(line), key, tokens))
             except PaftError:
                 raise
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
                 raise DataError(
                     f"{file} line {number}: {error}; expected an answer with its prompt and example"
                 ) from None
@@ -120,6 +120,8 @@ def import_inspect(config: RunConfig, place: Path, tokenizer: str | None = None)
             zipfile.BadZipFile,
             zlib.error,
             EOFError,
+            OverflowError,
+            RecursionError,
         ) as error:
             raise DataError(f"{file}: not a log of Inspect over {LINES} ({type(error).__name__} {error})") from None
         found.setdefault(model, []).extend(rows)
@@ -203,6 +205,6 @@ def _ids(told: Mapping[str, Any]) -> dict[str, str]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({type(error).__name__})") from None

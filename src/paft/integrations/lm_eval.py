@@ -263,7 +263,7 @@ def _model(folder: Path, date: str, task: str, style: str) -> tuple[str, str | N
                 title += f" + {Path(str(arguments['peft'])).name}"
             named = arguments.get("tokenizer") or arguments.get("pretrained")
             shots = (told.get("n-shot") or {}).get(task)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         other = {
             f"--num_fewshot {shots}": shots,
@@ -313,5 +313,5 @@ def _rows(file: Path, prompt: str, docs: Mapping[str, dict[str, Any]], tokens: T
                 yield row | {"logp": [float(reply[0][0]) for reply in replies]}
         except PaftError:
             raise
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise DataError(f"{file} line {number}: not a sample of lm-eval ({type(error).__name__} {error})") from None

@@ -289,7 +289,7 @@ def _answers(
                 yield cell | tokens.completion(row["prediction"])
     except PaftError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{files[0]}: not predictions of OpenCompass ({type(error).__name__} {error})") from None
 
 
