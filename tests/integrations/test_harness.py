@@ -279,6 +279,25 @@ def test_texts_that_look_like_templates_reach_lm_eval_as_they_are(tmp_path, styl
         assert task["target_delimiter"] == ("" if style == "chat" or template.text.endswith("\n") else " ")
 
 
+def test_white_space_that_lm_eval_scores_is_not_divided_by_the_bytes_of_a_choice(world, tmp_path):
+    settings = [*nasty(tmp_path / "data"), "style=raw", "evaluate.normalization=byte"]
+    with pytest.raises(ConfigError, match="ends in white space, which lm-eval scores together with each choice"):
+        export_lm_eval(load_run_config(None, settings), tmp_path / "asked")
+    export_lm_eval(load_run_config(None, [*settings, "evaluate.scorers=[generation]"]), tmp_path / "asked")
+    folder, _ = world
+    (tmp_path / "world").symlink_to(folder)
+    chat = ["style=chat", "evaluate.normalization=byte", "evaluate.scorers=[likelihood]"]
+    export("lm-eval", folder, tmp_path / "chat", *chat)
+    as_lm_eval(tmp_path / "chat", tmp_path / "out", tiny.hf_model(chat=True))
+    for file in (tmp_path / "out" / "tiny").glob("samples_*_2026-*"):
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        shown = {"gen_args_0": {"arg_0": "<|assistant|>\n", "arg_1": "red"}}
+        file.write_text("\n".join(json.dumps({**line, "arguments": shown}) for line in lines), encoding="utf-8")
+    given = ["import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "chat", "--out", tmp_path / "run"]
+    assert "line 1: its prompt ends in white space" in paft(*given, code=1)
+    paft(*given, "evaluate.normalization=sum")
+
+
 def test_texts_that_opencompass_would_fill_are_refused(tmp_path):
     config = load_run_config(None, [*nasty(tmp_path / "data"), "style=raw", "model=x"])
     with pytest.raises(ConfigError, match=r"example 'n2' holds \{asked\}"):

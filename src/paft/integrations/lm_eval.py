@@ -67,6 +67,15 @@ def export_lm_eval(config: RunConfig, out: Path, say: Any = lambda _: None) -> l
         tags.append(tag)
         for k, template in enumerate(grid.templates):
             asked = _texts(grid, k, rows, chat)
+            if (
+                scorer == "likelihood"
+                and config.evaluate.normalization == "byte"
+                and not (chat or asked["target_delimiter"])
+            ):
+                raise ConfigError(
+                    f"prompt {template.id} ends in white space, which lm-eval scores together with each choice: evaluate.normalization=byte "
+                    "would divide it by the choice's length; use sum, or leave the prompt out"
+                )
             if template.answer not in columns:
                 column = columns[template.answer] = f"answers_{len(columns)}"
                 for row, example in zip(rows, grid.examples, strict=True):
@@ -310,6 +319,14 @@ def _rows(file: Path, prompt: str, docs: Mapping[str, dict[str, Any]], tokens: T
                     )
                 yield row | tokens.completion(replies[0][0])
             else:
+                if (
+                    tokens.config.evaluate.normalization == "byte"
+                    and sample["arguments"]["gen_args_0"]["arg_0"][-1:].isspace()
+                ):
+                    raise DataError(
+                        f"{file} line {number}: its prompt ends in white space, which lm-eval scored together with each choice, so that "
+                        "evaluate.normalization=byte would divide it by the choice's length; use sum"
+                    )
                 yield row | {"logp": [float(reply[0][0]) for reply in replies]}
         except PaftError:
             raise
