@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from paft.assets import ModelFiles
 from paft.errors import AssetError, ConfigError, RenderError, ResourceError
@@ -309,6 +310,27 @@ def test_the_fingerprint_tells_adapters_apart_of_whatever_kind(tmp_path, setting
         assert tiny.hf_model().with_adapter(tmp_path / str(n)).fingerprint == in_memory
         seen.add(in_memory)
     assert len(seen) == 3
+
+
+def test_an_adapter_whose_weights_do_not_fit_is_refused(tmp_path):
+    tuned = get_peft_model(tiny.hf_model().model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    tuned.save_pretrained(tmp_path, save_embedding_layers=False)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    base, asked = tiny.hf_model(), questions(2)
+    before = [answer.logp_C for answer in base.answer(asked)]
+    renamed = {name.replace("model.layers", "model.language_model.layers"): each for name, each in weights.items()}
+    for named in (renamed, dict(list(weights.items())[:2])):
+        save_file(named, file)
+        with pytest.raises(AssetError, match=r"holds no weights for layers of memory .*; give the model that it was"):
+            base.with_adapter(tmp_path)
+        assert [answer.logp_C for answer in base.answer(asked)] == before
+    save_file({name: each[:, :1].contiguous() for name, each in weights.items()}, file)
+    with pytest.raises(AssetError, match=r"does not fit memory \(.*size mismatch"):
+        tiny.hf_model().with_adapter(tmp_path)
+    save_file(weights, file)
+    with pytest.raises(AssetError, match=r"does not fit memory \(.*q_proj.* not found"):
+        tiny.hf_model("gpt2").with_adapter(tmp_path)
 
 
 def test_the_fingerprint_follows_the_scale_of_an_adapter(tmp_path):

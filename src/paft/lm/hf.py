@@ -26,13 +26,15 @@ from transformers.utils import logging as hf_logging
 
 from paft.assets import ModelFiles, Say, Source, resolve_model
 from paft.errors import AssetError, ConfigError, RenderError
-from paft.lm.passes import Continuation, Engine, Until, Work
+from paft.lm.passes import Continuation, Engine, Until, Work, is_out_of_memory
 from paft.lm.render import Rendered, Renderer, settle_template
 from paft.lm.types import Answered, Chat, Completion, Question
 from paft.tasks.images import Image
 
 MADE_ON = "paft.json"
 """Beside an adapter: the weights that it was trained on ({"origin", "identity"}); those that its base names may be others elsewhere."""
+
+_FITTING = "give the model that it was trained on, or an adapter of this one"
 
 RENDERED = 20_000
 """Questions whose token ids are kept between being asked for their keys and being answered."""
@@ -317,11 +319,23 @@ class HFModel:
                     f"adapter {directory} was trained on {made_on['origin']}, and is put on {self.origin}: other weights, another revision "
                     "or other settings of them; its scores may differ from those of its training (`source` says where a model comes from)"
                 )
-        with _quiet():
-            beneath = weights_beneath(self.model, PeftConfig.from_pretrained(directory))
-            model = PeftModel.from_pretrained(self.model, directory)
-        model.eval().requires_grad_(False)
-        return self.wrapping(model, beneath)
+        try:
+            with _quiet(), warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                beneath = weights_beneath(self.model, PeftConfig.from_pretrained(directory))
+                model = PeftModel.from_pretrained(self.model, directory)
+        except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise AssetError(f"adapter {directory}: does not fit {self.origin} ({reason}); {_FITTING}") from None
+        found = self.wrapping(model.eval().requires_grad_(False), beneath)
+        if missing := [str(each.message) for each in told if "missing adapter keys" in str(each.message)]:
+            found.without_adapter()
+            raise AssetError(
+                f"adapter {directory}: holds no weights for layers of {self.origin} ({missing[0][:200]}); {_FITTING}"
+            )
+        return found
 
     def wrapping(self, model: Any, beneath: Mapping[str, torch.Tensor] = MappingProxyType({})) -> HFModel:
         """The same door to another module over the same base weights, such as one with an adapter. beneath: see `weights_beneath`."""
