@@ -9,7 +9,7 @@ import pytest
 
 from paft.errors import EndpointError
 from paft.lm import endpoint as endpoint_module
-from paft.lm.endpoint import Endpoint
+from paft.lm.endpoint import Endpoint, read_reply
 from paft.lm.types import Message
 from tests.chat_server import ChatServer
 
@@ -80,3 +80,20 @@ def test_a_body_that_is_no_reply_is_shown_and_one_without_choices_is_an_empty_re
     with Odd(reply={"error": "out of credit"}) as server:
         with pytest.raises(EndpointError, match=r"HTTP 200 with .*out of credit.*, which is no reply"):
             asyncio.run(ask(server.url))
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"choices": [{"message": {"content": "The ans"}, "finish_reason": "error", "error": {"code": 502}}]},
+        {"choices": [{"message": {"content": "The ans"}, "finish_reason": "abort"}]},
+        {"choices": None, "error": {"message": "upstream timed out"}},
+        {"choices": [], "error": {"message": "overloaded"}},
+    ],
+)
+def test_a_reply_that_was_broken_off_is_none(broken):
+    chat = (Message("user", "?"),)
+    with pytest.raises(ValueError, match=r"error in place of|broken off"):
+        read_reply(broken, chat, "m")
+    assert read_reply({"choices": [{"message": {}, "finish_reason": "length"}]}, chat, "m").stop == "limit"
+    assert read_reply({"choices": [{"message": {}, "finish_reason": "content_filter"}]}, chat, "m").text == ""
+
+

@@ -250,9 +250,16 @@ def messages(chat: Chat) -> list[dict[str, str]]:
 
 
 def read_reply(body: Any, chat: Chat, model: str) -> Reply:
-    """The reply in a body. One without a text (a filter, a limit reached while thinking) is a reply of no text: it was paid for."""
+    """The reply in a body. One without a text (a filter, a limit reached while thinking) is a reply of no text: it was paid for.
+
+    Raises ValueError where the server says that it failed or broke off.
+    """
+    if not body["choices"] and body.get("error"):
+        raise ValueError("an error in place of a reply")
     nothing: dict[str, Any] = {"message": {}, "finish_reason": "content_filter"}
     choice = body["choices"][0] if body["choices"] else nothing
+    if choice.get("finish_reason") in ("error", "abort"):
+        raise ValueError("a reply that was broken off")
     said = choice["message"].get("content")
     if isinstance(said, list):  # content in parts
         said = "".join(part["text"] for part in said if isinstance(part, dict) and isinstance(part.get("text"), str))
