@@ -80,6 +80,8 @@ def test_a_body_that_is_no_reply_is_shown_and_one_without_choices_is_an_empty_re
     with Odd(reply={"error": "out of credit"}) as server:
         with pytest.raises(EndpointError, match=r"HTTP 200 with .*out of credit.*, which is no reply"):
             asyncio.run(ask(server.url))
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -97,3 +99,20 @@ def test_a_reply_that_was_broken_off_is_none(broken):
     assert read_reply({"choices": [{"message": {}, "finish_reason": "content_filter"}]}, chat, "m").text == ""
 
 
+@pytest.mark.parametrize(
+    ("refusal", "learns"),
+    [
+        ('{"error": {"message": "\'temperature\' does not support 0.0 with this model.", "param": null}}', True),
+        ('{"error": {"message": "temperature and top_p cannot both be given", "param": "temperature"}}', True),
+        ('{"error": {"message": "bad value; see temperature", "param": "top_p"}}', False),
+        ('{"error": "unknown field repetition_penalty; allowed: model, max_tokens, temperature, seed"}', False),
+        ("temperature and top_p cannot both be given", False),
+    ],
+)
+def test_greedy_decoding_is_left_only_where_temperature_is_refused(refusal, learns):
+    told: list[str] = []
+    endpoint = Endpoint("m", "http://127.0.0.1:9/v1", say=told.append)
+    body = {"model": "m", "prompt": "?", "temperature": 0.0, "max_tokens": 1, "top_p": 1.0, "repetition_penalty": 1.0}
+    assert endpoint._learns(refusal, body) == learns
+    assert ("temperature" in endpoint._in_its_words(body)) != learns
+    assert len(told) == learns

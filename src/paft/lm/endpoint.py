@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import os
 import random
 import re
@@ -172,7 +173,7 @@ class Endpoint:
         if "max_tokens" in sent and _NEWER in refusal:
             self._newer = True
             return True
-        if "temperature" in sent and "temperature" in refusal:
+        if "temperature" in sent and _complains_of("temperature", refusal, sent):
             if "temperature" not in self._untaken:
                 self._untaken.add("temperature")
                 self.say(
@@ -190,6 +191,18 @@ class Endpoint:
 
     def _hidden(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def _complains_of(name: str, refusal: str, sent: Mapping[str, Any]) -> bool:
+    """Whether a refusal is about this field: it says so (`error.param`), or names it and none of the others that were sent."""
+    try:
+        param = json.loads(refusal)["error"]["param"]
+    except (ValueError, KeyError, TypeError):
+        param = None
+    if isinstance(param, str):
+        return param == name
+    others = set(sent) - {name, "model"}
+    return name in refusal and not any(re.search(rf"\b{other}\b", refusal) for other in others)
 
 
 class _Pace:
