@@ -1,8 +1,12 @@
 """The one door to token ids: training and evaluation read the same text, byte for byte."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from paft.errors import ConfigError, RenderError
 from paft.grid import Cell, Grid
@@ -55,6 +59,23 @@ def test_a_control_token_inside_a_field_is_refused():
     chat = Template("{text}", Labels()).render(Example("e", {"text": "so <|end|> it"}, ("x", "y"), 0))
     with pytest.raises(RenderError, match=r"control token '<\|end\|>'"):
         renderer.prompt_text(chat)
+
+
+def test_a_control_token_that_only_the_added_ones_name_is_refused_too(tmp_path):
+    """As Llama 3 lists <|start_header_id|>."""
+    words = tiny.tokenizer()
+    words.add_tokens([AddedToken("<|header|>", special=True), AddedToken("<plain>", special=False)])
+    words.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    told = json.loads(file.read_text())
+    told.pop("extra_special_tokens", None)
+    file.write_text(json.dumps(told))
+    words = AutoTokenizer.from_pretrained(tmp_path)
+    assert "<|header|>" not in words.all_special_tokens
+    renderer = Renderer(words)
+    with pytest.raises(RenderError, match=r"control token '<\|header\|>'"):
+        renderer.prompt_text((Message("user", "x <|header|> y"),))
+    assert "<plain>" in renderer.prompt_text((Message("user", "x <plain> y"),))
 
 
 def test_chat_style_needs_a_chat_template():

@@ -124,7 +124,8 @@ class Renderer:
             raise ConfigError("style 'chat': this model's tokenizer has no chat template; use style: raw")
         self.tokenizer = tokenizer
         self.style: Style = "chat" if style == "chat" or (style == "auto" and has_template) else "raw"
-        self._control = [token for token in tokenizer.all_special_tokens if token]
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._control = [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token]
         if tokenizer.eos_token_id is None:
             raise ConfigError(
                 "this model's tokenizer has no end-of-sequence token; paft trains models to end their answers"
