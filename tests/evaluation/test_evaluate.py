@@ -69,6 +69,20 @@ def test_more_examples_do_not_move_the_limit_of_an_answer(tmp_path: Path) -> Non
         assert asked(60, store) == (4 * 55, True)
 
 
+def test_a_settled_answer_is_kept_for_what_settled_it_alone() -> None:
+    """One prompt may be read in two ways, and one example take other texts: the answer stops elsewhere."""
+    coloured = Example("e", {"text": "red"}, ("red", "blue"), 0)
+    paris = Example("e", {"text": "red"}, ("Paris",), 0, True)
+    asked = [(Labels(), coloured), (ChoiceText(), coloured), (ChoiceText(), paris)]
+    asked += [(ChoiceText(), replace(paris, score="f1")), (ChoiceText(), replace(paris, accepted=("the Seine",)))]
+    keys = set()
+    for answer, example in asked:
+        grid = Grid([Template("Say {text}", answer)], [example])
+        asker = Asker(FakeLM(), grid, FREE.model_copy(update={"stop": "settled", "max_new_tokens": 9}))
+        keys |= set(asker._parts(0, 0))
+    assert len(keys) == len(asked)
+
+
 def test_the_limit_is_that_of_the_longest_answer_to_any_example_of_the_population() -> None:
     few, many = items(20), items(200, longest=7)
     three = Example("three", {"text": "x"}, ("a b", "c d", "e " * 40), 0)

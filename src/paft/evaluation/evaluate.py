@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -214,7 +215,8 @@ class Asker:
         if self.config.stop == "settled":
             answer, example = self.grid.templates[k].answer, self.grid.examples[i]
             question = replace(question, settled=lambda text: answer.settled(text, example))
-            free += "/settled"
+            decides = repr((answer, example.choices, example.is_open, example.accepted, example.score))
+            free += "/settled " + hashlib.sha256(decides.encode("utf-8", "backslashreplace")).hexdigest()[:12]
         found = {}
         if "likelihood" in self.config.scorers:
             found[CellKey(self.fingerprint, scored, 0)] = question
