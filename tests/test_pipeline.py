@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -512,9 +513,15 @@ def test_a_refused_run_leaves_what_the_finished_one_kept(world, tmp_path):
     config, _, _ = world
     run(config, tmp_path, "train.epochs=1", "evaluate.examples=4")
     kept = {name: (tmp_path / name).read_bytes() for name in ("config.yaml", "prompts.yaml", "environment.json")}
+    for change in ("train.epochs=2", "seed=1"):  # told by the settings, and by what they rest on alone
+        with pytest.raises(StoreError, match="other settings"):
+            run(config, tmp_path, "train.epochs=1", change)
+        assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
+    shutil.rmtree(tmp_path / "single")  # the later arm is looked at before the first is trained anew
     with pytest.raises(StoreError, match="other settings"):
-        run(config, tmp_path, "train.epochs=2")
+        run(config, tmp_path, "train.epochs=1", "seed=1")
     assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
+    assert not (tmp_path / "single").exists()
 
 
 def test_models_are_compared_by_a_scorer_that_all_have(world, tmp_path):

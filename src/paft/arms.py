@@ -44,6 +44,9 @@ def learners(
         if any(config.arms[name].loaded for name in names):
             model = _load(config, config.model, watch.say, m.shows_images)
             identity = model.fingerprint
+    for name in names:  # before the first of them is trained
+        if (settings := config.training_of(name)) is not None and folder.arm(name).train.exists():
+            _check_arm(name, settings, config, m, identity, folder.arm(name))
     for name in names:
         arm, settings = config.arms[name], config.training_of(name)
         if arm.server is not None:
@@ -191,6 +194,21 @@ def _train_arm(
         return load_model(
             str(out.model), dtype=config.dtype, style=config.style, attention=config.attention, images=m.shows_images
         )
+
+
+def _check_arm(
+    name: str, settings: SFTConfig | GRPOConfig, config: RunConfig, m: Materials, identity: str, out: ArmDir
+) -> None:
+    """Raises an error where the directory of an arm holds another training. What that rests on may be known later only: the prompt that
+    is searched, the arm that it starts from."""
+    start = out.beside(before) if (before := config.arms[name].start) is not None else None
+    searched = isinstance(settings.schedule, FixedSchedule) and settings.schedule.search
+    if searched or (start is not None and not start.train.exists()):
+        return
+    grid = train_grid(m.prompts, m.train, settings, config.seed)
+    out.check_training(
+        settings.decisive(), _rests_on(settings, config.seed, identity, grid, _dev_grid(m, settings), start)
+    )
 
 
 def _dev_grid(m: Materials, settings: SFTConfig | GRPOConfig) -> Grid:

@@ -34,7 +34,7 @@ from paft.materials import GATE_ORDER, Materials, prepare
 from paft.prompts import Template
 from paft.reports import exhibit_of, write_report
 from paft.results import arm_result, environment, whole, write_cells
-from paft.store import CellStore, RunDir, write_json, write_text
+from paft.store import CellStore, OtherTrainingError, RunDir, write_json, write_text
 from paft.tasks import Example
 from paft.training.schedule import permutation, updates_per_epoch
 from paft.watch import Stage, Watcher
@@ -58,9 +58,16 @@ def run(
         if ranks.rank > 0:
             return _run_arms(config, materials, folder, watch, wanted, ranks)
         with folder.locked():
+            files = (folder.config, folder.prompts, folder.environment)
+            kept = {file: file.read_text(encoding="utf-8") for file in files if file.exists()}
             _keep_settings(config, materials, folder)
             watch.plan(_plan(config, materials, folder, wanted))
-            results = _run_arms(config, materials, folder, watch, wanted, ranks)
+            try:
+                results = _run_arms(config, materials, folder, watch, wanted, ranks)
+            except OtherTrainingError:  # known only now that the model is loaded: what lies there stays as it was
+                for file, text in kept.items():
+                    write_text(file, text)
+                raise
             if "score" in wanted:
                 write_json(folder.results, results)
             if "report" in wanted and "score" in wanted:

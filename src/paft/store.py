@@ -33,6 +33,10 @@ from paft.errors import ConfigError, PaftError, StoreError, disk_fault, few
 from paft.lm.types import Answered, Completion
 
 
+class OtherTrainingError(StoreError):
+    """A directory that holds a training of other settings, data or model."""
+
+
 @contextlib.contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
     """Turn whatever a library raises on a full or read-only disk into a StoreError of one line."""
@@ -393,17 +397,19 @@ class ArmDir:
         whole = [path.parent for path in self.checkpoints.glob(f"checkpoint-*/{self.WHOLE}")]
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
-    def check_training(self, settings: Mapping[str, Any]) -> None:
-        """Raises StoreError when the directory holds a training of other settings, as far as these tell it."""
+    def check_training(self, settings: Mapping[str, Any], fingerprint: str | None = None) -> None:
+        """Raises StoreError when the directory holds a training of other settings, as far as these and a fingerprint tell it."""
         try:
-            before = dict(json.loads(self.train.read_text(encoding="utf-8"))["settings"])
+            held = json.loads(self.train.read_text(encoding="utf-8"))
+            before, other = dict(held["settings"]), held["fingerprint"] != (fingerprint or held["fingerprint"])
         except (OSError, ValueError, KeyError, TypeError):
             return
-        if changed := before and _changed(json.loads(json.dumps(settings)), before):
+        changed = _changed(json.loads(json.dumps(settings)), before)
+        if other or (before and changed):
             raise self._other(changed)
 
     def _other(self, changed: Sequence[str]) -> StoreError:
-        return StoreError(
+        return OtherTrainingError(
             f"{self.root} holds a training with other settings (changed: {few(changed) or 'seed, data, prompts or model'}); "
             "choose another --out, or delete that directory"
         )
