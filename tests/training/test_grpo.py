@@ -18,9 +18,10 @@ import torch
 from paft import pipeline
 from paft.config import GRPOConfig, PaftSchedule, load_run_config
 from paft.errors import ConfigError, DataError, RenderError
-from paft.grid import Grid
+from paft.grid import Cell, Grid
 from paft.integrations.export import export_dataset
 from paft.lm.hf import lora_config
+from paft.lm.types import Question
 from paft.prompts import Template
 from paft.store import ArmDir, read_jsonl
 from paft.tasks.answers import ChoiceText, Labels, Number, Wrapped
@@ -268,6 +269,17 @@ def test_the_model_is_as_before_and_the_adapter_loads(tmp_path):
     assert base.model.forward.__func__ is forward
     assert (base.tokenizer.pad_token, base.model.config.pad_token_id) == pads
     assert base.with_adapter(arm.adapter).fingerprint == after != before
+
+
+def test_mixed_precision_ends_with_the_training(tmp_path):
+    """What is scored afterwards are the weights as a reloaded adapter has them."""
+    changes = {"epochs": 1, "rewards": {"letters": 1.0}, "arguments": {"bf16": True}}
+    arm, grid = ArmDir(tmp_path), sums(6)
+    config = CONFIG.model_copy(update=changes)
+    tuned = train_grpo(tiny.hf_model(), grid, config, arm, seed=0, rewards={"letters": letters})
+    again = tiny.hf_model().with_adapter(arm.adapter)
+    asked = [Question(grid.chat(Cell(0, k, i)), ("1", "12")) for k in range(2) for i in range(2)]
+    assert [a.logp_C for a in tuned.answer(asked)] == [a.logp_C for a in again.answer(asked)]
 
 
 KILLED = """

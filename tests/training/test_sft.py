@@ -230,6 +230,23 @@ def test_mixed_precision_ends_with_the_training(tmp_path):
     learner = train_sft(tiny.hf_model(), grid(tmp_path, 16), config, folder, seed=0)
     again = tiny.hf_model().with_adapter(folder.adapter)
     asked = [grid(tmp_path, 16).question(Cell(0, k, 0)) for k in range(2)]
+def test_mixed_precision_ends_with_a_training_that_begins_anew(tmp_path):
+    config = CONFIG.model_copy(update={"lora": None, "arguments": {"bf16": True}, "packing": False, "epochs": 1})
+    model = tiny.hf_model()
+    real = model.model.forward
+
+    def small(*args, **kwargs):
+        if kwargs["input_ids"].shape[0] > 2 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **kwargs)
+
+    model.model.forward = small
+    arm, g = ArmDir(tmp_path / "arm"), grid(tmp_path, 8)
+    arm.root.mkdir()
+    learner = train_sft(model, g, config, arm, seed=0)
+    again = tiny.hf_model()
+    again.model.load_state_dict(learner.model.state_dict())
+    asked = [g.question(Cell(0, k, 0)) for k in range(2)]
     assert [a.logp_C for a in learner.answer(asked)] == [a.logp_C for a in again.answer(asked)]
 
 

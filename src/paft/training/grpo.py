@@ -37,6 +37,7 @@ from paft.training.setup import (
     WholeCheckpoints,
     check_on_dev,
     dev_figures,
+    in_own_precision,
     own_runs,
     prompt_figures,
     rewind,
@@ -183,6 +184,7 @@ def train_grpo(
             ) from None
         seconds = time.perf_counter() - started
     keeper.settle()
+    in_own_precision(tuned)
     if "ref" in getattr(tuned, "peft_config", {}):  # the adapter that training went on from, kept by trl beside it
         tuned.delete_adapter("ref")
     if ranks.rank == 0:

@@ -267,6 +267,12 @@ def with_lora(model: HFModel, settings: dict[str, Any], seed: int, start: Path |
         raise ConfigError(f"train.lora {settings!r}: {str(error).splitlines()[0][:200]}") from None
 
 
+def in_own_precision(tuned: Any) -> None:
+    """Takes off what mixed precision put on: it is for training, scores are those of the weights."""
+    if (plain := tuned.__dict__.pop("_original_forward", None)) is not None:  # accelerate's name for it
+        tuned.forward = plain
+
+
 def _where_texts_are_read(model: HFModel, settings: dict[str, Any]) -> dict[str, Any]:
     """LoRA of a model that could read images or sounds too, on texts: kept out of those parts, where nothing would train it."""
     config = model.model.config

@@ -47,6 +47,7 @@ from paft.training.setup import (
     check_on_dev,
     checkpoint_dir,
     dev_figures,
+    in_own_precision,
     own_runs,
     prompt_figures,
     rewind,
@@ -153,6 +154,7 @@ def train_sft(
             size for size in range(micro - 1, 0, -1) if config.batch_size % (size * world) == 0 and size <= micro // 2
         )
         say(f"out of memory; going on with {micro} examples at a time ({config.batch_size} per update as before)")
+        in_own_precision(learner.model)
         if learner is not model:
             model = learner = learner.without_adapter()
         gc.collect()
@@ -264,9 +266,7 @@ def _train(
         keeper.hand_over(report, whole)
     ranks.gather(None)  # nobody reads what is not written yet
     if not trainer.is_fsdp_enabled:
-        trainer.accelerator.unwrap_model(
-            tuned, keep_fp32_wrapper=False
-        )  # mixed precision is for training: scores are those of the weights
+        in_own_precision(tuned)
     return learner
 
 
