@@ -597,6 +597,11 @@ def test_out_of_memory_on_one_example_is_one_line(tmp_path):
 def test_a_cell_that_is_too_long_is_refused_before_training(tmp_path):
     with pytest.raises(RenderError, match=r"tokens; train\.max_length is 16; raise it"):
         train(tmp_path, CONFIG.model_copy(update={"max_length": 16}))
+def test_a_cell_that_the_model_does_not_read_is_refused_before_training(tmp_path):
+    model = tiny.hf_model()
+    model.limit = 16
+    with pytest.raises(RenderError, match=r"has \d+ tokens; the model reads at most 16; use a larger one or leave"):
+        train(tmp_path, model=model)
 
 
 @pytest.mark.parametrize("exact", [data.EXACT, 0])

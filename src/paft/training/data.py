@@ -36,11 +36,11 @@ class Row:
 
 class CellDataset(torch.utils.data.Dataset[Row]):
     """All cells of all epochs, addressed by flat index; ~index is the cell as a silent row. `len` is the number of examples: one
-    epoch of the sampler.
+    epoch of the sampler. limit: tokens that the model reads.
     """
 
-    def __init__(self, grid: Grid, renderer: Renderer, max_length: int):
-        self.grid, self.renderer, self.max_length = grid, renderer, max_length
+    def __init__(self, grid: Grid, renderer: Renderer, max_length: int, limit: int = 1 << 30):
+        self.grid, self.renderer, self.max_length, self.limit = grid, renderer, max_length, limit
 
     def __len__(self) -> int:
         return self.grid.shape[1]
@@ -51,11 +51,13 @@ class CellDataset(torch.utils.data.Dataset[Row]):
         cell = self.grid.cell(index)
         chat = self.grid.chat(cell)
         ids, start = self.renderer.training_ids(chat, self.grid.target(cell))
-        if len(ids) > self.max_length:
+        if len(ids) > min(self.max_length, self.limit):
+            allowed = f"train.max_length is {self.max_length}; raise it or"
+            if self.limit < len(ids):
+                allowed = f"the model reads at most {self.limit}; use a larger one or"
             raise RenderError(
                 f"prompt {self.grid.templates[cell.prompt].id} with example {self.grid.examples[cell.example].id!r} has "
-                f"{len(ids)} tokens; train.max_length is {self.max_length}; raise it or leave the example out "
-                "(paft never cuts an answer or a field)"
+                f"{len(ids)} tokens; {allowed} leave the example out (paft never cuts an answer or a field)"
             )
         return Row(index, ids, start, images=shown_in(chat))
 

@@ -99,9 +99,9 @@ def train_sft(
     ranks: processes that share each update; cells, and losses but for rounding, are those of one process. Under FSDP the model
     that is returned is sharded: load what lies in `out` to go on with it.
     """
-    dataset = CellDataset(grid, model.renderer, config.max_length)
+    dataset = CellDataset(grid, model.renderer, config.max_length, model.limit)
     longest = dataset.check_lengths()
-    say(f"longest cell: {longest} tokens (limit {config.max_length})")
+    say(f"longest cell: {longest} tokens (limit {min(config.max_length, model.limit)})")
     world = ranks.size
     if config.batch_size % world:
         raise ConfigError(
