@@ -563,6 +563,16 @@ def test_the_model_is_as_before_whatever_an_adapter_trained(tmp_path, kind, lora
         assert [answer.logp_C for answer in tuned.answer(asked)] != before
 
 
+def test_a_model_that_carries_what_was_trained_on_it_says_so(tmp_path):
+    model, arm = tiny.hf_model(), ArmDir(tmp_path / "arm")
+    before = model.fingerprint
+    arm.root.mkdir()
+    tuned = train_sft(model, grid(tmp_path, 8), CONFIG.model_copy(update={"epochs": 1}), arm, seed=0)
+    with pytest.raises(ConfigError, match=r"model 'tiny': carries an adapter .* use the model that the training"):
+        _ = model.fingerprint
+    assert tuned.without_adapter().fingerprint == before == model.fingerprint
+
+
 @pytest.mark.parametrize(("kind", "lora"), [IN_PLACE[0], IN_PLACE[3]])
 def test_out_of_memory_after_some_updates_begins_anew_with_the_same_weights(tmp_path, kind, lora):
     config = CONFIG.model_copy(update={"lora": {"r": 4, **lora}, "save_every": 50, "packing": False})

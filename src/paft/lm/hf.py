@@ -289,7 +289,13 @@ class HFModel:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of base identity, precision, rendering, the adapter with its settings, and all trainable weights."""
+        """Hash of base identity, precision, rendering, the adapter with its settings, and all trainable weights. Raises ConfigError where
+        an adapter was put on these weights by another `HFModel`."""
+        if hasattr(self.model, "peft_config") and not hasattr(self.model, "active_peft_config"):
+            raise ConfigError(
+                f"model {self.name or self.identity!r}: carries an adapter that was put on it (base weights are shared); use the model "
+                "that the training or with_adapter returned, and its without_adapter() for the base"
+            )
         digest = hashlib.sha256()
         base = next(self.model.parameters()).dtype
         digest.update(f"{self.identity} {base} {self.renderer.style} {self.tokenizer.chat_template}".encode())

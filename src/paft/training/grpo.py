@@ -102,6 +102,7 @@ def train_grpo(
     `config.kl` holds the model to. Goes on from the last whole checkpoint in `out`: the cells are
     those of an uninterrupted run, and with transformers' generation on one process answers and losses are too. Raises
     ConfigError for settings that cannot hold.
+    `model` shares its weights with what is returned and answers as it does, until `without_adapter` of that gives the base back.
     """
     judges = {name: (rewards or {}).get(name) or find_reward(name) for name in config.rewards}
     rows = PromptRows(grid, model.renderer)

@@ -98,6 +98,7 @@ def train_sft(
     uninterrupted run. When memory runs out the micro-batch is halved (the update stays what it was), which is said.
     ranks: processes that share each update; cells, and losses but for rounding, are those of one process. Under FSDP the model
     that is returned is sharded: load what lies in `out` to go on with it.
+    `model` shares its weights with what is returned and answers as it does, until `without_adapter` of that gives the base back.
     """
     dataset = CellDataset(grid, model.renderer, config.max_length, model.limit)
     longest = dataset.check_lengths()
