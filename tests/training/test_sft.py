@@ -27,6 +27,7 @@ from paft.errors import ConfigError, RenderError, ResourceError, ShapeError
 from paft.grid import Cell, Grid
 from paft.lm.hf import MADE_ON, HFModel
 from paft.lm.passes import kernel_mask
+from paft.lm.ranks import Ranks
 from paft.prompts import PromptSet, Template
 from paft.store import ArmDir, read_jsonl
 from paft.tasks import Example, load_task
@@ -230,6 +231,9 @@ def test_mixed_precision_ends_with_the_training(tmp_path):
     learner = train_sft(tiny.hf_model(), grid(tmp_path, 16), config, folder, seed=0)
     again = tiny.hf_model().with_adapter(folder.adapter)
     asked = [grid(tmp_path, 16).question(Cell(0, k, 0)) for k in range(2)]
+    assert [a.logp_C for a in learner.answer(asked)] == [a.logp_C for a in again.answer(asked)]
+
+
 def test_mixed_precision_ends_with_a_training_that_begins_anew(tmp_path):
     config = CONFIG.model_copy(update={"lora": None, "arguments": {"bf16": True}, "packing": False, "epochs": 1})
     model = tiny.hf_model()
@@ -607,6 +611,8 @@ def test_out_of_memory_on_one_example_is_one_line(tmp_path):
 def test_a_cell_that_is_too_long_is_refused_before_training(tmp_path):
     with pytest.raises(RenderError, match=r"tokens; train\.max_length is 16; raise it"):
         train(tmp_path, CONFIG.model_copy(update={"max_length": 16}))
+
+
 def test_a_cell_that_the_model_does_not_read_is_refused_before_training(tmp_path):
     model = tiny.hf_model()
     model.limit = 16
@@ -779,6 +785,25 @@ def test_a_check_on_dev_allows_free_answers_as_many_tokens_as_an_evaluation(tmp_
     limits_K = dev.answer_limits(learner.count_tokens)
     assert told == [limit for limit in limits_K for _ in dev.examples]
     assert limits_K[0] == 16 > learner.count_tokens("15") + 4
+
+
+def test_what_was_kept_is_dropped_when_every_process_has_read_it(tmp_path, monkeypatch):
+    told: list[str] = []
+
+    class Told(Ranks):
+        def gather(self, value):
+            told.append("all")
+            return super().gather(value)
+
+    for name in ("settle", "hand_over"):
+        real = getattr(setup.Keeper, name)
+        heard = functools.partial(lambda real, name, *given: (real(*given), told.append(name)), real, name)
+        monkeypatch.setattr(setup.Keeper, name, lambda keeper, *given, heard=heard: heard(keeper, *given))
+    arm = ArmDir(tmp_path / "arm")
+    arm.root.mkdir()
+    config = CONFIG.model_copy(update={"epochs": 1})
+    train_sft(tiny.hf_model(), grid(tmp_path, 8), config, arm, seed=0, ranks=Told())
+    assert told[-4:] == ["settle", "all", "hand_over", "all"]
 
 
 def test_training_stops_after_checks_without_a_new_best_also_after_a_kill(tmp_path):

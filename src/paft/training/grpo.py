@@ -186,6 +186,7 @@ def train_grpo(
         seconds = time.perf_counter() - started
     keeper.settle()
     in_own_precision(tuned)
+    ranks.gather(None)  # the kept weights are read before they are dropped
     if "ref" in getattr(tuned, "peft_config", {}):  # the adapter that training went on from, kept by trl beside it
         tuned.delete_adapter("ref")
     if ranks.rank == 0:

@@ -248,6 +248,7 @@ def _train(
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.perf_counter() - started
     keeper.settle()
+    ranks.gather(None)  # the kept weights are read before they are dropped
     # where weights are sharded over the processes all of them take part in putting them together
     whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
     if ranks.rank == 0:
