@@ -285,6 +285,19 @@ def test_free_answers_at_odds_with_restricted_choice():
     assert math.isnan(scorer_mismatch(restricted, table([[INVALID] * 2] * 3)).value)
 
 
+def test_answers_that_cannot_be_read_say_nothing_of_how_rarely_scorers_differ():
+    """Five readable answers of 2,000, all as restricted choice has them: what five examples show, and no more."""
+    restricted, free = np.zeros((10, 200), dtype=int), np.full((10, 200), INVALID)
+    free[np.arange(5) * 2, np.arange(5) * 7] = 0
+    found = scorer_mismatch(matrix(restricted), matrix(free))
+    assert (found.value, found.low, found.high) == pytest.approx((0, 0, 1 - 0.025 ** (1 / 5)))
+    assert (found.prompts, found.examples) == (5, 5)
+    block = np.arange(200) < 50
+    assert scorer_mismatch(
+        matrix(restricted), matrix(restricted), sampled_KN=np.tile(block, (10, 1))
+    ).high == pytest.approx(1 - 0.025 ** (1 / 50))
+
+
 def test_several_seeds_of_worked_tables():
     found = over_seeds([A, B])
     assert found.mean.value == pytest.approx(2 / 3)

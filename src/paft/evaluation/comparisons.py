@@ -142,10 +142,15 @@ def scorer_mismatch(
         read_KN &= sampled_KN
     differ_KN = read_KN & (free.answers_KN != restricted.answers_KN)
     read, differ = int(read_KN.sum()), int(differ_KN.sum())
+    kept = np.ix_(read_KN.any(1), read_KN.any(0))  # what holds nothing to read tells nothing
+    read_KN, differ_KN = read_KN[kept], differ_KN[kept]
+    if not read:
+        return jackknifed(
+            "mismatch", math.nan, np.full(1, math.nan), np.full(1, math.nan), restricted.values_KN.shape, level
+        )
     with np.errstate(invalid="ignore", divide="ignore"):
         without_K, without_N = ((differ - differ_KN.sum(axis)) / (read - read_KN.sum(axis)) for axis in (1, 0))
-    value = differ / read if read else math.nan
-    return jackknifed("mismatch", value, without_K, without_N, read_KN.shape, level)
+    return jackknifed("mismatch", differ / read, without_K, without_N, read_KN.shape, level)
 
 
 @dataclass(frozen=True)
