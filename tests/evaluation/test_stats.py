@@ -316,6 +316,19 @@ def test_several_seeds_of_worked_tables():
             over_seeds(tables_given)
 
 
+def test_seeds_with_equal_means_may_differ_and_equal_tables_are_named():
+    rng = np.random.default_rng(0)
+    one = rng.permutation(np.repeat([1.0, 0.0], [70, 30])).reshape(5, 20)
+    found = over_seeds([one, rng.permutation(one.ravel()).reshape(5, 20)]).seed_sd
+    assert (found.value, found.low) == (0, 0)
+    assert found.high > 0.5 * math.sqrt(0.21 / 100)
+    assert "2 new seeds" in found.method
+    same = over_seeds([one, one, one])
+    assert (same.seed_sd.low, same.seed_sd.high) == (0, 0)
+    for each in (same.mean, same.seed_sd):
+        assert "3 seeds that gave one table" in each.method
+
+
 def test_several_models_are_adjusted_together():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1, 1]

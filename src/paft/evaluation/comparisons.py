@@ -196,7 +196,8 @@ def over_seeds(
     with bounds (-1, 1).
 
     The table averaged over seeds is decomposed and var(mean of a seed) / S added, which counts noise of single cells
-    twice: a little wide. seed_sd: chi-square interval. clusters_N: as in `stats.mean_estimate`. Raises ShapeError for one seed or tables that do not match.
+    twice: a little wide. seed_sd: chi-square interval; of means that coincide its upper end is that of the noise of cells, and of tables
+    that do, as an arm without training has them, 0. clusters_N: as in `stats.mean_estimate`. Raises ShapeError for one seed or tables that do not match.
     """
     shapes = sorted({table.shape for table in tables})
     if len(tables) < 2 or len(shapes) > 1:
@@ -205,6 +206,9 @@ def over_seeds(
     squared, freedom = squared_error(averaged_KN, "both", clusters_N)
     mean_S = np.array([table.mean() for table in tables])
     seeds, seed_variance = len(tables), float(mean_S.var(ddof=1))
+    seed_variance = seed_variance if seed_variance > 1e-20 else 0.0  # rounding
+    same = bool(np.ptp(tables, axis=0).max() < 1e-9)
+    whom = f"{seeds} seeds that gave one table" if same else f"{seeds} new seeds"
     total = squared + seed_variance / seeds
     if total > 0:
         freedom = satterthwaite(total, [(squared, freedom), (seed_variance / seeds, seeds - 1)])
@@ -215,7 +219,10 @@ def over_seeds(
         value, low, high = alike.value, alike.low, alike.high
     k, n = averaged_KN.shape
     sd = math.sqrt(seed_variance)
-    ends = np.sqrt(seed_variance * (seeds - 1) / distributions.chi2.ppf([0.5 + level / 2, 0.5 - level / 2], seeds - 1))
+    # means that coincide may be as far apart as the noise of the cells has equal ones
+    noise = 0.0 if same else float(np.var(tables, axis=0, ddof=1).mean()) / (k * n)
+    varies = np.array([seed_variance, seed_variance or noise])
+    ends = np.sqrt(varies * (seeds - 1) / distributions.chi2.ppf([0.5 + level / 2, 0.5 - level / 2], seeds - 1))
     return OverSeeds(
         Estimate(
             "mean",
@@ -223,7 +230,7 @@ def over_seeds(
             low,
             high,
             level,
-            f"two-way {'t' if bounds[0] < 0 else 'score interval'}, new prompts, new examples, {seeds} new seeds",
+            f"two-way {'t' if bounds[0] < 0 else 'score interval'}, new prompts, new examples, {whom}",
             k,
             n,
         ),
@@ -234,7 +241,7 @@ def over_seeds(
             float(ends[0]),
             min(float(ends[1]), max((bounds[1] - bounds[0]) * math.sqrt(0.5), sd)),
             level,
-            f"raw, chi-square interval, {seeds} new seeds, these prompts and examples",
+            f"raw, chi-square interval, {whom}, these prompts and examples",
             k,
             n,
         ),
