@@ -179,6 +179,9 @@ def test_answers_are_not_judged_by_rows_that_changed_since(tmp_path, key):
     rows[1][key] = next(row[key] for row in rows if row[key] != rows[1][key])
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert f"example {rows[1]['id']!r} of" in paft(*given, code=1)
+    for broken in ('{"a": ', "[3]"):
+        (tmp_path / "asked" / "examples.json").write_text(broken, encoding="utf-8")
+        assert "examples.json: cannot be read" in " ".join(paft(*given, code=1).split())
     assert not (tmp_path / "run").exists()
 
 

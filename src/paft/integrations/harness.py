@@ -89,7 +89,12 @@ def exported(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{folder}: holds no {SETTINGS}; give the folder that `paft export` made")
     config = load_run_config(file, [*overrides, f"prompts={json.dumps(str(folder / PROMPTS), ensure_ascii=False)}"])
     if (file := folder / EXAMPLES).is_file():  # older exports have none
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            kept = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(
+                f"{file}: cannot be read ({type(error).__name__}); export anew, or take the file away"
+            ) from None
         rows = load_task(config.task, config.source).split(config.evaluate.split).examples
         for example in take(rows, config.evaluate.examples, TEST_SUBSET):
             if kept.get(example.id) != _digest(example):
