@@ -234,9 +234,8 @@ def test_mixed_precision_ends_with_the_training(tmp_path):
     assert [a.logp_C for a in learner.answer(asked)] == [a.logp_C for a in again.answer(asked)]
 
 
-def test_mixed_precision_ends_with_a_training_that_begins_anew(tmp_path):
-    config = CONFIG.model_copy(update={"lora": None, "arguments": {"bf16": True}, "packing": False, "epochs": 1})
-    model = tiny.hf_model()
+def give_little_memory(model):
+    """Passes of a training with more than two rows run out of memory."""
     real = model.model.forward
 
     def small(*args, **kwargs):
@@ -245,6 +244,12 @@ def test_mixed_precision_ends_with_a_training_that_begins_anew(tmp_path):
         return real(*args, **kwargs)
 
     model.model.forward = small
+
+
+def test_mixed_precision_ends_with_a_training_that_begins_anew(tmp_path):
+    config = CONFIG.model_copy(update={"lora": None, "arguments": {"bf16": True}, "packing": False, "epochs": 1})
+    model = tiny.hf_model()
+    give_little_memory(model)
     arm, g = ArmDir(tmp_path / "arm"), grid(tmp_path, 8)
     arm.root.mkdir()
     learner = train_sft(model, g, config, arm, seed=0)
@@ -521,14 +526,7 @@ def test_a_checkpoint_without_its_mark_is_not_resumed_from(tmp_path):
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(tmp_path):
     plain = train(tmp_path / "plain")
     model = tiny.hf_model()
-    real = model.model.forward
-
-    def small(*args, **kwargs):
-        if kwargs["input_ids"].shape[0] > 2 and torch.is_grad_enabled():
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*args, **kwargs)
-
-    model.model.forward = small
+    give_little_memory(model)
     arm = ArmDir(tmp_path / "small" / "arm")
     arm.root.mkdir(parents=True)
     said: list[str] = []
