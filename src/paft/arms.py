@@ -20,7 +20,6 @@ from paft.materials import DEV_SUBSET, Materials, take, train_grid
 from paft.prompts import Template
 from paft.prompts.search import choose, features_of, top_accuracy, zopo
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, write_json
-from paft.tasks import Example
 from paft.tasks.answers import scored_by
 from paft.watch import Watcher
 
@@ -222,18 +221,13 @@ def _rests_on(
     checks = settings.keep == "best" or settings.patience is not None
     parts: list[Any] = [settings.decisive(), seed, identity]
     for each in (grid, dev) if checks else (grid,):
-        parts += [[t.id for t in each.templates], [_content(e) for e in each.examples]]
+        parts += [[t.id for t in each.templates], [e.content for e in each.examples]]
         if isinstance(settings, GRPOConfig) or each is dev:
             kinds = {e.score: e for e in each.examples}.values()
             parts.append(sorted({scored_by(t.answer, e) for t in each.templates for e in kinds}))
     if start is not None:
         parts.append(start.fingerprint)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _content(e: Example) -> list[Any]:
-    shown = [image.digest for image in e.images]
-    return [e.id, dict(e.fields), e.choices, e.answer, e.is_open, shown, e.accepted, e.score]
 
 
 def _find_prompt(

@@ -406,6 +406,15 @@ def test_two_models_in_one_folder_of_lm_eval_are_two(world, tmp_path):
     assert sorted(arm["title"] for arm in arms.values()) == ["other", "tiny"]
 
 
+def answered_lm_eval(world, tmp_path, scorer):
+    """Where lm-eval keeps what the tiny model answered to an export, and the command that imports it."""
+    (tmp_path / "world").symlink_to(world[0])
+    export("lm-eval", world[0], tmp_path / "asked", "style=raw", f"evaluate.scorers=[{scorer}]")
+    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False))
+    given = ["import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
+    return tmp_path / "out" / "tiny", given
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [
@@ -416,55 +425,41 @@ def test_two_models_in_one_folder_of_lm_eval_are_two(world, tmp_path):
     ],
 )
 def test_answers_to_something_else_are_not_taken_for_those_of_the_export(world, tmp_path, told, said):
-    folder, _ = world
-    (tmp_path / "world").symlink_to(folder)
-    export("lm-eval", folder, tmp_path / "asked", "style=raw", "evaluate.scorers=[likelihood]")
-    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False))
-    (file,) = (tmp_path / "out" / "tiny").glob("results_*.json")
+    place, given = answered_lm_eval(world, tmp_path, "likelihood")
+    (file,) = place.glob("results_*.json")
     if "n-shot" in told:
         tasks = [each.stem for each in (tmp_path / "asked").glob("paft_*.yaml")]
         told = {**told, "n-shot": dict.fromkeys(tasks, told["n-shot"])}
     file.write_text(json.dumps(json.loads(file.read_text()) | told))
-    given = ["import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
     assert said in paft(*given, code=1 if said else 0)
     assert (tmp_path / "run").exists() == (not said)
 
 
 def test_answers_that_were_generated_in_another_way_are_not_taken_for_those_of_the_export(world, tmp_path):
-    folder, _ = world
-    (tmp_path / "world").symlink_to(folder)
-    export("lm-eval", folder, tmp_path / "asked", "style=raw", "evaluate.scorers=[generation]")
-    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False))
-    file = next((tmp_path / "out" / "tiny").glob("samples_*_2026-*"))
+    place, given = answered_lm_eval(world, tmp_path, "generation")
+    file = next(place.glob("samples_*_2026-*"))
     text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace('"do_sample": false', '"do_sample": false, "temperature": 0'), encoding="utf-8")
+    paft(*given)  # another word for greedy
     file.write_text(text.replace('"do_sample": false', '"do_sample": true, "temperature": 1.0'), encoding="utf-8")
-    given = ["import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
     assert "'temperature': 1.0, " in (said := paft(*given, code=1))
     assert "without --gen_kwargs" in said
 
 
 def test_an_older_run_that_asked_otherwise_is_no_fault(world, tmp_path):
-    folder, _ = world
-    (tmp_path / "world").symlink_to(folder)
-    export("lm-eval", folder, tmp_path / "asked", "style=raw", "evaluate.scorers=[likelihood]")
-    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False))
-    place = tmp_path / "out" / "tiny"
+    place, given = answered_lm_eval(world, tmp_path, "likelihood")
     told = json.loads((place / "results_2026-01-02T03-04-05.6.json").read_text())
     (place / "results_2025-01-02T03-04-05.6.json").write_text(json.dumps({**told, "chat_template": "{{ messages }}"}))
-    paft("import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run")
-    assert scores(tmp_path / "run")["tiny"]["likelihood"] == scores(folder / "raw")["base"]["likelihood"]
+    paft(*given)
+    assert scores(tmp_path / "run")["tiny"]["likelihood"] == scores(world[0] / "raw")["base"]["likelihood"]
 
 
 def test_answers_to_other_rows_are_not_taken_for_those_of_the_export(world, tmp_path):
-    folder, _ = world
-    (tmp_path / "world").symlink_to(folder)
-    export("lm-eval", folder, tmp_path / "asked", "style=raw", "evaluate.scorers=[likelihood]")
-    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False))
-    file = next((tmp_path / "out" / "tiny").glob("samples_*_2026-*"))
+    place, given = answered_lm_eval(world, tmp_path, "likelihood")
+    file = next(place.glob("samples_*_2026-*"))
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     lines[4]["doc"]["text"] += " indeed"
     file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    given = ["import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
     assert f"line 5: its example '{lines[4]['doc']['example_id']}' is another one than was" in paft(*given, code=1)
     assert not (tmp_path / "run").exists()
 
@@ -624,7 +619,17 @@ def test_recorded_answers_are_read_part_by_part(world, tmp_path):
         ({"example": "e", "logp": [-1]}, "line 1: KeyError 'prompt'"),
         ({"prompt": "p", "example": "e"}, "neither log-likelihoods nor a free answer"),
         ({"prompt": "p", "example": "e", "logp": [float("nan"), -1]}, "no number"),
+        ({"prompt": "p", "example": "e", "logp": [float("inf"), -1]}, "no number"),
         ({"prompt": "p", "example": "e", "completion": "x"}, "KeyError 'tokens'"),
+        (
+            {"prompt": "p", "example": "e", "completion": ["x"], "tokens": 1, "ended": True},
+            r'completion is \["x"\], no text',
+        ),
+        ({"prompt": "p", "example": "e", "completion": "x", "tokens": 1.5, "ended": True}, "tokens is 1.5, no length"),
+        (
+            {"prompt": "p", "example": "e", "completion": "x", "tokens": 1, "ended": "no"},
+            'ended is "no", neither true nor',
+        ),
         ({"prompt": "p", "example": "e", "logp": [-1, -2]}, "none of its 1 answers belongs"),
         ({"prompt": 0, "example": 0, "logp": [-1, -2, -3]}, "3 log-likelihoods for prompt .* which has 2 choices"),
     ],

@@ -35,6 +35,7 @@ def read(answer: AnswerFormat, completion: str, example: Example) -> int | str:
         ("The answer is: A", 0), ("The answer is B because she sits", 1), ("The best option is D.", 3), ("Option B", 1), ("choice C.", 2),
         ("I think it's B", 1), ("It is B.", 1), ("Best ending: C", 2), ("B is the correct answer", 1), ("A is right", 0),
         ("D\nbecause A. he", 3), ("B\n\nA man sits", 1), ("I choose C.", 2),
+        ("A. 1.5 oz of it", 0), ("B. 2. he", 1), ("A. J. Smith runs", "invalid"), ("A.5 oz", "invalid"),
         # articles, pronouns and abbreviations are no letters
         ("A man is walking", "invalid"), ("a", 0), ("a man", "invalid"), ("The answer is a movie", "invalid"),
         ("the best option a person has", "invalid"), ("I would soak it. This is a", "invalid"), ("I think it is A", 0), ("The answer is a", 0),

@@ -821,8 +821,21 @@ def test_training_stops_after_checks_without_a_new_best_also_after_a_kill(tmp_pa
     child.wait()
     again, killed, _ = choose(tmp_path / "killed", STOPPING)
     assert seen(read_jsonl(killed.steps)) == seen(steps)
-    assert read_jsonl(killed.dev) == checks
+    rows = read_jsonl(killed.dev)
+    assert [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in checks]
+    spent = sum(row["seconds"] for row in rows + read_jsonl(killed.steps))
+    assert json.loads(killed.train.read_text())["report"]["seconds"] >= spent > 0
     assert again.fingerprint == learner.fingerprint
+
+
+def test_what_a_training_goes_on_from_keeps_its_time_and_that_of_its_checks(tmp_path):
+    steps, dev = tmp_path / "steps.jsonl", tmp_path / "dev.jsonl"
+    steps.write_text("".join(json.dumps({"step": step, "seconds": 1.0}) + "\n" for step in (1, 2, 3)))
+    dev.write_text(
+        '{"step": 2, "seconds": 10.0}\n{"step": 3, "seconds": 10.0}\n{"step": 1}\n'
+    )  # older checks kept no time
+    assert setup.rewind((steps, dev), 2) == 12
+    assert [len(read_jsonl(log)) for log in (steps, dev)] == [2, 2]
 
 
 def test_choosing_needs_checks(tmp_path):

@@ -133,14 +133,22 @@ def _read(row: Any, where: str) -> tuple[str, str, _Parts]:
     try:
         prompt, example = str(row["prompt"]), str(row["example"])
         logp_C = tuple(float(value) for value in row.get("logp") or ())
-        text = row.get("completion")
-        completion = (
-            None if text is None else Completion(str(text), int(row["tokens"]), "eos" if row["ended"] else "limit")
-        )
+        completion = _completion(row) if row.get("completion") is not None else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{where}: {type(error).__name__} {error}; expected prompt, example, and logp or completion with tokens and ended"
         ) from None
-    if any(map(math.isnan, logp_C)) or (not logp_C and completion is None):
+    if not all(value < math.inf for value in logp_C) or (not logp_C and completion is None):
         raise DataError(f"{where}: neither log-likelihoods nor a free answer, or one that is no number")
     return prompt, example, _Parts(logp_C, completion)
+
+
+def _completion(row: Mapping[str, Any]) -> Completion:
+    text, tokens, ended = row["completion"], row["tokens"], row["ended"]
+    if not isinstance(text, str):
+        raise TypeError(f"completion is {json.dumps(text)[:60]}, no text")
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
+        raise TypeError(f"tokens is {json.dumps(tokens)[:60]}, no length")
+    if not isinstance(ended, bool):
+        raise TypeError(f"ended is {json.dumps(ended)[:60]}, neither true nor false")
+    return Completion(text, tokens, "eos" if ended else "limit")

@@ -55,8 +55,7 @@ def new_export(config: RunConfig, materials: Materials, out: Path) -> Iterator[P
 
 
 def _digest(example: Example) -> str:
-    told = [dict(example.fields), example.choices, example.answer, example.accepted, example.score]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(example.content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def with_limit(config: RunConfig, materials: Materials) -> RunConfig:

@@ -312,7 +312,9 @@ def _rows(file: Path, prompt: str, docs: Mapping[str, dict[str, Any]], tokens: T
                     "was given as --include_path (--asked)"
                 )
             if isinstance(replies[0][0], str):
-                if (way := sample["arguments"]["gen_args_0"]["arg_1"]) != _generation(tokens.config):
+                way = sample["arguments"]["gen_args_0"]["arg_1"]
+                greedy = {key: value for key, value in way.items() if (key, value) != ("temperature", 0)}
+                if greedy != _generation(tokens.config):
                     raise DataError(
                         f"{file} line {number}: was generated with {way}, and the export asks for {_generation(tokens.config)}; run lm-eval "
                         "without --gen_kwargs"

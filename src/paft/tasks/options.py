@@ -86,7 +86,7 @@ _BAD = (
 )
 """What is said of an option that is refused: "A is unlikely"."""
 _CLOSE = (
-    r"(?=\s*$|\s*\n|\s*[)\]}>\u201d;!?|\u3001\u3002\u0964\uff0c\uff09]|[\"*`'\u2019](?!\w)|\s*[.,:](?!\d|\w\b|\s\w\.)|\s+[-\u2013\u2014]\s|\$|<[/|]"
+    r"(?=\s*$|\s*\n|\s*[)\]}>\u201d;!?|\u3001\u3002\u0964\uff0c\uff09]|[\"*`'\u2019](?!\w)|\s*[.,:](?!\d|\w\b|\s[^\W\d]\.)|\s+[-\u2013\u2014]\s|\$|<[/|]"
     rf"|\s+is\b(?!\s+(?:\w+ly\s+)?{_BAD})|\s+(?:because|since)\b"
     r"|\s+da\b(?=\s*(?:$|[.\n])|\s+erantzun)|\s+है|\s*(?:입니다|です|が正解|是正确|是对)|\s+ဖြစ်)"
 )

@@ -46,6 +46,12 @@ class Example:
         if len(set(self.choices)) < len(self.choices) and self.choices.count(self.choices[self.answer]) > 1:
             raise DataError(f"example {self.id!r}: the right choice {self.choices[self.answer]!r} occurs twice")
 
+    @property
+    def content(self) -> list[object]:
+        """All that asking it and judging an answer to it depends on, as JSON can write it."""
+        shown = [image.digest for image in self.images]
+        return [self.id, dict(self.fields), self.choices, self.answer, self.is_open, shown, self.accepted, self.score]
+
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # a mapping proxy does not pickle; dataloader workers need it to
         told = (self.is_open, self.group, self.images, self.accepted, self.score)

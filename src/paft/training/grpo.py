@@ -139,8 +139,7 @@ def train_grpo(
     done = 0
     if resume := ranks.share(out.last_checkpoint()):
         done = int(resume.name.rpartition("-")[2])
-    if ranks.rank == 0:
-        rewind((out.steps, out.dev, out.rollouts), done)
+    before = rewind((out.steps, out.dev, out.rollouts), done) if ranks.rank == 0 else 0.0
     if config.lora is None:
         model.model.requires_grad_(True)
     with _AsBefore(model), without_chatter():
@@ -199,7 +198,7 @@ def train_grpo(
             completions=sum(row["completions"] for row in told),
             tokens=sum(row["tokens"] for row in told),
             answer_tokens=sum(row["answer_tokens"] for row in told),
-            seconds=seconds + sum(row["seconds"] for row in told if row["step"] <= done),
+            seconds=before + seconds,
         )
         keeper.hand_over(report)
     ranks.gather(None)  # nobody reads what is not written yet

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -299,10 +300,14 @@ def save_tuned(
     out.save_model(tuned, beside={MADE_ON: made_on}, **saved, state_dict=state_dict)
 
 
-def rewind(logs: Iterable[Path], step: int) -> None:
-    """Drop what was logged after an update that training goes on from."""
+def rewind(logs: Iterable[Path], step: int) -> float:
+    """Drop what was logged after an update that training goes on from. Returns the seconds that what stays has taken."""
+    seconds = 0.0
     for log in logs:
-        write_text(log, "".join(json.dumps(row) + "\n" for row in read_jsonl(log) if row["step"] <= step))
+        kept = [row for row in read_jsonl(log) if row["step"] <= step]
+        write_text(log, "".join(json.dumps(row) + "\n" for row in kept))
+        seconds += sum(row.get("seconds", 0.0) for row in kept)
+    return seconds
 
 
 class WholeCheckpoints(TrainerCallback):
@@ -382,10 +387,11 @@ def checkpoint_dir(args: Any, state: Any) -> Path:
 
 
 def check_on_dev(learner: HFModel, dev: Grid, limits_K: Sequence[int] | None = None) -> dict[str, Any]:
-    """Accuracy over dev prompts and held-out examples: mean, sd (n-1) over prompts, each prompt.
+    """Accuracy over dev prompts and held-out examples: mean, sd (n-1) over prompts, each prompt; and the seconds that it took.
 
     By restricted choice, or by free answers of at most limits_K tokens under each prompt.
     """
+    started = time.perf_counter()
     learner.model.eval()
     right: list[float] = []
     num_prompts, num_examples = dev.shape
@@ -404,4 +410,5 @@ def check_on_dev(learner: HFModel, dev: Grid, limits_K: Sequence[int] | None = N
         right.append(sum(hits) / num_examples)
     mean = sum(right) / num_prompts
     sd = math.sqrt(sum((x - mean) ** 2 for x in right) / (num_prompts - 1)) if num_prompts > 1 else 0.0
-    return {"mean": mean, "sd": sd, "accuracy_K": right, "prompts": [t.id for t in dev.templates]}
+    seconds = round(time.perf_counter() - started, 3)
+    return {"mean": mean, "sd": sd, "accuracy_K": right, "prompts": [t.id for t in dev.templates], "seconds": seconds}

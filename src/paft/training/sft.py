@@ -202,8 +202,7 @@ def _train(
         )
     resume = ranks.share(out.last_checkpoint())
     done = int(resume.name.rpartition("-")[2]) if resume else 0
-    if ranks.rank == 0:
-        rewind((out.steps, out.dev), done)
+    before = rewind((out.steps, out.dev), done) if ranks.rank == 0 else 0.0
 
     tuned = learner.model
     steps = config.batch_size // (micro * ranks.size)
@@ -263,7 +262,7 @@ def _train(
             micro_batch_size=micro,
             tokens=sum(row["tokens"] for row in told),
             answer_tokens=sum(row["answer_tokens"] for row in told),
-            seconds=seconds + sum(row.get("seconds", 0.0) for row in told if row["step"] <= done),
+            seconds=before + seconds,
         )
         keeper.hand_over(report, whole)
     ranks.gather(None)  # nobody reads what is not written yet
