@@ -89,6 +89,8 @@ def test_k_is_chosen_on_dev_prompts(world, tmp_path):
     trained, asked = runs[0]["task"]["train_examples"], len(runs[0]["prompts"]["test"])
     assert f"; {trained} train rows, {asked} unseen prompts x {runs[0]['task']['test_examples']} examples; " in text
     assert len({folder for _, folder in planned.runs.values()}) == 2
+    figures["arms"]["k8"]["dev_prompts"] = ["another"]  # kept from a run under an older prompt set
+    assert ": none, its arms were checked on different dev prompts" in reproduce._choice(planned, told["figures"])
 
 
 def test_training_prompts_are_as_many_as_named(world, tmp_path):

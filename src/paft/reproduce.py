@@ -373,6 +373,7 @@ def _of_arm(told: Sequence[Mapping[str, Any]], scorer: str) -> dict[str, Any]:
         "answer_tokens": mean([statistics.fmean(score["tokens_K"]) for score in scores]),
         "train_seconds": mean([train["seconds"] for train in trained]),
         "dev": mean(dev),
+        "dev_prompts": sorted({prompt for train in trained for check in train["dev"] for prompt in check["prompts"]}),
     }
 
 
@@ -501,8 +502,13 @@ _LEGEND = {
 def _choice(planned: Plan, figures: Mapping[str, Any]) -> str:
     found = []
     for task in planned.tasks:
-        dev = {arm: told["dev"] for arm, told in figures[task]["arms"].items() if told["dev"] is not None}
-        if dev:
+        arms = figures[task]["arms"]
+        dev = {arm: told["dev"] for arm, told in arms.items() if told["dev"] is not None}
+        if len({tuple(arms[arm]["dev_prompts"]) for arm in dev}) > 1:  # trained before the prompt set changed
+            found.append(
+                f"{task}: none, its arms were checked on different dev prompts; train them anew in another --out"
+            )
+        elif dev:
             best = max(dev, key=lambda arm: dev[arm])
             found.append(f"{task}: {planned.arms[best]} ({100 * dev[best]:.1f} % on dev prompts)")
     return "Chosen on dev prompts and held-out train examples, never on the table above: " + "; ".join(found) + "."
