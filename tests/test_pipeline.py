@@ -517,6 +517,9 @@ def test_a_refused_run_leaves_what_the_finished_one_kept(world, tmp_path):
         with pytest.raises(StoreError, match="other settings"):
             run(config, tmp_path, "train.epochs=1", change)
         assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
+    with pytest.raises(PaftError, match="nowhere"):  # a model that cannot be loaded
+        run(config, tmp_path, "train.epochs=1", f"model={tmp_path / 'nowhere'}")
+    assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
     shutil.rmtree(tmp_path / "single")  # the later arm is looked at before the first is trained anew
     with pytest.raises(StoreError, match="other settings"):
         run(config, tmp_path, "train.epochs=1", "seed=1")

@@ -35,8 +35,10 @@ def learners(
     watch: Watcher,
     names: Sequence[str],
     ranks: Ranks = Ranks(),  # noqa: B008
+    ready: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[str, LM]]:
-    """The models of some arms, one after the other: each is only good until the next is asked for."""
+    """The models of some arms, one after the other: each is only good until the next is asked for. ready: called before the first, when the
+    model is loaded and no finished training is of other settings."""
     model: HFModel | None = None
     identity = ""
     with watch.stage("load model"):
@@ -46,6 +48,7 @@ def learners(
     for name in names:  # before the first of them is trained
         if (settings := config.training_of(name)) is not None and folder.arm(name).train.exists():
             _check_arm(name, settings, config, m, identity, folder.arm(name))
+    ready()
     for name in names:
         arm, settings = config.arms[name], config.training_of(name)
         if arm.server is not None:

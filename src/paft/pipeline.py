@@ -60,11 +60,10 @@ def run(
         with folder.locked():
             files = (folder.config, folder.prompts, folder.environment)
             kept = {file: file.read_text(encoding="utf-8") for file in files if file.exists()}
-            _keep_settings(config, materials, folder)
             watch.plan(_plan(config, materials, folder, wanted))
             try:
                 results = _run_arms(config, materials, folder, watch, wanted, ranks)
-            except OtherTrainingError:  # known only now that the model is loaded: what lies there stays as it was
+            except OtherTrainingError:  # known only when a search has chosen: what lies there stays as it was
                 for file, text in kept.items():
                     write_text(file, text)
                 raise
@@ -87,7 +86,12 @@ def _run_arms(
             for shard in folder.shards:
                 if taken := store.absorb(shard):
                     watch.say(f"{shard}: {taken:,} answers taken over")
-        for name, learner in learners(config, m, folder, watch, list(config.arms), ranks):
+
+        def keep() -> None:
+            if ranks.rank == 0:
+                _keep_settings(config, m, folder)
+
+        for name, learner in learners(config, m, folder, watch, list(config.arms), ranks, keep):
             if "score" in wanted:
                 evaluations[name], cost = _score_arm(name, learner, config, m.grid, store, watch, ranks)
                 others: dict[str, Evaluation] = {}

@@ -103,6 +103,7 @@ def test_a_reply_that_was_broken_off_is_none(broken):
     ("refusal", "learns"),
     [
         ('{"error": {"message": "\'temperature\' does not support 0.0 with this model.", "param": null}}', True),
+        ('{"error": {"message": "\'temperature\' does not support 0.0 with this model.", "param": "None"}}', True),
         ('{"error": {"message": "temperature and top_p cannot both be given", "param": "temperature"}}', True),
         ('{"error": {"message": "bad value; see temperature", "param": "top_p"}}', False),
         ('{"error": "unknown field repetition_penalty; allowed: model, max_tokens, temperature, seed"}', False),

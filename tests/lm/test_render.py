@@ -78,6 +78,13 @@ def test_a_control_token_that_only_the_added_ones_name_is_refused_too(tmp_path):
     assert "<plain>" in renderer.prompt_text((Message("user", "x <plain> y"),))
 
 
+def test_a_tokenizer_that_lists_no_added_tokens_is_read_by_its_special_ones(monkeypatch):
+    tokenizer = tiny.tokenizer(True)
+    monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", lambda self: 1 / 0)  # as that of mistral-common
+    with pytest.raises(RenderError, match="control token"):
+        Renderer(tokenizer).prompt_text((Message("user", f"Hi {tokenizer.eos_token}"),))
+
+
 def test_chat_style_needs_a_chat_template():
     with pytest.raises(ConfigError, match="no chat template"):
         Renderer(tiny.tokenizer(chat=False), "chat")

@@ -199,7 +199,7 @@ def _complains_of(name: str, refusal: str, sent: Mapping[str, Any]) -> bool:
         param = json.loads(refusal)["error"]["param"]
     except (ValueError, KeyError, TypeError):
         param = None
-    if isinstance(param, str):
+    if isinstance(param, str) and param in sent:  # proxies say "None" or "", which is no field
         return param == name
     others = set(sent) - {name, "model"}
     return name in refusal and not any(re.search(rf"\b{other}\b", refusal) for other in others)

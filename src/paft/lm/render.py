@@ -124,7 +124,9 @@ class Renderer:
             raise ConfigError("style 'chat': this model's tokenizer has no chat template; use style: raw")
         self.tokenizer = tokenizer
         self.style: Style = "chat" if style == "chat" or (style == "auto" and has_template) else "raw"
-        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        decoder = tokenizer.added_tokens_decoder
+        # a method in mistral-common's tokenizers, and none that answers
+        added = [str(token) for token in decoder.values() if token.special] if isinstance(decoder, Mapping) else []
         self._control = [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token]
         if tokenizer.eos_token_id is None:
             raise ConfigError(
