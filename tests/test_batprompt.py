@@ -179,12 +179,30 @@ def test_what_the_model_cannot_be_asked_is_left_out(tmp_path):
             text = json.loads(asked.split("\n")[1])["text"]
             return json.dumps([{"text": f"{text} <|end|>"}, {"text": text.replace(" ", "  ", 1)}])
         control = {"text": "Say <|end|> and the colour of {text}:", "answer": {"labels": ["red", "blue"]}}
-        return json.dumps([control, *prompts_for(body)])
+        long = {**control, "text": "What colour, of {text}" + ", or so" * 1500}
+        return json.dumps([control, long, *prompts_for(body)])
 
     with ChatServer(reply=reply) as server:
         found = batprompt(settings(tmp_path, server, rounds=1), tmp_path / "out")
     assert found.damaged == 6
     assert len(found.accuracy) > 1
+
+
+def test_a_search_on_other_held_out_examples_is_another_one(tmp_path):
+    """Rows of the held-out split that are scored too are left out of it."""
+    with ChatServer(reply=answer) as server:
+        config = settings(tmp_path, server, rounds=1)
+        held, scored = (tmp_path / "data" / f"{split}.jsonl" for split in ("validation", "test"))
+        held.write_text(scored.read_text("utf-8") + held.read_text("utf-8"), "utf-8")
+        three, all_of_them = (
+            load_run_config(Path(config.run), [f"evaluate.examples={count}"]) for count in (3, "null")
+        )
+        batprompt(config, tmp_path / "out", run=three)
+        asked = len(server.asked)
+        with pytest.raises(PromptSetError, match="holds a search with other settings"):
+            batprompt(config, tmp_path / "out", run=all_of_them)
+        batprompt(config, tmp_path / "out", run=three)
+        assert len(server.asked) == asked
 
 
 def test_a_damaged_head_of_code_is_taken_while_the_known_answer_still_runs(monkeypatch):

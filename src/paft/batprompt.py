@@ -8,12 +8,14 @@ damaged examples so far is damaged next. The winner joins the train prompts of t
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from paft.config import BatpromptConfig, CellBudgetConfig, EvalConfig, RunConfig
 from paft.errors import ConfigError, PromptSetError, RenderError, few
 from paft.evaluation import evaluate
 from paft.grid import Cell, Grid
-from paft.lm.types import LM, Message
+from paft.lm.types import Message
 from paft.materials import prepare
 from paft.prompts import PromptSet, Template
 from paft.prompts.auditing import faults_of
@@ -32,6 +34,9 @@ from paft.store import BuildDir, CellStore, write_json, write_text
 from paft.tasks import TASKS, Example, Task
 from paft.tasks.answers import Code
 from paft.writers import FREE, Replies, Say, Tick, Writer, open_writer
+
+if TYPE_CHECKING:
+    from paft.lm.hf import HFModel
 
 SHOWN = 3
 """Failures shown to the writer."""
@@ -79,11 +84,18 @@ def batprompt(
         raise ConfigError(
             f"{config.run or run.name}: no arm is trained, so no examples are held out; name the run that trains"
         )
-    place = BuildDir(out)
+    examples, place = m.dev[: config.examples], BuildDir(out)
     with place.locked():
         kept = config.model_dump(mode="json", exclude={"rounds": True, "writer": set(FREE)})
         # more rounds or a larger budget go on; what has its default is left out, so that a later version's new settings do not stop a search
-        settings = dump_yaml({**kept, "run": run.model_dump(mode="json", exclude_defaults=True, include=_DECISIVE)})
+        told = json.dumps(
+            [each.content for each in examples], sort_keys=True
+        )  # what is held out depends on what is scored
+        rests_on = {
+            "run": run.model_dump(mode="json", exclude_defaults=True, include=_DECISIVE),
+            "held_out": hashlib.sha256(told.encode()).hexdigest()[:16],
+        }
+        settings = dump_yaml({**kept, **rests_on})
         if place.settings.exists() and place.settings.read_text(encoding="utf-8") != settings:
             raise PromptSetError(
                 f"{out}: holds a search with other settings ({place.settings.name}); choose another --out"
@@ -97,13 +109,13 @@ def batprompt(
         with CellStore(place.cells) as store:
             search = _Search(config, m.task, row.title if row else m.task.name, m.prompts, replies, store, say)
             search.lm, search.judging = untrained(run, say, m.shows_images), run.evaluate
-            found = asyncio.run(search.run(start, m.dev[: config.examples]))
+            found = asyncio.run(search.run(start, examples))
         prompts = m.prompts
         if found.prompt != start:
             prompts = replace(prompts, train=(*prompts.train, found.prompt))
         write_text(place.prompts, prompts.to_yaml())
-        told = {"start": start.id, "prompt": found.prompt.id, "damaged": found.damaged, "accuracy": found.accuracy}
-        write_json(out / "search.json", told)
+        figures = {"start": start.id, "prompt": found.prompt.id, "damaged": found.damaged, "accuracy": found.accuracy}
+        write_json(out / "search.json", figures)
     return found
 
 
@@ -128,7 +140,7 @@ def _start(prompts: PromptSet, wanted: int | str) -> Template:
 
 
 class _Search:
-    lm: LM
+    lm: HFModel
     judging: EvalConfig
     examples: Sequence[Example] = ()
     """As they are before any damage, which leaves their answers alone: the limit of a free answer rests on these."""
@@ -155,7 +167,7 @@ class _Search:
         try:
             self.replies.load()
             for number in range(self.config.rounds):
-                damaged += await self._attack(number, best, examples)
+                damaged += await self._attack(number, best, list(tried.values()), examples)
                 if self.replies.stopped:  # its budget is used up
                     break
                 worth_N = self._worth([best], damaged)[0]
@@ -168,7 +180,7 @@ class _Search:
                     continue
                 # the worst last, of equals the latest
                 wrong = [damaged[n] for n in sorted(np.flatnonzero(~right_N), key=lambda n: -worth_N[n])]
-                for template in await self._rewrite(number, best, wrong[-SHOWN:]):
+                for template in await self._rewrite(number, best, wrong[-SHOWN:], damaged):
                     tried.setdefault(template.id, template)
                 means_K = self._worth(list(tried.values()), damaged).mean(axis=1)
                 best = list(tried.values())[int(means_K.argmax())]  # the earliest of equals
@@ -192,12 +204,14 @@ class _Search:
         )
         return evaluate(self.lm, grid, settings, self.store).scores[scorer].values_KN
 
-    async def _attack(self, number: int, best: Template, examples: Sequence[Example]) -> list[Example]:
+    async def _attack(
+        self, number: int, best: Template, tried: Sequence[Template], examples: Sequence[Example]
+    ) -> list[Example]:
         """A damaged version of each example. One that no usable version came of is left out."""
         requests = [self._request("attack", number * 1000 + i, _damage(self.task, self.about, example)) for i, example in enumerate(examples)]  # fmt: skip
         texts = await self.replies.all(requests, self.replies.ask, f"attack {number + 1}")
         versions = [
-            self._read_versions(text or "", example, number, best)
+            self._read_versions(text or "", example, number, tried)
             for text, example in zip(texts, examples, strict=True)
         ]
         each = [version for its in versions for version in its]
@@ -210,7 +224,7 @@ class _Search:
             )
         return taken
 
-    def _read_versions(self, reply: str, example: Example, number: int, best: Template) -> list[Example]:
+    def _read_versions(self, reply: str, example: Example, number: int, tried: Sequence[Template]) -> list[Example]:
         fields = set(self.task.fields)
         found: list[Example] = []
         for value in json_objects(reply):
@@ -220,7 +234,7 @@ class _Search:
             if usable:
                 new = {**example.fields, **{name: value[name] for name in fields}}
                 version = replace(example, id=f"{example.id}~{number}.{len(found)}", fields=new)
-                if new != dict(example.fields) and self._stays_right(version) and self._readable(best, version):
+                if new != dict(example.fields) and self._stays_right(version) and self._readable(tried, [version]):
                     found.append(version)
         return found[:VERSIONS]
 
@@ -230,15 +244,23 @@ class _Search:
             return True
         return Code().parse(version.choices[version.answer], version).worth(version) >= RIGHT
 
-    def _readable(self, template: Template, example: Example) -> bool:
-        """Whether the model can be asked this at all: it may hold one of its control tokens."""
+    def _readable(self, templates: Sequence[Template], examples: Sequence[Example]) -> bool:
+        """Whether the model can be asked all of this: it may hold one of its control tokens, or be longer than it reads."""
+        grid = Grid(tuple(templates), tuple(examples), self.examples)
+        free_K = [0] * len(templates)
+        if self.open:
+            most = self.judging.max_new_tokens
+            free_K = [most] * len(templates) if most else grid.answer_limits(self.lm.count_tokens)
         try:
-            self.lm.keys(Grid((template,), (example,), self.examples).question(Cell(0, 0, 0)))
+            for k, i in itertools.product(range(len(templates)), range(len(examples))):
+                self.lm.check(replace(grid.question(Cell(0, k, i)), max_new_tokens=free_K[k]))
         except RenderError:
             return False
         return True
 
-    async def _rewrite(self, number: int, best: Template, failures: Sequence[Example]) -> list[Template]:
+    async def _rewrite(
+        self, number: int, best: Template, failures: Sequence[Example], damaged: Sequence[Example]
+    ) -> list[Template]:
         """Sound new versions of a prompt, none near to a prompt that scores or selects."""
         text = _mend(self.task, self.about, best, failures, self.config.candidates, self.examples)
         request = self._request("rewrite", number, text)
@@ -252,7 +274,7 @@ class _Search:
             for each in templates
             if not any(faults_of(each, self.task))
             and not any(each.unable(self.examples))
-            and self._readable(each, self.examples[0])
+            and self._readable([each], damaged)
             and self._apart(each)
         ]
         if len(kept) < len(templates) + len(faulty):

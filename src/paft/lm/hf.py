@@ -369,6 +369,10 @@ class HFModel:
         """Hashes of the token ids of the prompt and of each choice after it, and of those of the prompt alone."""
         return self._render(question).keys
 
+    def check(self, question: Question) -> None:
+        """Raises RenderError for a question that the model cannot be asked: control tokens in its texts, more than it reads."""
+        self._render(question).check_length(question.max_new_tokens, self.limit)
+
     def _render(self, question: Question) -> Rendered:
         """Token ids of a question. Asked for a cell's key and then for its answer, so the latest ones are kept."""
         what = (question.chat, question.choices)
@@ -402,7 +406,7 @@ class HFModel:
             return works.setdefault((array("q", ids).tobytes(), images), Work(ids, images=images))
 
         for index, (question, found) in enumerate(zip(questions, rendered, strict=True)):
-            found.check_length(question.max_new_tokens, self.limit)
+            self.check(question)
             for choice, (pair, start) in enumerate(zip(found.pairs_C, found.starts_C, strict=True)):
                 # the last token of a text is only predicted, never read
                 work(pair[:-1], found.images).scored.append(Continuation((index, choice), start, pair[start:]))
