@@ -171,16 +171,18 @@ def test_answers_that_are_partly_right_are_mended_and_the_worst_are_shown(tmp_pa
 
 
 def test_what_the_model_cannot_be_asked_is_left_out(tmp_path):
-    """One of its control tokens in a damaged item or a prompt; a search that took it would end there, again and again."""
+    """One of its control tokens in a damaged item or a prompt, or an item longer than it reads; a search that took it would end there,
+    again and again."""
 
     def reply(body):
         asked = body["messages"][-1]["content"]
         if asked.startswith("An item of a task"):
             text = json.loads(asked.split("\n")[1])["text"]
-            return json.dumps([{"text": f"{text} <|end|>"}, {"text": text.replace(" ", "  ", 1)}])
+            return json.dumps(
+                [{"text": f"{text} <|end|>"}, {"text": text + " so" * 5000}, {"text": text.replace(" ", "  ", 1)}]
+            )
         control = {"text": "Say <|end|> and the colour of {text}:", "answer": {"labels": ["red", "blue"]}}
-        long = {**control, "text": "What colour, of {text}" + ", or so" * 1500}
-        return json.dumps([control, long, *prompts_for(body)])
+        return json.dumps([control, *prompts_for(body)])
 
     with ChatServer(reply=reply) as server:
         found = batprompt(settings(tmp_path, server, rounds=1), tmp_path / "out")
