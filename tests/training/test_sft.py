@@ -234,25 +234,29 @@ def test_mixed_precision_ends_with_the_training(tmp_path):
     assert [a.logp_C for a in learner.answer(asked)] == [a.logp_C for a in again.answer(asked)]
 
 
-def give_little_memory(model):
-    """Passes of a training with more than two rows run out of memory."""
-    real = model.model.forward
+def give_little_memory(model) -> list[tuple[int, bool]]:
+    """Passes of a training with more than two rows run out of memory. Of each pass: its rows, and whether in mixed precision."""
+    real, passes = model.model.forward, []
 
     def small(*args, **kwargs):
-        if kwargs["input_ids"].shape[0] > 2 and torch.is_grad_enabled():
-            raise torch.OutOfMemoryError("CUDA out of memory")
+        if torch.is_grad_enabled():
+            passes.append((rows := kwargs["input_ids"].shape[0], torch.is_autocast_enabled("cpu")))
+            if rows > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
         return real(*args, **kwargs)
 
     model.model.forward = small
+    return passes
 
 
-def test_mixed_precision_ends_with_a_training_that_begins_anew(tmp_path):
+def test_mixed_precision_holds_for_a_training_that_begins_anew_and_ends_with_it(tmp_path):
     config = CONFIG.model_copy(update={"lora": None, "arguments": {"bf16": True}, "packing": False, "epochs": 1})
     model = tiny.hf_model()
-    give_little_memory(model)
+    passes = give_little_memory(model)
     arm, g = ArmDir(tmp_path / "arm"), grid(tmp_path, 8)
     arm.root.mkdir()
     learner = train_sft(model, g, config, arm, seed=0)
+    assert passes == [(4, True), *[(2, True)] * 4]
     again = tiny.hf_model()
     again.model.load_state_dict(learner.model.state_dict())
     asked = [g.question(Cell(0, k, 0)) for k in range(2)]

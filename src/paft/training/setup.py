@@ -272,6 +272,7 @@ def in_own_precision(tuned: Any) -> None:
     """Takes off what mixed precision put on: it is for training, scores are those of the weights."""
     if (plain := tuned.__dict__.pop("_original_forward", None)) is not None:  # accelerate's name for it
         tuned.forward = plain
+    tuned.__dict__.pop("_is_accelerate_prepared", None)  # else the next training of this model goes without
 
 
 def _where_texts_are_read(model: HFModel, settings: dict[str, Any]) -> dict[str, Any]:
