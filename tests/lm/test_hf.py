@@ -318,7 +318,7 @@ def test_an_adapter_whose_weights_do_not_fit_is_refused(tmp_path):
     file = tmp_path / "adapter_model.safetensors"
     weights = load_file(file)
     base, asked = tiny.hf_model(), questions(2)
-    before = [answer.logp_C for answer in base.answer(asked)]
+    fingerprint, before = base.fingerprint, [answer.logp_C for answer in base.answer(asked)]
     renamed = {name.replace("model.layers", "model.language_model.layers"): each for name, each in weights.items()}
     for named in (renamed, dict(list(weights.items())[:2])):
         save_file(named, file)
@@ -327,7 +327,8 @@ def test_an_adapter_whose_weights_do_not_fit_is_refused(tmp_path):
         assert [answer.logp_C for answer in base.answer(asked)] == before
     save_file({name: each[:, :1].contiguous() for name, each in weights.items()}, file)
     with pytest.raises(AssetError, match=r"does not fit memory \(.*size mismatch"):
-        tiny.hf_model().with_adapter(tmp_path)
+        base.with_adapter(tmp_path)
+    assert (base.fingerprint, [answer.logp_C for answer in base.answer(asked)]) == (fingerprint, before)
     save_file(weights, file)
     with pytest.raises(AssetError, match=r"does not fit memory \(.*q_proj.* not found"):
         tiny.hf_model("gpt2").with_adapter(tmp_path)

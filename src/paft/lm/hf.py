@@ -329,7 +329,8 @@ class HFModel:
             with _quiet(), warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
                 beneath = weights_beneath(self.model, PeftConfig.from_pretrained(directory))
-                model = PeftModel.from_pretrained(self.model, directory)
+                with undone_on_error(self.model, beneath):
+                    model = PeftModel.from_pretrained(self.model, directory)
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             if is_out_of_memory(error):
                 raise
@@ -496,3 +497,23 @@ def weights_beneath(model: Any, config: Any) -> dict[str, torch.Tensor]:
         for name, weight in model.named_parameters()
         if (everything and weight.is_floating_point()) or (biases and "bias" in name)
     }
+
+
+@contextlib.contextmanager
+def undone_on_error(model: Any, beneath: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Around what puts an adapter on: where it fails half-way, the model's layers and weights are as they were. beneath: see
+    `weights_beneath`."""
+    layers, bare = list(model.named_modules(remove_duplicate=False))[1:], "peft_config" not in vars(model)
+    learns = [(weight, weight.requires_grad) for weight in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for name, layer in layers:  # from the outside in: what lies in a layer is set where the layer is back
+            model.set_submodule(name, layer)
+        if bare:
+            vars(model).pop("peft_config", None)
+        for weight, learned in learns:
+            weight.requires_grad_(learned)
+        for name, weight in beneath.items():
+            model.get_parameter(name).data.copy_(weight)
+        raise
