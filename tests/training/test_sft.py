@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
@@ -597,6 +598,29 @@ def test_out_of_memory_after_some_updates_begins_anew_with_the_same_weights(tmp_
     rows = train(tmp_path / "small", config, model=model)
     assert len(passes) == 4
     assert losses(rows) == losses(plain)
+
+
+def test_out_of_memory_while_the_adapter_is_put_on_is_one_line_and_leaves_the_model(tmp_path, monkeypatch):
+    """Nothing that a smaller micro-batch would mend; layers before the one that failed are wrapped, and less of their weights is left."""
+    model, g, calls = tiny.hf_model(), grid(tmp_path, 8), []
+    asked = [g.question(Cell(0, k, 0)) for k in range(2)]
+    fingerprint, before = model.fingerprint, [answer.logp_C for answer in model.answer(asked)]
+    real = LoraLayer.pissa_init
+
+    def small(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*given)
+
+    monkeypatch.setattr(LoraLayer, "pissa_init", small)
+    lora = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": "pissa"}
+    with pytest.raises(
+        ResourceError, match=r"train.lora .* out of memory while the adapter is put on .* use a smaller r"
+    ) as error:
+        train(tmp_path, CONFIG.model_copy(update={"lora": lora}), model=model)
+    assert "\n" not in str(error.value)
+    assert (model.fingerprint, [answer.logp_C for answer in model.answer(asked)]) == (fingerprint, before)
 
 
 def test_out_of_memory_on_one_example_is_one_line(tmp_path):

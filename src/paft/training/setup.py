@@ -27,9 +27,10 @@ from transformers.integrations import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from paft.config import GRPOConfig, TrainingConfig
-from paft.errors import ConfigError, nearest
+from paft.errors import ConfigError, ResourceError, nearest
 from paft.grid import Cell, Grid
-from paft.lm.hf import MADE_ON, HFModel, lora_config, weights_beneath, without_chatter
+from paft.lm.hf import MADE_ON, HFModel, lora_config, undone_on_error, weights_beneath, without_chatter
+from paft.lm.passes import is_out_of_memory
 from paft.lm.ranks import Ranks
 from paft.lm.types import Question
 from paft.store import ArmDir, read_jsonl, write_text
@@ -254,18 +255,27 @@ def with_lora(model: HFModel, settings: dict[str, Any], seed: int, start: Path |
     """The model with an adapter to train: the one that lies in `start`, or a new one whose random half is drawn by the seed."""
     from peft import PeftConfig, PeftModel, get_peft_model
 
-    if start is not None:
-        beneath = weights_beneath(model.model, PeftConfig.from_pretrained(start))
-        return model.wrapping(PeftModel.from_pretrained(model.model, start, is_trainable=True), beneath)
-    torch.manual_seed(seed)  # the adapter's random half is part of the run
     try:
+        if start is not None:
+            beneath = weights_beneath(model.model, PeftConfig.from_pretrained(start))
+            with undone_on_error(model.model, beneath):
+                return model.wrapping(PeftModel.from_pretrained(model.model, start, is_trainable=True), beneath)
+        torch.manual_seed(seed)  # the adapter's random half is part of the run
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = lora_config(_where_texts_are_read(model, settings))
             beneath = weights_beneath(model.model, config)
-            return model.wrapping(get_peft_model(model.model, config), beneath)
+            with undone_on_error(model.model, beneath):
+                return model.wrapping(get_peft_model(model.model, config), beneath)
     except ValueError as error:
         raise ConfigError(f"train.lora {settings!r}: {str(error).splitlines()[0][:200]}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"train.lora {settings!r}: out of memory while the adapter is put on the model; use a smaller r, other init_lora_weights, "
+            "a smaller model or dtype: bfloat16"
+        ) from None
 
 
 def in_own_precision(tuned: Any) -> None:

@@ -115,12 +115,12 @@ def train_sft(
             "choose a divisor, so that an update holds exactly batch_size examples"
         )
     while True:
-        learner = model
+        if config.lora is not None:
+            learner = with_lora(model, config.lora, seed, start)
+        else:
+            learner = model
+            model.model.requires_grad_(True)
         try:
-            if config.lora is not None:
-                learner = with_lora(model, config.lora, seed, start)
-            else:
-                model.model.requires_grad_(True)
             return _train(
                 learner,
                 dataset,
