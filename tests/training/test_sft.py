@@ -580,6 +580,25 @@ def test_a_model_that_carries_what_was_trained_on_it_says_so(tmp_path):
     assert tuned.without_adapter().fingerprint == before == model.fingerprint
 
 
+def interrupted(done: int, total: int, note: str) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("change", "error"), [({"schedule": FixedSchedule(prompt="nope")}, ConfigError), ({}, KeyboardInterrupt)]
+)
+@pytest.mark.parametrize(("kind", "lora"), [IN_PLACE[2], IN_PLACE[4], ("gpt2", {"target_modules": ["c_attn"]})])
+def test_the_model_is_as_before_after_an_error(tmp_path, kind, lora, change, error):
+    config = CONFIG.model_copy(update={"lora": {"r": 4, **lora}, "arguments": {"bf16": True}, **change})
+    model, arm, g = tiny.hf_model(kind), ArmDir(tmp_path / "arm"), grid(tmp_path, 8)
+    arm.root.mkdir()
+    asked = [g.question(Cell(0, k, 0)) for k in range(2)]
+    fingerprint, before = model.fingerprint, [answer.logp_C for answer in model.answer(asked)]
+    with pytest.raises(error):
+        train_sft(model, g, config, arm, seed=0, tick=interrupted)
+    assert (model.fingerprint, [answer.logp_C for answer in model.answer(asked)]) == (fingerprint, before)
+
+
 @pytest.mark.parametrize(("kind", "lora"), [IN_PLACE[0], IN_PLACE[3]])
 def test_out_of_memory_after_some_updates_begins_anew_with_the_same_weights(tmp_path, kind, lora):
     config = CONFIG.model_copy(update={"lora": {"r": 4, **lora}, "save_every": 50, "packing": False})

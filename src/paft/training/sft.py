@@ -98,7 +98,8 @@ def train_sft(
     uninterrupted run. When memory runs out the micro-batch is halved (the update stays what it was), which is said.
     ranks: processes that share each update; cells, and losses but for rounding, are those of one process. Under FSDP the model
     that is returned is sharded: load what lies in `out` to go on with it.
-    `model` shares its weights with what is returned and answers as it does, until `without_adapter` of that gives the base back.
+    `model` shares its weights with what is returned and answers as it does, until `without_adapter` of that gives the base back;
+    after an error the adapter is off again.
     """
     dataset = CellDataset(grid, model.renderer, config.max_length, model.limit)
     longest = dataset.check_lengths()
@@ -115,11 +116,7 @@ def train_sft(
             "choose a divisor, so that an update holds exactly batch_size examples"
         )
     while True:
-        if config.lora is not None:
-            learner = with_lora(model, config.lora, seed, start)
-        else:
-            learner = model
-            model.model.requires_grad_(True)
+        learner = with_lora(model, config.lora, seed, start) if config.lora is not None else model
         try:
             return _train(
                 learner,
@@ -133,7 +130,12 @@ def train_sft(
                 tick=tick,
                 say=say,
             )
-        except Exception as error:
+        except BaseException as error:
+            if world == 1:  # launched processes end with the error, and their weights may be sharded
+                in_own_precision(learner.model)
+                learner.model.eval()
+                if learner is not model:
+                    learner.without_adapter()
             if not is_out_of_memory(error):
                 raise
             if world > 1:
@@ -155,9 +157,7 @@ def train_sft(
             size for size in range(micro - 1, 0, -1) if config.batch_size % (size * world) == 0 and size <= micro // 2
         )
         say(f"out of memory; going on with {micro} examples at a time ({config.batch_size} per update as before)")
-        in_own_precision(learner.model)
-        if learner is not model:
-            model = learner = learner.without_adapter()
+        del learner
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -242,6 +242,8 @@ def _train(
         weigh.load(resume)
         trainer.add_callback(weigh)
     trainer.add_callback(WholeCheckpoints(ranks))  # after whatever else writes into a checkpoint
+    if config.lora is None:
+        tuned.requires_grad_(True)
     started = time.perf_counter()
     with without_chatter(), own_runs(trainer):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
