@@ -26,7 +26,8 @@ from paft.prompts import Template
 from paft.store import ArmDir, read_jsonl
 from paft.tasks.answers import ChoiceText, Labels, Number, Wrapped
 from paft.tasks.types import Example
-from paft.training import setup
+from paft.training import grpo, setup
+from paft.training.data import Row
 from paft.training.grpo import GroupSampler, PromptRows, train_grpo
 from paft.training.objectives import advantages
 from paft.training.rewards import correct, find_reward, well_formed
@@ -168,8 +169,6 @@ def test_the_sampler_repeats_an_update_for_each_of_its_passes_and_nothing_else()
 
 
 def test_prompts_reach_the_model_as_the_renderer_writes_them(tmp_path, monkeypatch):
-    from paft.training import grpo
-
     seen = []
     inner = grpo._Trainer._tokenize_prompts
 
@@ -445,6 +444,24 @@ def test_a_prompt_that_does_not_fit_and_a_reward_that_is_no_number_are_named(tmp
     config = CONFIG.model_copy(update={"rewards": {"tests.training.test_grpo:broken": 1.0}})
     with pytest.raises(DataError, match="expected a finite number"):
         train_grpo(tiny.hf_model(), sums(), config, ArmDir(tmp_path), seed=0)
+
+
+def test_reference_answers_may_be_longer_than_what_is_read_at_once(tmp_path, monkeypatch):
+    """The model never reads them: a prompt and the tokens that it may write have to fit."""
+    checked: list[Row] = []
+    real = grpo.packs_exactly
+    monkeypatch.setattr(
+        grpo, "packs_exactly", lambda learner, rows, say: checked.extend(rows) or real(learner, rows, say)
+    )
+    examples = [Example(f"e{i}", {"a": "1", "b": "2"}, ("word " * 99,), 0, is_open=True) for i in range(3)]
+    asked = Template("{a} or {b}:", ChoiceText()), Template("say {b}, {a}", ChoiceText())
+    config = CONFIG.model_copy(update={"max_length": 100, "epochs": 1})
+    for packing in (True, False):
+        folder = tmp_path / str(packing)
+        arm = train(folder, config.model_copy(update={"packing": packing}), Grid(asked, examples))
+        assert len(read_jsonl(arm.steps)) == 1
+    assert {len(row.ids) - row.start for row in checked} == {5}
+    assert max(len(row.ids) for row in checked) <= 100
 
 
 def test_settings_name_the_method(tmp_path):

@@ -11,7 +11,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +160,13 @@ def train_grpo(
         tuned = trainer.model
         learner = model.wrapping(tuned, beneath)
         trainer.begin(rows, sampler, judges, config.rewards)
-        cells = CellDataset(grid, model.renderer, config.max_length)
-        first = [cells[index] for index in itertools.islice(sampler, micro)]
-        if config.packing and packs_exactly(learner, first, say):
-            trainer.packing, trainer.width = True, width_of(learner)
+        if config.packing:
+            cells = CellDataset(grid, model.renderer, max_length=1 << 30)
+            given = [cells[index] for index in itertools.islice(sampler, micro)]
+            # reference answers in place of the model's own, which are no longer than this
+            first = [replace(row, ids=row.ids[: row.start + config.max_new_tokens]) for row in given]
+            if packs_exactly(learner, first, say):
+                trainer.packing, trainer.width = True, width_of(learner)
         set_up_logs(trainer, out)
         total = sampler.updates(config.batch_size) * config.epochs
         keeper = Keeper(tuned, model, config, out, dev)
