@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from paft import pipeline
 from paft.config import GRPOConfig, PaftSchedule, load_run_config
@@ -35,6 +36,7 @@ from paft.training.schedule import make_groups, make_schedule
 from paft.watch import LineWatcher
 from tests import tiny
 from tests.test_ranks import GRPO, launch, start
+from tests.training.test_sft import reads_images_too
 
 CONFIG = GRPOConfig(
     schedule=PaftSchedule(steps_per_prompt=1),
@@ -279,6 +281,14 @@ def test_mixed_precision_ends_with_the_training(tmp_path):
     again = tiny.hf_model().with_adapter(arm.adapter)
     asked = [Question(grid.chat(Cell(0, k, i)), ("1", "12")) for k in range(2) for i in range(2)]
     assert [a.logp_C for a in tuned.answer(asked)] == [a.logp_C for a in again.answer(asked)]
+
+
+def test_lora_on_texts_stays_out_of_the_part_that_reads_images(tmp_path):
+    arm, config = ArmDir(tmp_path), CONFIG.model_copy(update={"epochs": 1, "rewards": {"format": 1.0}})
+    train_grpo(reads_images_too(), sums(3), config, arm, seed=0)
+    adapter = load_file(arm.adapter / "adapter_model.safetensors")
+    assert adapter
+    assert all("language_model" in name for name in adapter)
 
 
 KILLED = """

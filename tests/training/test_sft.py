@@ -196,9 +196,8 @@ def test_a_model_that_takes_no_count_of_tokens_is_trained_by_tokens_all_the_same
     assert [row["loss"] for row in other] == [row["loss"] for row in plain]
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
-def test_lora_on_texts_stays_out_of_the_part_that_reads_images(tmp_path, targets):
-    """Its layers have the same names; adapters there would never train, and keep several processes waiting for their gradients."""
+def reads_images_too() -> HFModel:
+    """A model of texts and images, on texts."""
     words = tiny.tokenizer(chat=True)
     text = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
@@ -214,9 +213,14 @@ def test_lora_on_texts_stays_out_of_the_part_that_reads_images(tmp_path, targets
     }
     whole = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
     whole.generation_config.eos_token_id = 1
-    model = HFModel(whole.eval().requires_grad_(False), words, identity="both")
+    return HFModel(whole.eval().requires_grad_(False), words, identity="both")
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
+def test_lora_on_texts_stays_out_of_the_part_that_reads_images(tmp_path, targets):
+    """Its layers have the same names; adapters there would never train, and keep several processes waiting for their gradients."""
     config = CONFIG.model_copy(update={"lora": {"r": 2, "target_modules": targets}, "epochs": 1})
-    rows = train(tmp_path, config, rows=12, model=model)
+    rows = train(tmp_path, config, rows=12, model=reads_images_too())
     assert len(rows) == 3
     adapter = load_file(tmp_path / "arm" / "adapter" / "adapter_model.safetensors")
     assert adapter

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from paft.config import GRPOConfig
 from paft.errors import ConfigError, DataError, RenderError, ResourceError
 from paft.grid import Cell, Grid
-from paft.lm.hf import HFModel, lora_config, weights_beneath, without_chatter
+from paft.lm.hf import HFModel, weights_beneath, without_chatter
 from paft.lm.passes import is_out_of_memory, kernel_mask
 from paft.lm.prefix import Row as Line
 from paft.lm.ranks import Ranks
@@ -38,6 +38,7 @@ from paft.training.setup import (
     check_on_dev,
     dev_figures,
     in_own_precision,
+    new_lora,
     own_runs,
     prompt_figures,
     rewind,
@@ -144,7 +145,7 @@ def train_grpo(
         model.model.requires_grad_(True)
     with _AsBefore(model), without_chatter():
         try:
-            fresh = lora_config(config.lora) if config.lora is not None and start is None else None
+            fresh = new_lora(model, config.lora) if config.lora is not None and start is None else None
             begun = model if start is None else with_lora(model, config.lora or {}, seed, start)
             beneath = begun.beneath if fresh is None else weights_beneath(model.model, fresh)
             trainer = _Trainer(

@@ -263,7 +263,7 @@ def with_lora(model: HFModel, settings: dict[str, Any], seed: int, start: Path |
         torch.manual_seed(seed)  # the adapter's random half is part of the run
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = lora_config(_where_texts_are_read(model, settings))
+            config = new_lora(model, settings)
             beneath = weights_beneath(model.model, config)
             with undone_on_error(model.model, beneath):
                 return model.wrapping(get_peft_model(model.model, config), beneath)
@@ -285,14 +285,16 @@ def in_own_precision(tuned: Any) -> None:
     tuned.__dict__.pop("_is_accelerate_prepared", None)  # else the next training of this model goes without
 
 
-def _where_texts_are_read(model: HFModel, settings: dict[str, Any]) -> dict[str, Any]:
-    """LoRA of a model that could read images or sounds too, on texts: kept out of those parts, where nothing would train it."""
+def new_lora(model: HFModel, settings: dict[str, Any]) -> Any:
+    """peft.LoraConfig of a new adapter; of a model that could read images or sounds too, on texts: kept out of those parts, where nothing
+    would train it."""
     config = model.model.config
     if model.renderer.reads_images or "exclude_modules" in settings or config.get_text_config() is config:
-        return settings
+        return lora_config(settings)
     decoder = model.model.get_decoder()
     prefix = next((name for name, module in model.model.named_modules() if module is decoder), "")
-    return {**settings, "exclude_modules": rf"(?!{re.escape(prefix)}\.|lm_head).+"} if prefix else settings
+    kept_out = {"exclude_modules": rf"(?!{re.escape(prefix)}\.|lm_head).+"} if prefix else {}
+    return lora_config({**settings, **kept_out})
 
 
 def save_tuned(
