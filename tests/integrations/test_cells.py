@@ -266,3 +266,29 @@ def test_an_import_writes_over_nothing_but_itself(world, tmp_path, monkeypatch):
     assert [each.name for each in config.parent.iterdir()] == ["config.yaml"]
     assert (run / "results.json").read_bytes() == before
     assert not (run / "recorded" / "b.jsonl").exists()
+
+
+def test_another_model_of_the_same_file_name_or_another_export_is_not_written_over(world, tmp_path):  # noqa: F811
+    """NeMo-Skills calls every file output.jsonl."""
+    cells = {"asked": "", "fewer": "evaluate.prompts=2"}
+    for name, settings in cells.items():
+        export("cells", world[0], tmp_path / name, "style=raw", *filter(None, [settings]))
+    lines = [json.loads(line) for line in (tmp_path / "asked" / "cells.jsonl").read_text("utf-8").splitlines()]
+    said = [{"id": row["id"], "generation": f"{row['target']} \ud83d", "tokens": 2, "ended": True} for row in lines]
+
+    def again(rows: list[dict[str, Any]], asked: str = "asked", code: int = 0) -> str:
+        (tmp_path / "output.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        given = [tmp_path / "output.jsonl", "--asked", tmp_path / asked, "--out", tmp_path / "run"]
+        return paft("import", "jsonl", *given, code=code)
+
+    again(said)
+    again([*said, {**said[0], "id": "another/cell"}])
+    kept = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    other = [{**said[0], "generation": "something else"}, *said[1:]]
+    assert "run: holds other answers of output, which this import would take" in again(other, code=1)
+    assert "another export, with other evaluate.prompts; give" in again(said, "fewer", code=1)
+    prompts = tmp_path / "asked" / "prompts.yaml"
+    told = yaml.safe_load(prompts.read_text("utf-8"))
+    prompts.write_text(yaml.safe_dump({**told, "dev": told["dev"][:1]}), encoding="utf-8")
+    assert "another export, with other prompts; give" in again(said, code=1)
+    assert kept == {file: file.read_bytes() for file in kept}

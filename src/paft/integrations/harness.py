@@ -20,6 +20,7 @@ from paft.errors import ConfigError, DataError, few
 from paft.evaluation.recorded import by_cell
 from paft.lm.types import whole_signs
 from paft.materials import TEST_SUBSET, Materials, prepare, take
+from paft.prompts import PromptSet
 from paft.store import RunDir, disk_errors, new_folder, write_text
 from paft.tasks import Example, load_task
 from paft.tasks.answers import varies, written
@@ -108,11 +109,12 @@ def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
     """Write the answers into a run directory; returns the settings of a run that judges them, an arm for each model.
 
     Scorers are those of the settings that all models have answers for, to cells of the export. Raises DataError when there are none, and for two
-    answers to one cell, ConfigError for a directory that holds a run of another task, or of arms that would be lost.
+    answers to one cell, ConfigError for a directory that holds a run of something else, or arms or answers that would be lost.
     """
     if not found:
         raise DataError("no answers found; give the directory that the harness wrote its output to")
-    grid = prepare(config, judges=False).grid
+    m = prepare(config, judges=False)
+    grid = m.grid
     cells = {(template.id, example.id) for template in grid.templates for example in grid.examples}
     ours = {title: [row for row in rows if (row["prompt"], row["example"]) in cells] for title, rows in found.items()}
     if title := next((title for title, rows in ours.items() if not rows), None):
@@ -139,19 +141,19 @@ def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
         plain = plain if plain.isidentifier() else f"m_{plain}"
         name = next(each for n in itertools.count(1) if (each := plain if n == 1 else f"{plain}_{n}") not in arms)
         arms[name] = {"title": title, "recorded": str(folder / "recorded" / f"{name}.jsonl")}
-    _check_place(config, arms, folder)
+    _check_place(config, m.prompts, arms, found, folder)
     for arm, rows in zip(arms.values(), found.values(), strict=True):
         write_lines(Path(arm["recorded"]), rows)
     evaluate = {**config.evaluate.model_dump(), "scorers": scorers}
     return RunConfig.model_validate({**config.model_dump(), "arms": arms, "evaluate": evaluate})
 
 
-def _check_place(config: RunConfig, arms: Mapping[str, Any], folder: Path) -> None:
-    """The same may be imported again; nothing else is written over."""
-    file = RunDir(folder).config
-    if not file.is_file():
+def _check_place(config: RunConfig, prompts: PromptSet, arms: Mapping[str, Any], found: Recorded, folder: Path) -> None:
+    """The same may be imported again, with more answers too; nothing else is written over."""
+    run = RunDir(folder)
+    if not run.config.is_file():
         return
-    before = load_mapping(file)
+    before = load_mapping(run.config)
     if before.get("task") != config.task:
         raise ConfigError(
             f"{folder}: holds a run of task {before.get('task')}, not of {config.task}; give another --out"
@@ -165,13 +167,30 @@ def _check_place(config: RunConfig, arms: Mapping[str, Any], folder: Path) -> No
         raise ConfigError(
             f"{folder}: holds a run of {few(lost)}, which this import would take away; give another --out"
         )
+    held, now = before.get("evaluate") or {}, config.evaluate.model_dump()
+    other = [f"evaluate.{key}" for key in ("split", "examples", "prompt_split", "prompts") if held.get(key) != now[key]]
+    if run.prompts.is_file() and run.prompts.read_bytes() != prompts.to_yaml().encode():
+        other.append("prompts")
+    if other:
+        raise ConfigError(f"{folder}: holds a run of another export, with other {few(other)}; give another --out")
+    for (name, arm), rows in zip(arms.items(), found.values(), strict=True):
+        file = Path(arm["recorded"])
+        if file.is_file() and set(file.read_bytes().split(b"\n")) - set(_lines(rows).encode().split(b"\n")):
+            raise ConfigError(
+                f"{folder}: holds other answers of {name}, which this import would take away; give another --out"
+            )
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON Lines, whole or not at all. Half a surrogate pair, which a limit on tokens may leave of a sign, becomes U+FFFD."""
+    """JSON Lines, whole or not at all."""
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, whole_signs("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
+    write_text(file, _lines(rows))
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Half a surrogate pair, which a limit on tokens may leave of a sign, becomes U+FFFD."""
+    return whole_signs("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 class Tokens:
