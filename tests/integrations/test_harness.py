@@ -446,6 +446,17 @@ def test_answers_that_were_generated_in_another_way_are_not_taken_for_those_of_t
     assert "without --gen_kwargs" in said
 
 
+def test_what_is_not_to_be_judged_by_is_not_read(world, tmp_path):
+    """No tokenizer is loaded for free answers that do not count, and what is wrong with them is no fault."""
+    export("lm-eval", world[0], tmp_path / "asked", "style=raw")
+    as_lm_eval(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False))
+    for file in (tmp_path / "out" / "tiny").glob("samples_*_free_*"):
+        file.write_text("of another system text\n")
+    given = ["import", "lm-eval", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
+    paft(*given, "evaluate.scorers=[likelihood]")
+    assert scores(tmp_path / "run")["tiny"] == {"likelihood": scores(world[0] / "raw")["base"]["likelihood"]}
+
+
 def test_an_older_run_that_asked_otherwise_is_no_fault(world, tmp_path):
     place, given = answered_lm_eval(world, tmp_path, "likelihood")
     told = json.loads((place / "results_2026-01-02T03-04-05.6.json").read_text())

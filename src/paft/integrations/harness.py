@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from paft.lm.types import whole_signs
 from paft.materials import TEST_SUBSET, Materials, prepare, take
 from paft.prompts import PromptSet
 from paft.store import RunDir, disk_errors, new_folder, write_text
-from paft.tasks import Example, load_task
+from paft.tasks import Example, Task, load_task
 from paft.tasks.answers import varies, written
 from paft.tasks.limits import CODE_TOKENS, PLAN_TOKENS
 
@@ -103,6 +104,12 @@ def exported(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
                     "its rows back, or export it anew"
                 )
     return config
+
+
+def groups_of(config: RunConfig, task: Task) -> dict[str, str]:
+    """What a harness calls the prompts of a task together, by scorer; with the id of a prompt it is the name of its part."""
+    name = "paft_" + re.sub(r"\W+", "_", task.name)
+    return {scorer: name + ("" if scorer == "likelihood" else "_free") for scorer in config.evaluate.scorers}
 
 
 def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:

@@ -14,12 +14,13 @@ from typing import Any
 import jinja2
 
 from paft.config import RunConfig, dump_yaml
-from paft.errors import ConfigError, DataError, PaftError
+from paft.errors import ConfigError, DataError, PaftError, few
 from paft.grid import Cell, Grid
-from paft.integrations.harness import Recorded, Tokens, new_export, with_limit
+from paft.integrations.harness import Recorded, Tokens, groups_of, new_export, with_limit
 from paft.materials import prepare
 from paft.prompts.template import OPTION_SLOT, SLOT, Template
 from paft.store import write_text
+from paft.tasks import load_task
 from paft.tasks.answers import LETTERS, Labels
 
 ROWS = "rows.parquet"
@@ -59,12 +60,9 @@ def export_lm_eval(config: RunConfig, out: Path, say: Any = lambda _: None) -> l
         {"example_id": example.id, **example.fields, "choices": list(example.choices), "gold": example.answer}
         for example in grid.examples
     ]
-    tasks, tags = [], []
-    name = re.sub(r"\W+", "_", materials.task.name)
+    tasks, tags = [], groups_of(config, materials.task)
     columns: dict[Any, str] = {}
-    for scorer in config.evaluate.scorers:
-        tag = f"paft_{name}" if scorer == "likelihood" else f"paft_{name}_free"
-        tags.append(tag)
+    for scorer, tag in tags.items():
         for k, template in enumerate(grid.templates):
             asked = _texts(grid, k, rows, chat)
             if (
@@ -94,7 +92,7 @@ def export_lm_eval(config: RunConfig, out: Path, say: Any = lambda _: None) -> l
             )
     with new_export(config, materials, out) as folder:
         _write(folder, rows, tasks)
-    return tags
+    return list(tags.values())
 
 
 def _scored(answers: str) -> dict[str, Any]:
@@ -221,15 +219,16 @@ def import_lm_eval(config: RunConfig, asked: Path, output: Path, tokenizer: str 
 
     tokenizer: of the model, to count free answers in; by default the one named in its `results_*.json`. Raises DataError for answers to other rows.
     """
+    tags = groups_of(config, load_task(config.task, config.source)).values()
     newest: dict[tuple[Path, str, str], tuple[Path, str | None, str | None]] = {}
     for file in sorted(output.rglob("samples_*.jsonl"), key=lambda file: file.name):
         match = _SAMPLES.fullmatch(file.name)
-        if match and (asked / f"{match['task']}.yaml").is_file():
+        if match and match["task"].rpartition("_")[0] in tags and (asked / f"{match['task']}.yaml").is_file():
             title, named, fault = _model(file.parent, match["date"], match["task"], config.style)
             newest[file.parent, title, match["task"]] = file, named, fault
     if not newest:
         raise DataError(
-            f"{output}: no answers found to the tasks in {asked}; give what lm_eval was given as --output_path, with --log_samples"
+            f"{output}: no answers found to the tasks in {asked} under {few(tags)}; give what lm_eval was given as --output_path, with --log_samples"
         )
     docs = _docs(asked)
     folders: dict[str, set[Path]] = {}

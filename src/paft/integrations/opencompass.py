@@ -6,7 +6,6 @@ Rows hold the whole texts, rendered here: its templates fill slots inside values
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from typing import Any
 from paft.config import RunConfig
 from paft.errors import ConfigError, DataError, PaftError, few
 from paft.grid import Cell, Grid
-from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
+from paft.integrations.harness import Recorded, Tokens, groups_of, new_export, with_limit, write_lines
 from paft.integrations.model import older_words
 from paft.lm.hf import best_device
 from paft.materials import prepare
 from paft.store import write_text
-from paft.tasks import Task, load_task
+from paft.tasks import load_task
 from paft.tasks.answers import LETTERS, Labels
 
 CONFIG, ROWS = "config.py", "rows"
@@ -42,7 +41,7 @@ def export_opencompass(config: RunConfig, out: Path, say: Any = lambda _: None) 
     materials = prepare(config, say, judges=False)
     config = with_limit(config, materials)
     grid = materials.grid
-    groups = _groups(config, materials.task)
+    groups = groups_of(config, materials.task)
     if "likelihood" in groups and len({len(example.choices) for example in grid.examples}) > 1:
         raise ConfigError(
             "examples differ in their number of choices, which OpenCompass' PPL style cannot have; set evaluate.scorers=[generation]"
@@ -58,12 +57,6 @@ def export_opencompass(config: RunConfig, out: Path, say: Any = lambda _: None) 
             "(`paft export model` writes them)"
         )
     return list(groups.values())
-
-
-def _groups(config: RunConfig, task: Task) -> dict[str, str]:
-    """Names of the summary groups by scorer; with the id of a prompt they name its dataset."""
-    name = "paft_" + re.sub(r"\W+", "_", task.name)
-    return {scorer: name + ("" if scorer == "likelihood" else "_free") for scorer in config.evaluate.scorers}
 
 
 def _rows(grid: Grid, k: int, chat: bool) -> Iterator[dict[str, Any]]:
@@ -217,7 +210,7 @@ def import_opencompass(config: RunConfig, asked: Path, output: Path, tokenizer: 
     """
     if config.evaluate.normalization != "sum":
         raise ConfigError("evaluate.normalization: OpenCompass leaves no log-likelihood of a choice by itself; use sum")
-    groups = _groups(config, load_task(config.task, config.source)).values()
+    groups = groups_of(config, load_task(config.task, config.source)).values()
     asked_by = {
         file.stem: [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
         for file in sorted(asked.joinpath(ROWS).glob("*.jsonl"))
