@@ -166,6 +166,12 @@ def test_a_line_that_says_no_length_is_counted_and_log_likelihoods_are_taken(wor
     assert set(arm["scores"]) == {"likelihood", "generation"}
 
 
+def test_examples_that_were_not_exported_are_named_as_such(world, tmp_path):  # noqa: F811
+    export("cells", world[0], tmp_path / "asked", "style=raw", "evaluate.examples=4")
+    given = ["import", "jsonl", tmp_path / "a.jsonl", "--asked", tmp_path / "asked", "evaluate.examples=6"]
+    assert "was not exported; leave evaluate.examples" in paft(*given, code=1)
+
+
 @pytest.mark.parametrize("key", ["text", "label"])
 def test_answers_are_not_judged_by_rows_that_changed_since(tmp_path, key):
     tiny.write_config(tmp_path)

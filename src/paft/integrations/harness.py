@@ -98,7 +98,12 @@ def exported(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
             ) from None
         rows = load_task(config.task, config.source).split(config.evaluate.split).examples
         for example in take(rows, config.evaluate.examples, TEST_SUBSET):
-            if kept.get(example.id) != _digest(example):
+            if example.id not in kept:
+                raise DataError(
+                    f"{folder}: example {example.id!r} of {config.task} was not exported; leave evaluate.examples, evaluate.split and the "
+                    "task's rows as they were, or export anew"
+                )
+            if kept[example.id] != _digest(example):
                 raise DataError(
                     f"{folder}: example {example.id!r} of {config.task} is not what was exported, and what was answered is; give the task "
                     "its rows back, or export it anew"
