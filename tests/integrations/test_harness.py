@@ -358,7 +358,7 @@ def test_imports_that_cannot_be_are_refused(world, tmp_path):
     given = ["--asked", tmp_path / "asked", "--out", tmp_path / "run"]
     assert "no answers found" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
     assert "holds no paft.yaml" in paft("import", "lm-eval", tmp_path / "out", "--asked", tmp_path, code=1)
-    assert "no predictions" in paft("import", "opencompass", tmp_path / "out", *given, code=1)
+    assert "rows: no rows of an export" in paft("import", "opencompass", tmp_path / "out", *given, code=1)
     other = tmp_path / "out" / "samples_paft_colours_00000000_2026-01-02T03-04-05.6.jsonl"
     other.write_bytes(b"another task's\n")
     assert "no answers found to the tasks in" in paft("import", "lm-eval", tmp_path / "out", *given, code=1)
@@ -498,6 +498,19 @@ def test_predictions_of_several_workers_are_put_together(world, tmp_path, monkey
     assert {name: found[name] for name in expected} == expected
     next(place.glob("*_0.json")).unlink()
     assert "predictions, 8 examples were exported" in paft(*given, "--out", tmp_path / "two", code=1)
+
+
+def test_broken_rows_of_an_export_are_named(world, tmp_path):
+    """Not the predictions to them."""
+    export("opencompass", world[0], tmp_path / "asked", "style=raw")
+    (tmp_path / "out").mkdir()
+    given = ["import", "opencompass", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
+    assert "out: no predictions" in paft(*given, code=1)
+    file = next((tmp_path / "asked" / "rows").glob("*.jsonl"))
+    text = file.read_text(encoding="utf-8")
+    for broken in (text[:-40], text.replace('"asked"', '"ask"'), text + "[1]\n", text + "[" * 100_000):
+        file.write_text(broken, encoding="utf-8")
+        assert f"{file}: not rows of an export" in paft(*given, code=1)
 
 
 @pytest.mark.parametrize("style", ["raw", "chat"])

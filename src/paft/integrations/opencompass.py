@@ -211,10 +211,7 @@ def import_opencompass(config: RunConfig, asked: Path, output: Path, tokenizer: 
     if config.evaluate.normalization != "sum":
         raise ConfigError("evaluate.normalization: OpenCompass leaves no log-likelihood of a choice by itself; use sum")
     groups = groups_of(config, load_task(config.task, config.source)).values()
-    asked_by = {
-        file.stem: [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        for file in sorted(asked.joinpath(ROWS).glob("*.jsonl"))
-    }
+    asked_by = _asked(asked / ROWS)
     datasets = {f"{group}_{prompt}": prompt for prompt in asked_by for group in groups}
     models: dict[str, dict[str, list[Path]]] = {}
     for run in [*sorted(output.glob("*"), reverse=True), output]:
@@ -234,6 +231,26 @@ def import_opencompass(config: RunConfig, asked: Path, output: Path, tokenizer: 
         for name, files in there.items():
             prompt = datasets[name]
             found.setdefault(title, []).extend(_answers(files, prompt, asked_by[prompt], tokens, own))
+    return found
+
+
+def _asked(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The exported rows by the ids of their prompts."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(folder.glob("*.jsonl")):
+        try:
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+            # each has these, so that none is missed later as a fault of a prediction
+            found[file.stem] = [row | {key: row[key] for key in ("example_id", "system", "asked")} for row in rows]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{file}: not rows of an export ({type(error).__name__} {error}); give the folder that `paft export opencompass` made, or "
+                "export anew"
+            ) from None
+    if not found:
+        raise DataError(
+            f"{folder}: no rows of an export in it; give the folder that `paft export opencompass` made (--asked)"
+        )
     return found
 
 
