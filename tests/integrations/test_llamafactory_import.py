@@ -205,6 +205,17 @@ def test_settings_other_than_the_usual_ones_are_kept_or_named(tmp_path):
     assert load_run_config(tmp_path / "two" / "run.yaml").chat_template_kwargs == {"enable_thinking": False}
 
 
+def test_what_is_never_done_needs_no_counterpart(tmp_path):
+    """YAML reads `no` as false."""
+    for n, no in enumerate((False, "no")):
+        off = dict.fromkeys(("eval_strategy", "logging_strategy", "save_strategy"), no)
+        done = import_llamafactory(write(tmp_path / f"in{n}", with_input(), **off), tmp_path / f"out{n}")
+        assert done.left_out == ("neftune_noise_alpha", "template")
+    other = {"eval_strategy": "steps", "save_strategy": "epoch"}
+    done = import_llamafactory(write(tmp_path / "other", with_input(), **other), tmp_path / "two")
+    assert done.left_out == ("eval_strategy", "neftune_noise_alpha", "save_strategy", "template")
+
+
 def test_lines_of_json_are_read_whatever_the_file_is_called(tmp_path):
     settings = write(tmp_path, [])
     lines = "\n".join(map(json.dumps, with_input()))

@@ -232,18 +232,19 @@ _SAME: dict[str, tuple[str, Any]] = {
 """Names here, and what LLaMA-Factory takes where nothing is said."""
 _SILENT = {
     "stage", "do_train", "dataset", "dataset_dir", "output_dir", "overwrite_cache", "overwrite_output_dir", "logging_steps",
-    "preprocessing_num_workers", "plot_loss", "disable_shuffling", "max_samples", "trust_remote_code", "report_to",
+    "logging_strategy", "preprocessing_num_workers", "plot_loss", "disable_shuffling", "max_samples", "trust_remote_code", "report_to",
 }  # fmt: skip
 """Settings that paft does in another way, or that change no result."""
 _USUAL: dict[str, Any] = {
     "mix_strategy": "concat", "ignore_pad_token_for_loss": True, "preprocessing_batch_size": 1000, "use_fast_tokenizer": True,
     "init_special_tokens": "noise_init", "model_revision": "main", "low_cpu_mem_usage": True, "flash_attn": "auto", "use_reentrant_gc": True,
     "use_kv_cache": True, "freeze_vision_tower": True, "freeze_multi_modal_projector": True, "max_steps": -1, "optim": "adamw_torch",
-    "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "logging_strategy": "steps", "eval_strategy": "no",
-    "save_strategy": "steps", "per_device_eval_batch_size": 8, "dataloader_pin_memory": True, "remove_unused_columns": True,
-    "ddp_timeout": 1800,
+    "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "save_strategy": "steps", "per_device_eval_batch_size": 8,
+    "dataloader_pin_memory": True, "remove_unused_columns": True, "ddp_timeout": 1800,
 }  # fmt: skip
 """What LLaMA-Factory takes where nothing is said, of other settings than null, false or zero."""
+_OFF = ("eval_strategy", "save_strategy")
+"""Where `no`, which YAML reads as false, changes no result."""
 
 
 def _number(told: Mapping[str, Any], key: str, usual: float) -> float:
@@ -267,7 +268,7 @@ def _run(told: Mapping[str, Any], name: str, out: Path) -> tuple[dict[str, Any],
     left = {
         key
         for key, value in told.items()
-        if key not in _SILENT and value is not None and value != _USUAL.get(key, False)
+        if key not in _SILENT and value not in (None, _USUAL.get(key, False), *((False, "no") if key in _OFF else ()))
     }
     train: dict[str, Any] = {ours: told.get(theirs, usual) for theirs, (ours, usual) in _SAME.items()}
     train["epochs"] = _whole(told, "num_train_epochs", 3)
