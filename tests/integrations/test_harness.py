@@ -677,6 +677,15 @@ def test_a_second_answer_to_a_cell_is_refused(world, tmp_path):
         load_recorded(other, [m.grid])
 
 
+def test_two_answers_to_a_cell_that_is_not_asked_are_no_fault(world, tmp_path):
+    config = load_run_config(world[0] / "config.yaml", ["arms={base: {}}"])
+    m = materials.prepare(config)
+    row = {"prompt": m.grid.templates[0].id, "example": m.grid.examples[0].id, "logp": [-1.0, -2.0]}
+    rows = [row, *({**row, "example": "elsewhere", "logp": [first, -2.0]} for first in (-1.0, -3.0))]
+    (arm,) = record(config, {"a": rows}, tmp_path / "run").arms.values()
+    assert len(load_recorded(Path(arm.recorded), [m.grid]).scored) == 1
+
+
 def test_examples_of_one_text_and_other_choices_keep_their_own_answers(tmp_path):
     """Under a prompt that shows no options nothing else tells them apart."""
     examples = [

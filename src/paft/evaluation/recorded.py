@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,13 +82,14 @@ def _key(question: Question) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
-def by_cell(rows: Iterable[tuple[str, Any]]) -> dict[tuple[str, str], _Parts]:
-    """Answers by prompt and example, of rows each with where it stands. Raises DataError for one that is none, and for a second answer to a cell."""
+def by_cell(rows: Iterable[tuple[str, Any]], asked: Container[tuple[str, str]]) -> dict[tuple[str, str], _Parts]:
+    """Answers by prompt and example, of rows each with where it stands. Raises DataError for one that is none, and for a second answer to a
+    cell that was asked."""
     found: dict[tuple[str, str], _Parts] = {}
     for where, row in rows:
         prompt, example, parts = _read(row, where)
         before = found.get((prompt, example), _Parts((), None))
-        if any(a and b and a != b for a, b in zip(before, parts, strict=True)):
+        if (prompt, example) in asked and any(a and b and a != b for a, b in zip(before, parts, strict=True)):
             raise DataError(
                 f"{where}: a second, different answer to prompt {prompt} and example {example!r}; give one, of one seed, epoch or run"
             )
@@ -103,7 +104,8 @@ def load_recorded(file: Path, grids: Sequence[Grid]) -> RecordedLM:
     """
     if not file.is_file():
         raise DataError(f"{file}: no such file; expected recorded answers (.jsonl, docs/harnesses.md)")
-    rows = by_cell((f"{file} line {number}", row) for number, row in enumerate(read_table(file), 1))
+    cells = {(template.id, asked.id) for grid in grids for template in grid.templates for asked in grid.examples}
+    rows = by_cell(((f"{file} line {number}", row) for number, row in enumerate(read_table(file), 1)), cells)
     scored: dict[str, tuple[float, ...]] = {}
     said: dict[str, Completion] = {}
     for grid in grids:

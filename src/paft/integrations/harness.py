@@ -121,7 +121,7 @@ def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
     """Write the answers into a run directory; returns the settings of a run that judges them, an arm for each model.
 
     Scorers are those of the settings that all models have answers for, to cells of the export. Raises DataError when there are none, and for two
-    answers to one cell, ConfigError for a directory that holds a run of something else, or arms or answers that would be lost.
+    answers to one of these, ConfigError for a directory that holds a run of something else, or arms or answers that would be lost.
     """
     if not found:
         raise DataError("no answers found; give the directory that the harness wrote its output to")
@@ -146,7 +146,7 @@ def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
             f"{few(found)}: some answered by choice only and some freely only, so nothing can be compared; import them one by one"
         )
     for title, rows in found.items():
-        by_cell((title, row) for row in rows)  # before anything is written
+        by_cell(((title, row) for row in rows), cells)  # before anything is written
     arms: dict[str, Any] = {}
     for title in found:
         plain = "".join(c if c.isalnum() else "_" for c in title).strip("_") or "model"
