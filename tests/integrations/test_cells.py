@@ -287,6 +287,7 @@ def test_another_model_of_the_same_file_name_or_another_export_is_not_written_ov
         given = [tmp_path / "output.jsonl", "--asked", tmp_path / asked, "--out", tmp_path / "run"]
         return paft("import", "jsonl", *given, code=code)
 
+    assert "no free answer on record" in again([{**said[0], "generation": "unfinished"}], code=1)
     again(said)
     again([*said, {**said[0], "id": "another/cell"}])
     kept = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}

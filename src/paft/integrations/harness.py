@@ -179,6 +179,8 @@ def _check_place(config: RunConfig, prompts: PromptSet, arms: Mapping[str, Any],
         raise ConfigError(
             f"{folder}: holds a run of {few(lost)}, which this import would take away; give another --out"
         )
+    if not run.results.is_file():  # an import that failed is tried again
+        return
     held, now = before.get("evaluate") or {}, config.evaluate.model_dump()
     other = [f"evaluate.{key}" for key in ("split", "examples", "prompt_split", "prompts") if held.get(key) != now[key]]
     if run.prompts.is_file() and run.prompts.read_bytes() != prompts.to_yaml().encode():
