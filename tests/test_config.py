@@ -89,6 +89,11 @@ def test_a_wrong_setting_is_named_with_the_nearest_right_one(override: str, mess
     assert message in refused(override)
 
 
+@pytest.mark.parametrize("asked", ["evaluate.split=train", "data.held_out=0"])
+def test_where_nothing_trains_any_split_may_be_scored(asked: str) -> None:
+    load_run_config(None, [asked, "model=m", "task=piqa", "arms={base: {}}"])
+
+
 def test_an_arm_may_count_in_another_unit_than_the_common_settings() -> None:
     own = ["train.schedule.steps_per_prompt=2", "arms={p: {train: {schedule: {kind: paft, examples_per_prompt: 1}}}}"]
     settings = load_run_config(None, [*own, "model=m", "task=piqa"]).training_of("p")

@@ -591,6 +591,8 @@ class RunConfig(Strict):
                     raise ValueError(
                         f"style raw: arms.{name}.server has no tokenizer, so the server renders as it likes; name one"
                     )
+        if all(arm.train is None for arm in self.arms.values()):
+            return self
         if self.data.dev_split == self.evaluate.split or self.data.train_split == self.evaluate.split:
             raise ValueError(
                 f"the scored split {self.evaluate.split!r} may not also train or select; choose another evaluate.split"
