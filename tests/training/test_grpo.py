@@ -418,6 +418,25 @@ def test_settings_that_cannot_hold_are_refused_in_one_line(tmp_path, change, mes
     assert "loss_type" in change.get("arguments", {}) or not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"), [({"loss_type": "ppo"}, ConfigError), ({"bf16": True}, KeyboardInterrupt)]
+)
+@pytest.mark.parametrize("begins", ["anew", "from an adapter"])
+def test_the_model_is_as_before_after_an_error(tmp_path, begins, arguments, error):
+    def interrupted(done: int, total: int, note: str) -> None:
+        raise KeyboardInterrupt
+
+    lora = {"r": 4, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": "pissa"}
+    config = CONFIG.model_copy(update={"lora": lora, "rewards": {"letters": 1.0}})
+    begun = train(tmp_path / "first", config.model_copy(update={"epochs": 1})).adapter if begins != "anew" else None
+    model, asked = tiny.hf_model(), [Question(sums().chat(Cell(0, k, k)), ("1", "12")) for k in range(2)]
+    fingerprint, before = model.fingerprint, [answer.logp_C for answer in model.answer(asked)]
+    given = {"seed": 0, "start": begun, "rewards": {"letters": letters}, "tick": interrupted}
+    with pytest.raises(error):
+        train_grpo(model, sums(), config.model_copy(update={"arguments": arguments}), ArmDir(tmp_path), **given)
+    assert (model.fingerprint, [answer.logp_C for answer in model.answer(asked)]) == (fingerprint, before)
+
+
 def test_a_launch_that_shards_weights_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
     config = load_run_config(tiny.write_config(tmp_path), ["arms={a: {train: {method: grpo}}}"])
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from paft.config import GRPOConfig
 from paft.errors import ConfigError, DataError, RenderError, ResourceError
 from paft.grid import Cell, Grid
-from paft.lm.hf import HFModel, weights_beneath, without_chatter
+from paft.lm.hf import HFModel, undone_on_error, weights_beneath, without_chatter
 from paft.lm.passes import is_out_of_memory, kernel_mask
 from paft.lm.prefix import Row as Line
 from paft.lm.ranks import Ranks
@@ -103,7 +103,8 @@ def train_grpo(
     `config.kl` holds the model to. Goes on from the last whole checkpoint in `out`: the cells are
     those of an uninterrupted run, and with transformers' generation on one process answers and losses are too. Raises
     ConfigError for settings that cannot hold.
-    `model` shares its weights with what is returned and answers as it does, until `without_adapter` of that gives the base back.
+    `model` shares its weights with what is returned and answers as it does, until `without_adapter` of that gives the base back;
+    after an error the adapter is off again.
     """
     judges = {name: (rewards or {}).get(name) or find_reward(name) for name in config.rewards}
     rows = PromptRows(grid, model.renderer)
@@ -143,11 +144,13 @@ def train_grpo(
     before = rewind((out.steps, out.dev, out.rollouts), done) if ranks.rank == 0 else 0.0
     if config.lora is None:
         model.model.requires_grad_(True)
-    with _AsBefore(model), without_chatter():
+    with without_chatter():
+        fresh = new_lora(model, config.lora) if config.lora is not None and start is None else None
+    beneath = {} if fresh is None else weights_beneath(model.model, fresh)
+    with _AsBefore(model), without_chatter(), undone_on_error(model.model, beneath):
         try:
-            fresh = new_lora(model, config.lora) if config.lora is not None and start is None else None
             begun = model if start is None else with_lora(model, config.lora or {}, seed, start)
-            beneath = begun.beneath if fresh is None else weights_beneath(model.model, fresh)
+            beneath |= begun.beneath
             trainer = _Trainer(
                 model=begun.model,
                 reward_funcs=[_earn],
@@ -531,6 +534,8 @@ class _AsBefore:
 
     def __exit__(self, *_: object) -> None:
         base, tokenizer = self.model.model, self.model.tokenizer
+        in_own_precision(base)  # where all weights were trained
+        base.eval()
         if self.forward is None:
             base.__dict__.pop("forward", None)
         tokenizer.pad_token, base.config.get_text_config().pad_token_id, base.generation_config.pad_token_id = self.pads
