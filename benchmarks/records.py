@@ -4,8 +4,8 @@
         plan=plan_json.json.gz review=review_str.json.gz
     HF_HUB_OFFLINE=1 HF_HUB_CACHE=records/hub python benchmarks/graders.py --peers peers --runs records/piqa records/plan
 
-Rows that are given are handed to paft as a cache of the hub; those of HellaSwag, PIQA and WinoGrande are of the data wheel. Where letters are asked
-for, every item is asked under both prompts, else half of them under each (HumanEval has 164: some under both). `stories` are of our own (stories.yaml), in the
+Rows that are given are handed to paft as a cache of the hub; those of HellaSwag, PIQA and WinoGrande are of the data wheel. Where letters or numbers
+are asked for, every item is asked under both prompts, else half of them under each (HumanEval has 164: some under both). `stories` are of our own (stories.yaml), in the
 languages of XStoryCloze. `review` and `plan` are T-Eval's own tasks; the rows of its other parts are not public in any place that was reached; `instruct`, `retrieve` and `understand` ask for a call, a tool's name and arguments out of the public plans, `reason` for
 the thought that the public reviews keep. `geometry` asks in words what Geometry3K shows in drawings; `texts` are SciQ's questions without options.
 """
@@ -73,7 +73,7 @@ def stories(_: Any) -> Asked:
 def gsm8k(_: Any) -> Asked:
     marked = {"wrap": "#### {answer}", "of": "number"}
     asked = "{question}\n\nWork it out step by step"
-    return Asked([(asked + ". End with a line like this: #### 42", marked), (asked + ", then tell the number.", "number")], 200, "gsm8k")
+    return Asked([(asked + ". End with a line like this: #### 42", marked), (asked + ", then tell the number.", "number")], 200, "gsm8k", all_cells=True)
 
 
 def humaneval(_: Any) -> Asked:
