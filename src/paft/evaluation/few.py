@@ -15,7 +15,7 @@ from scipy import stats as distributions
 
 from paft.errors import ShapeError
 from paft.evaluation.stats import Comparison, Estimate, prompt_sd_of_pairs, sd_difference
-from paft.evaluation.variance import mean_interval, satterthwaite, two_way_components
+from paft.evaluation.variance import alike_rate, mean_interval, satterthwaite, two_way_components
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,9 @@ def mean_of_few(
     """Mean from a balanced random part of the cells (`BalancedOrder`): `table_mean` over exactly these prompts and examples,
     or `mean` over new ones of both.
 
-    When all cells are alike, the interval is the exact one for as many outcomes as examples were seen. NaN bounds where
-    nothing varies within a prompt, as with one cell each: nothing tells noise.
+    When all cells are alike, the interval is the exact one for as many outcomes as examples were seen; where prompts agree on all
+    examples that several of them saw, that of the table is not narrower than the one for as many outcomes as these. NaN bounds
+    where nothing varies within a prompt, as with one cell each: nothing tells noise.
     """
     seen_KN, (num_prompts, num_examples) = ~np.isnan(values_KN), values_KN.shape
     found = sampled(values_KN)
@@ -128,16 +129,17 @@ def mean_of_few(
     else:
         name, whom, unseen = "mean", "new prompts and new examples", 1.0
         squared, freedom = found.error_anew
-    if np.ptp(values_KN[seen_KN]) < 1e-9:
-        alike = 1 - (0.5 - level / 2) ** (1 / int(seen_KN.any(0).sum()))
-        half = (bounds[1] - bounds[0]) * alike * unseen
-        low, high = max(bounds[0], value - half), min(bounds[1], value + half)
-    elif not unseen:
+    alike = bool(np.ptp(values_KN[seen_KN]) < 1e-9)
+    if alike or not unseen:
         low = high = value
     elif math.isnan(squared):
         low = high = math.nan
     else:
-        low, high = mean_interval(value, squared, freedom, level, bounds)
+        low, high = mean_interval(value, max(0.0, squared), freedom, level, bounds)
+    if alike or (over == "table" and found.s2_residual < 1e-12):  # rounding
+        shown = int((seen_KN.sum(0) > (0 if alike else 1)).sum())
+        half = (bounds[1] - bounds[0]) * alike_rate(shown, level) * unseen
+        low, high = min(low, max(bounds[0], value - half)), max(high, min(bounds[1], value + half))
     method = f"all {found.count} cells" if whole else f"{found.count} of {values_KN.size} cells, balanced"
     return Estimate(name, value, low, high, level, f"{method}; {whom}", num_prompts, num_examples)
 
