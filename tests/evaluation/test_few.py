@@ -247,3 +247,12 @@ def test_prompts_without_shared_cells_are_not_counted(recwarn: pytest.WarningsRe
     a_KN[1:4] = np.nan
     with pytest.raises(ShapeError, match="share cells of fewer than 2 prompts"):
         compare_few(a_KN, b_KN)
+
+
+def test_p_of_a_part_of_the_cells_counts_the_examples_of_that_part() -> None:
+    """Three shared cells, a right and b wrong in each, of 40 examples on 20 passages."""
+    b_KN = np.full((3, 40), np.nan)
+    b_KN[[0, 1, 2], [1, 4, 7]] = 0
+    (found,) = pairwise({"b": b_KN, "a": b_KN + 1}, clusters_N=[n // 2 for n in range(40)])
+    assert found.comparison.mean.low < 0
+    assert found.p == pytest.approx(2 * 0.5**3)

@@ -69,6 +69,7 @@ def mean_p(difference_KN: np.ndarray, clusters_N: Sequence[object] | None = None
     belongs to the interval of `mean_estimate`, 1 for those of 0."""
     if np.isnan(difference_KN).any():
         difference_KN = difference_KN[~np.isnan(difference_KN).all(1)]  # as `compare_few` counts prompts
+        clusters_N = None  # as there, too: of all examples, not of those seen
         squared, freedom = sampled(difference_KN).error_anew
     else:
         squared, freedom = squared_error(difference_KN, "both", clusters_N)
