@@ -114,6 +114,14 @@ def test_the_whole_table_may_be_too_little_for_the_mean_over_new_ones(table_KN):
     assert shop.heard[-1] == "budget of 1,200 cells spent; not reached: mean"
 
 
+def test_adaptive_takes_the_mean_beside_what_the_model_of_accuracies_tells(table_KN):
+    shop = Shop(likelihood=table_KN[:8, :300])
+    spent = shop.spend(kind="adaptive", half_width={"mean": 0.02, "table_sd": 0.01})
+    assert spent.whole
+    assert spent.missed == ("mean",)
+    assert shop.heard[-2].startswith("plan: about 2,400 of 2,400 cells (100.0%)")
+
+
 def test_racing_finds_both_ends_and_pays_once(table_KN):
     table_KN = table_KN.copy()
     table_KN[7] *= np.random.default_rng(0).random(600) < 0.4

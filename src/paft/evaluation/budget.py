@@ -133,9 +133,8 @@ class _Purse:
         left = 1 - self.level
         while done < self.limit:
             alpha = 0.8 * left
-            needed = self._needed(widths, 1 - alpha, done)
-            if looks:
-                needed = max(needed, math.ceil(1.15 * done))
+            least = math.ceil(1.15 * done) if looks else done
+            needed = min(self.size, max(self._needed(widths, 1 - alpha, done), least))
             planned = planned or needed
             self.say(
                 f"plan: about {needed:,} of {self.size:,} cells ({needed / self.size:.1%}) for "
@@ -161,12 +160,12 @@ class _Purse:
 
     def _estimates(self, widths: Mapping[str, float], level: float) -> list[dict[str, Estimate]]:
         """Of each scorer; the model is only asked when something needs it."""
-        if set(widths) <= {"table_mean", "mean"}:
-            return [
-                {"table_mean": mean_of_few(table_KN, level), "mean": mean_of_few(table_KN, level, "both")}
-                for table_KN in self.tables.values()
-            ]
-        return [PromptMixture(table_KN).estimates(level) for table_KN in self.tables.values()]
+        plain = set(widths) <= {"table_mean", "mean"}
+        return [
+            {"mean": mean_of_few(table_KN, level, "both")}
+            | ({"table_mean": mean_of_few(table_KN, level)} if plain else PromptMixture(table_KN).estimates(level))
+            for table_KN in self.tables.values()
+        ]
 
     def _wanting(self, widths: Mapping[str, float], level: float) -> list[str]:
         if not widths:
