@@ -306,13 +306,24 @@ def test_a_grid_too_small_for_intervals_is_refused_before_any_work(world, tmp_pa
         ),
         (["arms={p: {train: {schedule: {kind: mixture, prompt: zz}}}}"], "'zz' is not the id of a train prompt"),
         (["evaluate.budget={kind: balanced, cells: 2}"], "evaluate.budget.cells 2: fewer than the 3 prompts"),
+        (["train.lr_scheduler=cosin"], "cosin is not a valid SchedulerType"),
+        (["train.lora={rank: 8}"], "unexpected keyword argument 'rank'"),
     ],
 )
-def test_what_the_prompts_do_not_allow_is_refused_before_anything_is_written(world, tmp_path, overrides, said):
+def test_what_cannot_be_scored_or_trained_is_refused_before_anything_is_written(world, tmp_path, overrides, said):
     config, _, _ = world
     with pytest.raises(ConfigError, match=said):
         run(config, tmp_path / "out", *overrides)
     assert not (tmp_path / "out").exists()
+
+
+def test_modules_that_the_model_has_not_are_refused_before_any_arm_is_scored(world, tmp_path):
+    config, _, _ = world
+    with pytest.raises(
+        ConfigError, match=r"target_modules \['q_prj'\]: the model has no such module, did you mean 'q_proj'"
+    ):
+        run(config, tmp_path, "train.lora.target_modules=[q_prj]")
+    assert not (tmp_path / "config.yaml").exists()
 
 
 def test_the_size_of_a_pass_is_part_of_a_training_where_prompts_are_kept_for_passes(world, tmp_path):

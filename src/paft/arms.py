@@ -45,6 +45,7 @@ def learners(
         if any(config.arms[name].loaded for name in names):
             model = _load(config, config.model, watch.say, m.shows_images)
             identity = model.fingerprint
+            _check_targets(config, names, model)
     for name in names:  # before the first of them is trained
         if (settings := config.training_of(name)) is not None and folder.arm(name).train.exists():
             _check_arm(name, settings, config, m, identity, folder.arm(name))
@@ -196,6 +197,14 @@ def _train_arm(
         return load_model(
             str(out.model), dtype=config.dtype, style=config.style, attention=config.attention, images=m.shows_images
         )
+
+
+def _check_targets(config: RunConfig, names: Sequence[str], model: HFModel) -> None:
+    from paft.lm.hf import check_targets
+
+    for name in names:
+        if (settings := config.training_of(name)) is not None and settings.lora is not None:
+            check_targets(model.model, settings.lora)
 
 
 def _check_arm(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -239,12 +238,7 @@ def _check_training(settings: SFTConfig | GRPOConfig, grid: Grid, seed: int) -> 
     schedule = make_schedule(settings.schedule, grid, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed)
     if isinstance(settings, GRPOConfig):
         require_trl()
-    if (
-        settings.arguments
-        or settings.report_to
-        or os.environ.keys() & {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"}
-    ):
-        _check_arguments(settings)
+    _check_arguments(settings)
     if isinstance(settings, GRPOConfig):
         for reward in settings.rewards:
             find_reward(reward)
@@ -259,6 +253,10 @@ def _check_training(settings: SFTConfig | GRPOConfig, grid: Grid, seed: int) -> 
 def _check_arguments(settings: SFTConfig | GRPOConfig) -> None:
     import torch
 
+    from paft.lm.hf import lora_config
+
+    if settings.lora is not None:
+        lora_config(settings.lora)
     on_cpu = not torch.cuda.is_available()
     if isinstance(settings, GRPOConfig):
         from paft.training.grpo import check_arguments as check_grpo

@@ -25,7 +25,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import logging as hf_logging
 
 from paft.assets import ModelFiles, Say, Source, resolve_model
-from paft.errors import AssetError, ConfigError, RenderError
+from paft.errors import AssetError, ConfigError, RenderError, nearest
 from paft.lm.passes import Continuation, Engine, Until, Work, is_out_of_memory
 from paft.lm.render import Rendered, Renderer, settle_template
 from paft.lm.types import Answered, Chat, Completion, Question
@@ -483,6 +483,18 @@ def lora_config(settings: dict[str, Any]) -> Any:
         return LoraConfig(task_type="CAUSAL_LM", **settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train.lora {settings!r}: {error}; see peft.LoraConfig") from None
+
+
+def check_targets(model: Any, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a list of target modules names none of the model's, which PEFT says when it puts the adapter on."""
+    names, targets = [f".{name}" for name, _ in model.named_modules()], settings.get("target_modules")
+    if not (isinstance(targets, list) and targets) or any(name.endswith("experts") for name in names):
+        return  # of experts PEFT knows older names
+    if not any(name.endswith(f".{target}") for target in targets for name in names):
+        near = nearest(str(targets[0]), {name.rpartition(".")[2] for name in names})
+        raise ConfigError(
+            f"train.lora.target_modules {targets}: the model has no such module{near}; give names of its modules, or all-linear"
+        )
 
 
 def weights_beneath(model: Any, config: Any) -> dict[str, torch.Tensor]:
