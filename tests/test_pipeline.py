@@ -306,7 +306,7 @@ def test_a_grid_too_small_for_intervals_is_refused_before_any_work(world, tmp_pa
         ),
         (["arms={p: {train: {schedule: {kind: mixture, prompt: zz}}}}"], "'zz' is not the id of a train prompt"),
         (["evaluate.budget={kind: balanced, cells: 2}"], "evaluate.budget.cells 2: fewer than the 3 prompts"),
-        (["train.lr_scheduler=cosin"], "cosin is not a valid SchedulerType"),
+        (["train.lr_scheduler=cosin"], r"train\.lr_scheduler = 'cosin', did you mean 'cosine'\?"),
         (["train.lora={rank: 8}"], "unexpected keyword argument 'rank'"),
     ],
 )

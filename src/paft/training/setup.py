@@ -25,6 +25,7 @@ from transformers.integrations import (
     get_available_reporting_integrations,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import SchedulerType
 
 from paft.config import GRPOConfig, TrainingConfig
 from paft.errors import ConfigError, ResourceError, nearest
@@ -131,6 +132,11 @@ def trainer_arguments(
             raise ConfigError(
                 f"train.arguments.{key}: {kind.__name__} has no such setting{nearest(key, known - set(reasons))}"
             )
+    kinds = [each.value for each in SchedulerType]
+    if (schedule := config.lr_scheduler) not in kinds:
+        raise ConfigError(
+            f"train.lr_scheduler = {schedule!r}{nearest(schedule, kinds)}; expected one of {', '.join(kinds)}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
