@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from paft import finished, materials, pipeline
-from paft.config import dump_yaml, load_mapping, load_run_config
+from paft.config import PolicyConfig, dump_yaml, load_mapping, load_run_config
 from paft.errors import ConfigError, DataError, PaftError, StoreError, TemplateError
 from paft.store import CellStore
 from paft.watch import LineWatcher
@@ -518,6 +518,22 @@ def test_what_an_arm_lacks_is_said_before_anything_is_written(world, tmp_path, m
         with pytest.raises(PaftError, match=said):
             run(config, tmp_path / "out", f"arms={{base: {{}}, paft: {{train: {{}}}}, x: {arm}}}")
         assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_cells(world, tmp_path):
+    settings = tmp_path / "config.yaml"
+    lost = {**load_mapping(world[0]), "model": str(tmp_path / "nowhere"), "arms": {"base": {}}}
+    settings.write_text(dump_yaml(lost), encoding="utf-8")
+    policy = PolicyConfig.model_validate({"criteria": [{"measure": "mean", "at_least": 0.5}]})
+    out, watch = tmp_path / "out", LineWatcher(quiet=True)
+    for verb in (
+        lambda: run(settings, out),
+        lambda: pipeline.gate(settings, policy, watch, out=out),
+        lambda: pipeline.score_shard(load_run_config(settings), out, watch, 1, 2),
+    ):
+        with pytest.raises(PaftError, match="nowhere"):
+            verb()
+        assert not list(out.glob("*.sqlite"))
 
 
 def test_a_refused_run_leaves_what_the_finished_one_kept(world, tmp_path):

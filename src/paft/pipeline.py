@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,20 @@ def _run_arms(
 ) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     evaluations: dict[str, Evaluation] = {}
-    with _cells(config, folder) if ranks.rank == 0 else nullcontext() as store:
-        if store is not None:
+    store: CellStore | None = None
+    with ExitStack() as held:
+
+        def begin() -> None:
+            nonlocal store
+            if ranks.rank > 0:
+                return
+            store = held.enter_context(_cells(config, folder))
             for shard in folder.shards:
                 if taken := store.absorb(shard):
                     watch.say(f"{shard}: {taken:,} answers taken over")
+            _keep_settings(config, m, folder)
 
-        def keep() -> None:
-            if ranks.rank == 0:
-                _keep_settings(config, m, folder)
-
-        for name, learner in learners(config, m, folder, watch, list(config.arms), ranks, keep):
+        for name, learner in learners(config, m, folder, watch, list(config.arms), ranks, begin):
             if "score" in wanted:
                 evaluations[name], cost = _score_arm(name, learner, config, m.grid, store, watch, ranks)
                 others: dict[str, Evaluation] = {}
@@ -173,15 +176,20 @@ def score_shard(config: RunConfig, out: Path, watch: Watcher, number: int, of: i
                 *(Stage(f"score {name}{which}", 1.0) for name in config.arms for which in grids),
             ]
         )
+        store: CellStore | None = None
         with ExitStack() as held:
-            store, file = None, folder.root
-            if ranks.rank == 0:
-                file = held.enter_context(folder.shard(number, of))
+            file = held.enter_context(folder.shard(number, of)) if ranks.rank == 0 else folder.root
+
+            def begin() -> None:
+                nonlocal store
+                if ranks.rank > 0:
+                    return
                 store = held.enter_context(CellStore(file))
                 for known in {_cells_file(config, folder), *folder.shards} - {file}:  # nothing is asked twice
                     if known.exists():
                         store.absorb(known)
-            for name, learner in learners(config, m, folder, watch, list(config.arms), ranks):
+
+            for name, learner in learners(config, m, folder, watch, list(config.arms), ranks, begin):
                 for which, (grid, wanted) in grids.items():
                     cells = [cell for cell in wanted if cell[1] % of == number - 1]
                     with watch.stage(f"score {name}{which}") as tick:
@@ -227,13 +235,12 @@ def gate(
     watch.plan([Stage("load model", 0.1), Stage(f"judge {name}", 1.0)])
     with (
         RunDir(out or Path("runs") / config.name).locked() as folder,
-        _cells(config, folder) as store,
         closing(learners(config, m, folder, watch, [name])) as models,
     ):
-        for shard in folder.shards:
-            store.absorb(shard)
-        _, learner = next(models)
-        with watch.stage(f"judge {name}") as tick:
+        _, learner = next(models)  # a model that cannot be loaded leaves no cells
+        with _cells(config, folder) as store, watch.stage(f"judge {name}") as tick:
+            for shard in folder.shards:
+                store.absorb(shard)
             asker = Asker(learner, m.grid, config.evaluate, store, tick)
             order = permutation(num_examples, GATE_ORDER).tolist()
             bought: list[int] = []
