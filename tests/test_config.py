@@ -71,6 +71,11 @@ def refused(*overrides: str, **values: Any) -> str:
         ("train.weight_decay=.inf", "Input should be a finite number"),
         ("evaluate.thresholds=[0.5, .nan]", "evaluate.thresholds.1 = 'nan'"),
         ("evaluate.thresholds=[1.5]", "evaluate.thresholds.0 = '1.5'"),
+        (
+            "evaluate.scorers=generation",
+            "evaluate.scorers = 'generation': expected a list, as in evaluate.scorers=[generation]",
+        ),
+        ("train.report_to=wandb", "train.report_to = 'wandb': expected a list, as in train.report_to=[wandb]"),
         ("evaluate.scorers=[]", "evaluate.scorers = '[]'"),
         ("evaluate.scorers=[liklihood]", "evaluate.scorers.0 = 'liklihood'"),
         ("source=web", "source = 'web'"),

@@ -889,6 +889,9 @@ def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model
             message = (
                 f"{place} = {str(first['input'])[:80]!r}: expected a mapping{' of ' if within else ''}{few(within, 20)}"
             )
+        elif first["type"] == "list_type":
+            given = str(first["input"])[:80]
+            message = f"{place} = {given!r}: expected a list, as in {place}=[{given}]"
         else:
             given = "" if first["type"] == "value_error" else f" = {str(first['input'])[:80]!r}"
             message = (f"{place}{given}: " if place else "") + first["msg"].removeprefix("Value error, ")
