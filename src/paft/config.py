@@ -261,9 +261,7 @@ class TrainingConfig(Strict):
     @classmethod
     def _check_lora(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         rank = (value or {}).get("r", 1)
-        if (
-            isinstance(rank, bool) or not isinstance(rank, int) or rank < 1
-        ):  # PEFT finds out when it puts the adapter on
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:  # PEFT takes it until the adapter is put on
             raise ValueError(f"r = {rank!r}; expected a whole number of 1 or more")
         start = (value or {}).get("init_lora_weights")
         if isinstance(start, str) and start not in ("gaussian", "orthogonal", "mica"):
