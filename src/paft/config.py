@@ -882,6 +882,8 @@ def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model
             tag, key = str(first["ctx"]["tag"]), first["ctx"]["discriminator"].strip("'")
             known_tags = [each.strip(" '") for each in str(first["ctx"]["expected_tags"]).split(",")]
             message = f"{place}.{key} = {tag!r}{nearest(tag, known_tags)}; expected {' or '.join(known_tags)}"
+        elif first["input"] is None and first["type"] != "value_error":
+            message = f"{place} is empty: fill it or take the line out"
         elif first["type"] in ("dict_type", "model_type", "model_attributes_type"):
             within = sorted(_keys_at(model, whole))
             message = (
@@ -950,6 +952,8 @@ def load_mapping(path: Path) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError) as error:  # a date in no calendar, a number of 5,000 digits, 1,000 brackets
         raise ConfigError(f"{path}: cannot be read ({str(error)[:100]})") from None
+    if value is None:
+        raise ConfigError(f"{path}: is empty; expected a mapping of keys to values")
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(value).__name__}")
     return value
