@@ -30,6 +30,14 @@ def refused(*overrides: str, **values: Any) -> str:
     [
         ("modle=x", "unknown key 'modle', did you mean 'model'?"),
         ("train.lerning_rate=1", "unknown key 'train.lerning_rate', did you mean 'learning_rate'?"),
+        ("train.num_train_epochs=2", "unknown key 'train.num_train_epochs': give train.epochs"),
+        (
+            "train.gradient_accumulation_steps=2",
+            "unknown key 'train.gradient_accumulation_steps': follows from train.batch_size and train.micro_batch_size",
+        ),
+        ("train.schedule.K=2", "unknown key 'train.schedule.K': give train.schedule.steps_per_prompt"),
+        ("arms.paft.train.max_steps=2", "arms.paft.train: unknown key 'max_steps': give train.epochs"),
+        ("train.zzz=2", "schedule, warmup_ratio, weight_decay"),
         ("evaluate.thresholdz=[1]", "unknown key 'evaluate.thresholdz', did you mean 'thresholds'?"),
         ("data.heldout=0.2", "unknown key 'data.heldout', did you mean 'held_out'?"),
         (

@@ -369,6 +369,25 @@ class GRPOConfig(TrainingConfig):
         return self
 
 
+HOW = {
+    "K": "give train.schedule.steps_per_prompt",
+    "max_steps": "give train.epochs",
+    "num_train_epochs": "give train.epochs",
+    "per_device_train_batch_size": "give train.batch_size and train.micro_batch_size",
+    "gradient_accumulation_steps": "follows from train.batch_size and train.micro_batch_size",
+    "auto_find_batch_size": "train.micro_batch_size is halved where memory runs out",
+    "label_smoothing_factor": "the loss is that of the paper, or train.objective",
+    "load_best_model_at_end": "give train.keep: best",
+    "metric_for_best_model": "give train.keep: best",
+    "push_to_hub": "give paft export model --push",
+    "resume_from_checkpoint": "a run goes on by itself",
+    "run_name": "a tracker's run is named by the run's directory and the arm; give --out",
+    "save_only_model": "a checkpoint without its optimizer cannot be resumed exactly",
+    "train_sampling_strategy": "give train.schedule",
+    "use_cache": "nothing is generated in a training pass",
+}
+"""Arguments of the trainer that would break a promise, or do nothing, and what to give instead; also where they stand under `train`."""
+
 METHODS = ("sft", "grpo")
 """Ways to train."""
 
@@ -874,8 +893,9 @@ def validate(model: type[Model], values: Mapping[str, Any], where: str) -> Model
         place = ".".join(path)
         if first["type"] == "extra_forbidden":
             known = _keys_at(model, whole[:-1])
-            message = f"unknown key {place!r}{nearest(path[-1], known)}"
-            message += "" if "did you mean" in message else f"; known here: {few(sorted(known), 20)}"
+            how = HOW.get(path[-1]) if "train" in path or where.endswith(".train") else None
+            near = nearest(path[-1], known) or f"; known here: {', '.join(sorted(known))}"
+            message = f"unknown key {place!r}" + (f": {how}" if how else near)
         elif first["type"] == "missing":
             message = f"key {place!r} is missing"
         elif first["type"] == "union_tag_invalid":

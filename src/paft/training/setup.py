@@ -27,7 +27,7 @@ from transformers.integrations import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SchedulerType
 
-from paft.config import GRPOConfig, TrainingConfig
+from paft.config import HOW, GRPOConfig, TrainingConfig
 from paft.errors import ConfigError, ResourceError, nearest
 from paft.grid import Cell, Grid
 from paft.lm.hf import MADE_ON, HFModel, lora_config, undone_on_error, weights_beneath, without_chatter
@@ -36,23 +36,6 @@ from paft.lm.ranks import Ranks
 from paft.lm.types import Question
 from paft.store import ArmDir, read_jsonl, write_text
 
-HOW = {
-    "max_steps": "give train.epochs",
-    "num_train_epochs": "give train.epochs",
-    "per_device_train_batch_size": "give train.batch_size and train.micro_batch_size",
-    "gradient_accumulation_steps": "follows from train.batch_size and train.micro_batch_size",
-    "auto_find_batch_size": "train.micro_batch_size is halved where memory runs out",
-    "label_smoothing_factor": "the loss is that of the paper, or train.objective",
-    "load_best_model_at_end": "give train.keep: best",
-    "metric_for_best_model": "give train.keep: best",
-    "push_to_hub": "give paft export model --push",
-    "resume_from_checkpoint": "a run goes on by itself",
-    "run_name": "a tracker's run is named by the run's directory and the arm; give --out",
-    "save_only_model": "a checkpoint without its optimizer cannot be resumed exactly",
-    "train_sampling_strategy": "give train.schedule",
-    "use_cache": "nothing is generated in a training pass",
-}
-"""Arguments that would break a promise, or do nothing, and what to give instead; besides those that `trainer_arguments` sets."""
 _ORDER = (
     "accelerator_config",
     "dataloader_drop_last",
