@@ -122,6 +122,13 @@ def test_a_wrong_setting_is_one_line_with_a_hint(config, tmp_path, overrides, ex
     assert expected in refused(call("run", str(config), *overrides, "--out", str(tmp_path / "out")))
 
 
+def test_an_adapter_that_is_not_there_is_told_from_one_that_names_no_model(tmp_path):
+    words = ["eval", "--task", "piqa", "--adapter", str(tmp_path)]
+    assert "no adapter_config.json; expected a directory saved by PEFT" in refused(call(*words))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "does not say which model it belongs to" in refused(call(*words))
+
+
 def test_wrong_files_are_one_line(tmp_path):
     assert "cannot be read" in refused(call("run", str(tmp_path / "none.yaml")))
     (tmp_path / "bad.yaml").write_text("a: [1")

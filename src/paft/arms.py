@@ -84,12 +84,18 @@ def check_arms(config: RunConfig, folder: RunDir) -> None:
         settings = config.training_of(name)
         if settings is not None and not (isinstance(settings.schedule, FixedSchedule) and settings.schedule.search):
             folder.arm(name).check_training(settings.decisive())
-        if arm.adapter is not None and not (Path(arm.adapter) / "adapter_config.json").exists():
-            raise AssetError(f"adapter {arm.adapter}: no adapter_config.json; expected a directory saved by PEFT")
+        if arm.adapter is not None:
+            check_adapter(Path(arm.adapter))
         if arm.recorded is not None and not Path(arm.recorded).is_file():
             raise DataError(f"{arm.recorded}: no such file; expected recorded answers (.jsonl, docs/harnesses.md)")
         if arm.server is not None and arm.server.key_env and not os.environ.get(arm.server.key_env, "").strip():
             raise ConfigError(f"arms.{name}.server: environment variable {arm.server.key_env} is empty; export the key")
+
+
+def check_adapter(folder: Path) -> None:
+    """Raises AssetError where no adapter lies there."""
+    if not (folder / "adapter_config.json").exists():
+        raise AssetError(f"adapter {folder}: no adapter_config.json; expected a directory saved by PEFT")
 
 
 def untrained(config: RunConfig, say: Callable[[str], None] = lambda _: None, images: bool = False) -> HFModel:

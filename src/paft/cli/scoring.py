@@ -125,6 +125,9 @@ def _eval_settings(
 
 def _base_of(adapter: Path) -> str:
     """The model that an adapter was trained on, as it says itself."""
+    from paft.arms import check_adapter
+
+    check_adapter(adapter)
     try:
         base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
