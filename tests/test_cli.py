@@ -319,6 +319,8 @@ def test_models_are_scored_compared_and_gated_without_training(config, tmp_path)
         assert (tmp_path / "gate.xml").exists()
     assert codes == [(0, "GO"), (1, "NO-GO")]
     policy.write_text("criteria:\n- {measure: drop, against: nowhere, at_most: 0.1}\n", encoding="utf-8")
+    nowhere = call("gate", str(tmp_path / "none"), "--policy", str(policy))
+    assert "none: no such run directory or settings file" in refused(nowhere)
     lost = call("gate", str(tmp_path / "a"), "--policy", str(policy))
     assert (lost.returncode, len(lost.stderr.splitlines())) == (2, 1)
 

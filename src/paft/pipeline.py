@@ -225,6 +225,8 @@ def gate(
         demanded = {criterion.measure for criterion in policy.criteria}
         limit = _answer_limit(target, name) if "tokens" in demanded else 0
         return judge(matrix, policy, _baselines(policy, matrix, scorer), answer_limit=limit)
+    if not target.exists():
+        raise ConfigError(f"{target}: no such run directory or settings file")
     config = load_run_config(target)
     name = arm_of(list(config.arms), arm)
     scorer = policy.scorer or ("generation" if "generation" in config.evaluate.scorers else "likelihood")
