@@ -196,8 +196,8 @@ def test_answers_are_not_judged_by_rows_that_changed_since(tmp_path, key):
     [
         ("{", "line 1: "),
         ("[1]", "line 1: "),
-        ('{"generation": "x"}', "neither prompt and example nor the id"),
-        ('{"id": "p/e"}', "no completion or generation"),
+        ('{"generation": "x"}', "line 1: neither prompt and example nor the id"),
+        ('{"id": "p/e"}', "line 1: no completion or generation"),
         ('{"id": "p/e", "generation": "x", "tokens": "many", "ended": true}', "line 1: "),
         ('{"id": "p/e", "generation": "x", "tokens": Infinity, "ended": true}', "line 1: "),
         ('{"id": "p/e", "generation": ' + "[" * 100_000, "line 1: "),

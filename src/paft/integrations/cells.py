@@ -173,7 +173,7 @@ def _row(told: Mapping[str, Any], key: str | None, tokens: Tokens) -> dict[str, 
         row["logp"] = [float(value) for value in told["logp"]]
     if not keys:
         if "logp" not in row:
-            raise KeyError(f"no {key or ' or '.join(SAID)} in it")
+            raise ValueError(f"no {key or ' or '.join(SAID)} in it")
         return row
     said = next((name for name in keys if told[name] is not None), keys[0])
     text = "" if told[said] is None else told[said]
@@ -199,7 +199,7 @@ def _ids(told: Mapping[str, Any]) -> dict[str, str]:
             return {"prompt": place["prompt"], "example": place["example"]}
     prompt, slash, example = str(told.get("id", "")).partition("/")
     if not slash:
-        raise KeyError("neither prompt and example nor the id of its line in it")
+        raise ValueError("neither prompt and example nor the id of its line in it")
     return {"prompt": prompt, "example": example}
 
 
