@@ -122,6 +122,10 @@ def test_a_wrong_setting_is_one_line_with_a_hint(config, tmp_path, overrides, ex
     assert expected in refused(call("run", str(config), *overrides, "--out", str(tmp_path / "out")))
 
 
+def test_doctor_promises_no_look_at_the_hub():
+    assert "hub" not in call("doctor", "--help").stdout
+
+
 def test_an_adapter_that_is_not_there_is_told_from_one_that_names_no_model(tmp_path):
     words = ["eval", "--task", "piqa", "--adapter", str(tmp_path)]
     assert "no adapter_config.json; expected a directory saved by PEFT" in refused(call(*words))

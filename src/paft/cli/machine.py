@@ -80,7 +80,7 @@ def tasks(as_json: Json = False) -> None:
 
 @machine_app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine has: versions, accelerator, cache, reachability of the hub.
+    """Say what this machine has: versions, accelerator, cache.
 
     Example: paft doctor
     """
