@@ -16,7 +16,8 @@ from paft import results
 from paft.config import EvalConfig, RunConfig, dump_yaml
 from paft.evaluation import evaluate, metrics
 from paft.evaluation.evaluate import EXCHANGED, Asker, cell_table
-from paft.evaluation.stats import compare
+from paft.evaluation.matrix import ALONE
+from paft.evaluation.stats import compare, mean_estimate
 from paft.grid import Grid
 from paft.lm.fake import FakeLM
 from paft.lm.ranks import Ranks
@@ -198,6 +199,28 @@ def test_what_a_table_cannot_tell_is_none() -> None:
     grid = Grid(templates(*[Labels()] * 5), items(40))
     part = evaluate(FakeLM(), grid, EvalConfig.model_validate({"budget": {"kind": "balanced", "cells": 100}}))
     assert part.summary("likelihood")["differences"] is None
+
+
+def test_a_budget_for_the_mean_is_judged_as_the_mean_is_printed() -> None:
+    """Five questions to a passage, answered alike: a width that single questions would have is not reached."""
+    examples = [replace(example, group=f"passage {n // 5}") for n, example in enumerate(items(150))]
+    grid = Grid(templates(*[Labels()] * 5), examples)
+
+    def prefer(question: Any) -> int:
+        wording, n = (int(word.strip(":")) for word in question.chat[-1].text.split() if word.strip(":").isdigit())
+        return (n + (n // 5 % 3 == 0) + ((7 * wording + n) % 11 == 0)) % 2
+
+    def bought(**budget: Any) -> Any:
+        settings = {"scorers": ["likelihood"], "budget": budget}
+        return evaluate(FakeLM(prefer), grid, EvalConfig.model_validate(settings))
+
+    single = mean_estimate(bought(kind="full").scores["likelihood"].values_KN)
+    done = bought(kind="adaptive", half_width={"mean": 1.01 * (single.high - single.low) / 2})
+    assert (done.spent.whole, done.spent.missed) == (True, ("mean",))
+    assert "in 30 clusters" in done.estimates("likelihood")["mean"].method
+    part = bought(kind="balanced", cells=300).estimates("likelihood")
+    assert part["mean"].method.endswith(ALONE)
+    assert part["invalid"].method.endswith(ALONE)
 
 
 def test_pairs_of_a_run_are_adjusted_together() -> None:

@@ -11,11 +11,11 @@ import numpy as np
 
 from paft.config import CellBudgetConfig
 from paft.evaluation.few import mean_of_few
-from paft.evaluation.matrix import INVALID, ScoreMatrix
+from paft.evaluation.matrix import ALONE, INVALID, ScoreMatrix
 from paft.evaluation.mixture import PromptMixture
 from paft.evaluation.racing import FIRST, End, race
 from paft.evaluation.sampling import BalancedOrder
-from paft.evaluation.stats import Estimate
+from paft.evaluation.stats import Estimate, mean_estimate
 
 SEED = 20240527
 """Of the order of cells: one for all models, so that they are compared on the same cells and prefixes are shared."""
@@ -60,9 +60,13 @@ def spend(
     ask: Ask,
     level: float,
     say: Callable[[str], None] = lambda _: None,
+    groups_N: Sequence[object] | None = None,
 ) -> Spent:
-    """Buy cells of a K x N grid through `ask` as the budget says. `say` hears the plan and what came of it."""
-    return _Purse(budget, shape, scorers, ask, level, say).spend()
+    """Buy cells of a K x N grid through `ask` as the budget says. `say` hears the plan and what came of it.
+
+    groups_N: as clusters_N of `stats.mean_estimate`, by which `mean` of the whole table is judged.
+    """
+    return _Purse(budget, shape, scorers, ask, level, say, groups_N).spend()
 
 
 def planned_cells(budget: CellBudgetConfig, shape: tuple[int, int]) -> list[tuple[int, int]]:
@@ -80,8 +84,10 @@ class _Purse:
         ask: Ask,
         level: float,
         say: Callable[[str], None],
+        groups_N: Sequence[object] | None = None,
     ):
         self.budget, self.shape, self.scorers, self.level, self.say = budget, shape, scorers, level, say
+        self.groups_N = groups_N
         self.order = BalancedOrder(*shape, SEED)
         self.size = len(self.order)
         self.limit = min(self.size, budget.cells or (4 * shape[1] if budget.kind == "balanced" else self.size))
@@ -162,10 +168,15 @@ class _Purse:
         """Of each scorer; the model is only asked when something needs it."""
         plain = set(widths) <= {"table_mean", "mean"}
         return [
-            {"mean": mean_of_few(table_KN, level, "both")}
+            {"mean": self._mean(table_KN, level)}
             | ({"table_mean": mean_of_few(table_KN, level)} if plain else PromptMixture(table_KN).estimates(level))
             for table_KN in self.tables.values()
         ]
+
+    def _mean(self, table_KN: np.ndarray, level: float) -> Estimate:
+        if np.isnan(table_KN).any():
+            return mean_of_few(table_KN, level, "both")
+        return mean_estimate(table_KN, level, clusters_N=self.groups_N)
 
     def _wanting(self, widths: Mapping[str, float], level: float) -> list[str]:
         if not widths:
@@ -242,10 +253,13 @@ def few_estimates(matrix: ScoreMatrix, scorer: str, spent: Spent, thresholds: Se
     values_KN = np.where(spent.sampled_KN, matrix.values_KN, np.nan)
     found = PromptMixture(values_KN).estimates(spent.level, thresholds)
     unread_KN = np.where(spent.sampled_KN, (matrix.answers_KN == INVALID).astype(float), np.nan)
-    unread = mean_of_few(unread_KN, spent.level, "both")
-    anew = mean_of_few(values_KN, spent.level, "both")
+    anew, unread = (mean_of_few(few_KN, spent.level, "both") for few_KN in (values_KN, unread_KN))
+    alone = ALONE if matrix.groups_N is not None else ""
     return (
-        {anew.name: anew} | found | dict(spent.extremes.get(scorer, {})) | {"invalid": replace(unread, name="invalid")}
+        {"mean": replace(anew, method=anew.method + alone)}
+        | found
+        | dict(spent.extremes.get(scorer, {}))
+        | {"invalid": replace(unread, name="invalid", method=unread.method + alone)}
     )
 
 

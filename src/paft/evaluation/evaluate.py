@@ -264,7 +264,8 @@ def evaluate(
         asker.ask(cells)
         return {scorer: asker.matrix(scorer).values_KN for scorer in config.scorers}
 
-    spent = spend(config.budget, grid.shape, config.scorers, ask, config.level, say)
+    groups_N = asker.matrix(config.scorers[0]).groups_N
+    spent = spend(config.budget, grid.shape, config.scorers, ask, config.level, say, groups_N)
     rows = tuple(tuple(row) for row in asker.answers_KN)
     scores: dict[Scorer, ScoreMatrix] = {scorer: asker.matrix(scorer) for scorer in config.scorers}
     settings = config.level, tuple(config.thresholds), spent

@@ -17,14 +17,13 @@ import numpy as np
 
 from paft.config import CriterionConfig, PolicyConfig
 from paft.errors import ConfigError, ShapeError
-from paft.evaluation.matrix import INVALID, ScoreMatrix
+from paft.evaluation.matrix import ALONE, INVALID, ScoreMatrix
 from paft.evaluation.sequences import betting_bounds, proportion_bounds
 from paft.evaluation.stats import binomial_bounds, mean_estimate, prompt_sd
 
 Outcome = Literal["pass", "fail", "undecided"]
 Word = Literal["GO", "NO-GO", "INCONCLUSIVE"]
 EXIT_CODES: Mapping[Word, int] = {"GO": 0, "NO-GO": 1, "INCONCLUSIVE": 3}
-ALONE = ", those of one group (passage) as if they were independent"
 
 
 @dataclass(frozen=True)

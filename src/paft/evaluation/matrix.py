@@ -13,6 +13,8 @@ INVALID = -1
 """Answer index of a completion that names no choice, or several."""
 UNSCORED = -2
 """Answer index of a cell that was not scored."""
+ALONE = ", those of one group (passage) as if they were independent"
+"""What a method says of examples when it is not groups of them that are drawn."""
 
 
 def groups_of(example_ids: Sequence[str], groups: Sequence[str]) -> tuple[str, ...] | None:
