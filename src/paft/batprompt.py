@@ -88,9 +88,8 @@ def batprompt(
     with place.locked():
         kept = config.model_dump(mode="json", exclude={"rounds": True, "writer": set(FREE)})
         # more rounds or a larger budget go on; what has its default is left out, so that a later version's new settings do not stop a search
-        told = json.dumps(
-            [each.content for each in examples], sort_keys=True
-        )  # what is held out depends on what is scored
+        # what is held out depends on what is scored
+        told = json.dumps([each.content for each in examples], sort_keys=True)
         rests_on = {
             "run": run.model_dump(mode="json", exclude_defaults=True, include=_DECISIVE),
             "held_out": hashlib.sha256(told.encode()).hexdigest()[:16],
