@@ -256,3 +256,12 @@ def test_p_of_a_part_of_the_cells_counts_the_examples_of_that_part() -> None:
     (found,) = pairwise({"b": b_KN, "a": b_KN + 1}, clusters_N=[n // 2 for n in range(40)])
     assert found.comparison.mean.low < 0
     assert found.p == pytest.approx(2 * 0.5**3)
+
+
+def test_a_pair_without_an_interval_is_printed_without_brackets() -> None:
+    b_KN = np.full((3, 12), np.nan)
+    b_KN[[0, 1, 2], [1, 4, 7]] = 0, 0, 1
+    a_KN = b_KN.copy()
+    a_KN[0, 1] = 1
+    (found,) = pairwise({"b": b_KN, "a": a_KN})
+    assert "| +33.3 |" in pairs_table([found])

@@ -9,7 +9,7 @@ from paft.evaluation.comparisons import Pairwise, Seeded
 from paft.evaluation.gate import Checked, Verdict
 from paft.evaluation.stats import Estimate
 from paft.reports.tables import P_MEANS, ahead_count, compared_on, in_part
-from paft.reports.wording import MISSING, clean, number, p_value, signed
+from paft.reports.wording import MISSING, clean, in_brackets, number, p_value, signed
 
 SIGNS = {"pass": "met", "fail": "missed", "undecided": "open"}
 
@@ -96,10 +96,10 @@ def seeds_table(rows: Sequence[Seeded]) -> str:
 
 
 def _share(part: Estimate) -> str:
-    return f"{number(part.value)} ({number(part.low)} to {number(part.high)})"
+    return number(part.value) + in_brackets(part.to_dict())
 
 
 def _difference(part: Estimate | None) -> str:
     if part is None:
         return MISSING
-    return f"{signed(part.value)} ({signed(part.low)} to {signed(part.high)})".replace("\u00a0", " ")
+    return signed(part.value) + in_brackets(part.to_dict(), difference=True)
