@@ -63,6 +63,7 @@ def refused(*overrides: str, **values: Any) -> str:
         ("train.lora.init_lora_weights=pissa", "init_lora_weights pissa: rewrites the model's own weights"),
         ("train.lora.r=a", "train.lora: r = 'a'; expected a whole number of 1 or more"),
         ("train.lora.r=0", "train.lora: r = 0; expected a whole number of 1 or more"),
+        ("train.lora.lora_alpha=a", "train.lora: lora_alpha = 'a'; expected a number"),
         ("train.schedule.batches_per_prompt=2", "say how large they are: micro_batch_size"),
         ("train.schedule={kind: mixture, share: 1}", "train.schedule.share = '1': Input should be less than 1"),
         ("arms.paft.tain={}", "unknown key 'arms.paft.tain', did you mean 'train'?"),

@@ -260,9 +260,14 @@ class TrainingConfig(Strict):
     @field_validator("lora")
     @classmethod
     def _check_lora(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        # PEFT takes these as they are until the adapter is put on
         rank = (value or {}).get("r", 1)
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:  # PEFT takes it until the adapter is put on
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise ValueError(f"r = {rank!r}; expected a whole number of 1 or more")
+        for key in ("lora_alpha", "lora_dropout"):
+            number = (value or {}).get(key, 0)
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise ValueError(f"{key} = {number!r}; expected a number")
         start = (value or {}).get("init_lora_weights")
         if isinstance(start, str) and start not in ("gaussian", "orthogonal", "mica"):
             raise ValueError(
