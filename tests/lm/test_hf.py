@@ -14,6 +14,7 @@ from paft.errors import AssetError, ConfigError, RenderError, ResourceError
 from paft.lm.hf import _identity, load_model
 from paft.lm.passes import Cost, kernel_mask
 from paft.lm.types import Message, Question
+from paft.training.setup import with_lora
 from tests import tiny
 
 SHARING = ["llama", "qwen2", "mistral", "gemma3_text", "gpt_neox", "gpt2"]
@@ -328,6 +329,10 @@ def test_an_adapter_whose_weights_do_not_fit_is_refused(tmp_path):
     save_file({name: each[:, :1].contiguous() for name, each in weights.items()}, file)
     with pytest.raises(AssetError, match=r"does not fit memory \(.*size mismatch"):
         base.with_adapter(tmp_path)
+    with pytest.raises(AssetError, match=r"does not fit memory \(.*size mismatch"):
+        with_lora(base, {"r": 2}, seed=0, start=tmp_path)
+    with pytest.raises(AssetError, match=r"adapter .*elsewhere: no adapter_config.json"):
+        with_lora(base, {"r": 2}, seed=0, start=tmp_path / "elsewhere")
     assert (base.fingerprint, [answer.logp_C for answer in base.answer(asked)]) == (fingerprint, before)
     save_file(weights, file)
     with pytest.raises(AssetError, match=r"does not fit memory \(.*q_proj.* not found"):

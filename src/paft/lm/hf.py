@@ -311,9 +311,9 @@ class HFModel:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def with_adapter(self, directory: Path) -> HFModel:
+    def with_adapter(self, directory: Path, trainable: bool = False) -> HFModel:
         """This model with a saved PEFT adapter on top; the base weights are shared, not copied. Says so where the adapter was trained on
-        others."""
+        others. Raises AssetError where it is none, or does not fit."""
         from peft import PeftConfig, PeftModel
 
         if not (directory / "adapter_config.json").exists():
@@ -330,13 +330,13 @@ class HFModel:
                 warnings.simplefilter("always")
                 beneath = weights_beneath(self.model, PeftConfig.from_pretrained(directory))
                 with undone_on_error(self.model, beneath):
-                    model = PeftModel.from_pretrained(self.model, directory)
+                    model = PeftModel.from_pretrained(self.model, directory, is_trainable=trainable)
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             if is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())[:200]
             raise AssetError(f"adapter {directory}: does not fit {self.origin} ({reason}); {_FITTING}") from None
-        found = self.wrapping(model.eval().requires_grad_(False), beneath)
+        found = self.wrapping(model.eval() if trainable else model.eval().requires_grad_(False), beneath)
         if missing := [str(each.message) for each in told if "missing adapter keys" in str(each.message)]:
             found.without_adapter()
             raise AssetError(

@@ -242,13 +242,11 @@ def _open_runs() -> dict[str, str]:
 
 def with_lora(model: HFModel, settings: dict[str, Any], seed: int, start: Path | None = None) -> HFModel:
     """The model with an adapter to train: the one that lies in `start`, or a new one whose random half is drawn by the seed."""
-    from peft import PeftConfig, PeftModel, get_peft_model
+    from peft import get_peft_model
 
     try:
         if start is not None:
-            beneath = weights_beneath(model.model, PeftConfig.from_pretrained(start))
-            with undone_on_error(model.model, beneath):
-                return model.wrapping(PeftModel.from_pretrained(model.model, start, is_trainable=True), beneath)
+            return model.with_adapter(start, trainable=True)
         torch.manual_seed(seed)  # the adapter's random half is part of the run
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
