@@ -90,6 +90,24 @@ def test_a_set_with_one_prompt_in_two_splits_is_refused_with_both_named(kind: st
         PromptSet("t", sides["train"], sides["dev"], sides["test"])
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Question: {q}\nAnswer:", "`Question` {q}\n`Answer`"),
+        ("Question: {q}\nAnswer:", "|Question| {q}\n|Answer|"),
+        ("Question: {q}\nAnswer:", "~Question= {q}\n^Answer$ +"),
+        ("Q: {goal}\n{choices}\nA:", "<Q> {goal}\n{choices}\n<A>"),
+        ("Question: {q}\nAnswer:", "Ques\u200btion {q}\nAns\u00adwer\ufeff"),
+        ("Question: {q}\nAnswer:", "\u270f\ufe0f Question {q}\n\U0001f449 Answer"),
+    ],
+)
+def test_symbols_and_what_has_no_width_are_no_words(first: str, second: str) -> None:
+    one, other = Template(first, Labels()), Template(second, Labels())
+    assert static_form(one) == static_form(other)
+    with pytest.raises(PromptSetError, match="near-duplicates"):
+        PromptSet("t", (one,), (), (other,))
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     some = [each for entry in PAIRS[::3] for each in pair(entry)]
     whole = reworded_pairs(some, some)

@@ -37,11 +37,13 @@ _TOKEN = re.compile(r"\w+|\S")
 _ABOVE, _BELOW = "\ue000", "\ue001"
 
 
-class _Blanked(dict[int, int]):
-    """Punctuation to a blank, for str.translate; every sign is looked up once."""
+class _Blanked(dict[int, int | None]):
+    """Punctuation and symbols (= | ~ < ` and emoji) to a blank, what has no width to nothing, for str.translate; every sign is looked up once."""
 
-    def __missing__(self, code: int) -> int:
-        self[code] = 32 if unicodedata.category(chr(code)).startswith("P") else code
+    def __missing__(self, code: int) -> int | None:
+        category = unicodedata.category(chr(code))
+        unseen = category == "Cf" or 0xFE00 <= code <= 0xFE0F  # selectors of a style, as emoji have
+        self[code] = None if unseen else 32 if category[0] in "PS" else code
         return self[code]
 
 
@@ -50,7 +52,7 @@ _BLANKED = _Blanked({ord(_FIELD): ord(_FIELD)})
 
 @lru_cache(maxsize=8192)
 def text_form(text: str) -> str:
-    """Text as it is compared: NFKC, case folded, every slot one sign, punctuation gone, white space single."""
+    """Text as it is compared: NFKC, case folded, every slot one sign, punctuation and symbols gone, white space single."""
     text = unicodedata.normalize("NFKC", _SLOT.sub(_FIELD, text)).casefold()
     return " ".join(text.translate(_BLANKED).split())
 
