@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import pytest
 from hypothesis import assume, given
@@ -422,6 +423,30 @@ def test_every_number_is_read_back_by_value(value, around):
     assert number_in(str(value)) == value
     assert read(Number(), around.format(value), example) == 0
     assert read(Number(), around.format(value + 1), example) == OTHER
+
+
+@pytest.mark.parametrize(
+    "text", ["1,5", "0,5", "0,500", "12,34", "1,00,000", "1234,567", "1,234,5", "3$5", "1,5%", "1/2,000", "1,234,"]
+)
+def test_a_comma_parts_thousands_and_nothing_else(text):
+    assert number_in(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1,234,567.5", "1234567.5"), ("-$1,234", "-1234"), ("$-5", "-5"), ("-\u20ac5", "-5"), ("5 \u20ac", "5"), ("+\u00a35", "5"), ("5$", "5"), ("50 %", "50")],
+)  # fmt: skip
+def test_a_number_with_its_signs_is_read_back_as_it_is_written(text, value):
+    example = Example("e", {}, (text,), 0, is_open=True)
+    assert number_in(text) == Fraction(value)
+    for around in ("{}", "{}\n", "The answer is {}."):
+        assert read(Number(), around.format(text), example) == 0
+
+
+@given(st.text(alphabet="0123456789,.-$/%\u20ac", max_size=12))
+def test_what_is_taken_as_a_right_number_is_read_as_right(text):
+    if number_in(text) is not None:
+        assert read(Number(), text, Example("e", {}, (text,), 0, is_open=True)) == 0
 
 
 @given(st.text(), st.text())

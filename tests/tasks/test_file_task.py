@@ -299,6 +299,8 @@ def test_a_task_whose_answers_are_numbers(tmp_path):
     assert (found.num_choices, found.choices) == (1, None)
     with pytest.raises(DataError, match="holds 'two'; expected a number"):
         task(tmp_path, NUMBERS, [{"q": "1+1", "sum": "two"}]).split("train")
+    with pytest.raises(DataError, match="row 1: column 'sum' holds '1,5'; expected a number; a comma parts thousands"):
+        task(tmp_path, NUMBERS, [{"q": "3/2", "sum": "1,5"}]).split("train")
     with pytest.raises(DataError, match="kind number has no choices"):
         task(tmp_path, {**NUMBERS, "choices": ["1", "2"]}, [{"q": "1+1", "sum": 2}])
 

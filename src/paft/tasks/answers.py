@@ -452,7 +452,7 @@ _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 # signs belong to a number unless they stand between two: 5-3 holds 5 and 3
 _DIGITS = (
-    r"(?<![\w.])(?:(?<![\w)\]])[-+\u2212\u2013])?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?"
+    r"(?<![\w.])(?:(?<![\w)\]])[-+\u2212\u2013])?[$\u00a3\u20ac\u00a5]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?"
     r"(?:(?<=[0-9])(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,3}(?!\w)|/[0-9]+)?|\.[0-9]+)"
 )
 _NUMBER = re.compile(_DIGITS, re.IGNORECASE)
@@ -469,13 +469,16 @@ _LONGEST_NUMBER = 200
 
 
 def number_in(text: str) -> Fraction | None:
-    """The value of a text that is a number: thousands may be parted by commas, a leading currency sign and a percent sign are ignored."""
+    """The value of a text that is a number: commas part thousands, three digits each, and nothing else; a sign of a currency before or after
+    it and a percent sign are ignored."""
     plain = re.sub("[\u2212\u2013]", "-", unicodedata.normalize("NFKC", text).strip())
-    plain = re.sub(r"[,$\u00a3\u20ac\u00a5]", "", plain).removesuffix("%").strip().removeprefix("+")
-    number = r"-?(?:[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,3}|/[0-9]+)?|\.[0-9]+)"
+    plain = re.sub(
+        r"^([-+]?)[$\u00a3\u20ac\u00a5]\s*|\s*[$\u00a3\u20ac\u00a5]$", r"\1", plain.removesuffix("%").strip()
+    ).removeprefix("+")
+    number = r"-?(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,3}|/[0-9]+)?|\.[0-9]+)"
     if len(plain) > _LONGEST_NUMBER or not re.fullmatch(number, plain, re.IGNORECASE):
         return None
-    above, _, below = plain.partition("/")
+    above, _, below = plain.replace(",", "").partition("/")
     if below and not int(below):
         return None
     return Fraction(above) / int(below or "1")

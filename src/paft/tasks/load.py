@@ -442,8 +442,13 @@ def _open_answer(value: Any, kind: str, column: str) -> list[str]:
         return [_call(value, column)]
     gold = as_text(format(Decimal(str(value)), "f") if isinstance(value, float) else value, column).strip()
     if number_in(gold) is None if kind == "number" else not is_expression(plain(gold)):
+        comma = (
+            "; a comma parts thousands (1,234), so write 1.5 for one and a half"
+            if kind == "number" and "," in gold
+            else ""
+        )
         raise DataError(
-            f"column {column!r} holds {gold[:40]!r}; expected {'a number' if kind == 'number' else 'an expression'}"
+            f"column {column!r} holds {gold[:40]!r}; expected {'a number' if kind == 'number' else 'an expression'}{comma}"
         )
     return [gold]
 
