@@ -443,10 +443,29 @@ def test_a_number_with_its_signs_is_read_back_as_it_is_written(text, value):
         assert read(Number(), around.format(text), example) == 0
 
 
-@given(st.text(alphabet="0123456789,.-$/%\u20ac", max_size=12))
+@given(st.text(alphabet="0123456789,.-$/%\u20ac\u00bd\u00b2\u2082{}\\! ", max_size=12))
 def test_what_is_taken_as_a_right_number_is_read_as_right(text):
     if number_in(text) is not None:
         assert read(Number(), text, Example("e", {}, (text,), 0, is_open=True)) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ("\\boxed{1{,}234}", "1234"), ("\\boxed{1,\\!234}", "1234"), ("\\boxed{1\\,234{,}567}", "1234567"), ("The answer is $1{,}234$.", "1234"),
+        ("\u00bd", "1/2"), ("\u2212\u00bd", "-1/2"), ("1\u20442", "1/2"), ("The answer is 2\u00bd", "5/2"), ("The answer is 2 \u00bd cups", "5/2"),
+        ("The answer is -1,000\u00bc", "-4001/4"), ("10\u00b2", "100"), ("The answer is 10\u00b2.", "100"), ("1.5\u00b2", "9/4"), ("10\u207b\u00b9", "1/10"),
+        ("0\u207b\u00b9", "0"), ("The area is 15 cm\u00b2", "15"), ("101\u2082", "101"),
+        ("\\boxed{\\frac12}", "1/2"), ("\\boxed{\\dfrac{1}2}", "1/2"), ("\\boxed{2\\frac{1}{2}}", "5/2"), ("\\boxed{-\\tfrac 1 2}", "-1/2"),
+    ],
+)  # fmt: skip
+def test_latex_and_small_signs_keep_the_value_of_a_number(said, value):
+    for gold in {value, "1", "2", "12", "21", "102", "1012"}:
+        verdict = 0 if Fraction(gold) == Fraction(value) else OTHER
+        assert read(Number(), said, Example("e", {}, (gold,), 0, is_open=True)) == verdict, gold
+    assert (
+        read(Wrapped("<a>{answer}</a>", Number()), f"<a>{value}</a>", Example("e", {}, (value,), 0, is_open=True)) == 0
+    )
 
 
 @given(st.text(), st.text())

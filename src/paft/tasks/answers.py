@@ -219,7 +219,7 @@ class Number:
         ("answer is", "answer:", "####", "equals", "="); else the last number. Where the model goes on to ask itself the next question, what
         was given before it. No number: invalid.
         """
-        said = _FRACTION.sub(r"\1/\2", without_emphasis(after_thought(completion)))
+        said = without_emphasis(after_thought(completion))
         asks_on = NEXT.search(said)
         earlier = self._given(said[: asks_on.start()], as_answer=True) if asks_on else None
         found = self._first_line(said) or earlier or self._given(said) or self._any(said)
@@ -232,29 +232,27 @@ class Number:
 
     def alone(self, text: str, example: Example) -> set[int]:
         """0 or OTHER when the text says nothing but a number."""
-        found = _WHOLE_NUMBER.fullmatch(unicodedata.normalize("NFKC", text))
+        found = _WHOLE_NUMBER.fullmatch(_in_plain_signs(text))
         return {self._judged(found[1], example)} if found else set()
 
     @staticmethod
     def _first_line(completion: str) -> str | None:
         first = next((line for line in completion.splitlines() if line.strip()), "")
-        found = _WHOLE_NUMBER.fullmatch(unicodedata.normalize("NFKC", first))
+        found = _WHOLE_NUMBER.fullmatch(_in_plain_signs(first))
         return found[1] if found else None
 
     @staticmethod
     def _given(completion: str, *, as_answer: bool = False) -> str | None:
         # of a box what its last equation says, before units and their powers
-        if (inside := boxed(completion)) and (
-            held := _NUMBER.search(unicodedata.normalize("NFKC", inside).rpartition("=")[2])
-        ):
+        if (inside := boxed(completion)) and (held := _NUMBER.search(_in_plain_signs(inside).rpartition("=")[2])):
             return held[0]
-        cues = _GIVEN_NUMBER.finditer(unicodedata.normalize("NFKC", completion))
+        cues = _GIVEN_NUMBER.finditer(_in_plain_signs(completion))
         given = [cue["number"] for cue in cues if not as_answer or AS_ANSWER.match(cue[0])]
         return given[-1] if given else None
 
     @staticmethod
     def _any(completion: str) -> str | None:
-        said = [match[0] for match in _NUMBER.finditer(unicodedata.normalize("NFKC", completion))]
+        said = [match[0] for match in _NUMBER.finditer(_in_plain_signs(completion))]
         return said[-1] if said else None
 
     @staticmethod
@@ -464,14 +462,42 @@ _GIVEN_NUMBER = re.compile(
     rf"{_MARKUP}(?P<number>{_DIGITS})",
     re.IGNORECASE,
 )
-_FRACTION = re.compile(r"(?<![0-9])\\[dt]?frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
+_WHOLE = r"(?:(?<![\w.,/])(?P<whole>[1-9][0-9]{0,2}(?:,[0-9]{3}){1,5}|[0-9]{1,9}) ?)?"
+_FRACTION = re.compile(
+    rf"{_WHOLE}(?:\\[dt]?frac\s*(?:\{{\s*(?P<above>-?[0-9]+)\s*\}}|(?P<digit>[0-9]))\s*(?:\{{\s*(?P<below>[0-9]+)\s*\}}|(?P<under>[0-9]))"
+    r"|(?P<sign>[\u00bc-\u00be\u2150-\u215e]))"
+)
+_PARTED = re.compile(r"(?<=[0-9])(?:\{,\}|(?:\\!)?,\\!|\\,)(?=[0-9]{3}(?![0-9]))")
+_RAISED = "\u2070\u00b9\u00b2\u00b3\u2074-\u2079"
+_POWER = re.compile(rf"(?<![\w.,/])([0-9]{{1,6}}(?:\.[0-9]{{1,6}})?)(\u207b?[{_RAISED}]{{1,2}})(?![{_RAISED}])")
+_SMALL = re.compile(rf"\u207b?[{_RAISED}\u2080-\u2089]+")
 _LONGEST_NUMBER = 200
+
+
+def _in_plain_signs(text: str) -> str:
+    """NFKC, but of the same value: 1{,}234 is 1,234; a half is 1/2, two and a half 5/2, ten squared 100, and no small digit joins a number."""
+    text = _FRACTION.sub(_fraction, _PARTED.sub(",", text).replace("\u2044", "/"))
+    return unicodedata.normalize("NFKC", _SMALL.sub(" ", _POWER.sub(_power, text)))
+
+
+def _fraction(found: re.Match[str]) -> str:
+    above, _, below = unicodedata.normalize("NFKC", found["sign"] or "").partition("\u2044")
+    above, below = above or found["above"] or found["digit"], below or found["below"] or found["under"]
+    if found["whole"] and not above.startswith("-") and len(above) + len(below) < _LONGEST_NUMBER:
+        return f"{int(found['whole'].replace(',', '')) * int(below) + int(above)}/{below}"
+    beside = found["whole"] or found.string[max(0, found.start() - 1) : found.start()].isdigit()
+    return f"{found['whole'] or ''}{' ' if beside else ''}{above}/{below}"
+
+
+def _power(found: re.Match[str]) -> str:
+    base, exponent = Fraction(found[1]), int(unicodedata.normalize("NFKC", found[2]).replace("\u2212", "-"))
+    return str(base**exponent) if base or exponent >= 0 else found[0]
 
 
 def number_in(text: str) -> Fraction | None:
     """The value of a text that is a number: commas part thousands, three digits each, and nothing else; a sign of a currency before or after
     it and a percent sign are ignored."""
-    plain = re.sub("[\u2212\u2013]", "-", unicodedata.normalize("NFKC", text).strip())
+    plain = re.sub("[\u2212\u2013]", "-", _in_plain_signs(text).strip())
     plain = re.sub(
         r"^([-+]?)[$\u00a3\u20ac\u00a5]\s*|\s*[$\u00a3\u20ac\u00a5]$", r"\1", plain.removesuffix("%").strip()
     ).removeprefix("+")
