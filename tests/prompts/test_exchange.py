@@ -160,6 +160,27 @@ def test_what_cannot_be_a_template_is_named(tmp_path: Path) -> None:
         read_prompts([_write(tmp_path / "a.bin", "x")])
 
 
+def test_a_file_of_a_directory_that_cannot_be_read_is_a_fault_and_the_others_are_read(tmp_path: Path) -> None:
+    unreadable = {"tsconfig.json": b'{"a": 1} // so', "old.py": b"print 'x'", "notes.txt": "x".encode("utf-16")}
+    for name, content in unreadable.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(PromptSetError, match=name):
+            read_prompts([tmp_path / name])
+    _write(tmp_path / "a.txt", "Do {goal}\n")
+    found = read_prompts([tmp_path], slots=["goal"])
+    assert [template.text for template in found.templates] == ["Do {goal}"]
+    assert {Path(where).name for where, _ in found.faulty} == set(unreadable)
+    assert all(fault.name == "malformed" and where in fault.reason for where, fault in found.faulty)
+
+
+def test_a_cell_that_is_no_json_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    found = read_prompts([_write(tmp_path / "a.csv", 'text,answer\n{goal} one,"{labels: [x, y]}"\n{goal} two,text\n')])
+    assert [template.text for template in found.templates] == ["{goal} two"]
+    ((where, fault),) = found.faulty
+    assert where.endswith("a.csv, row 1")
+    assert "'{labels: [x, y]}': expected" in fault.reason
+
+
 @pytest.mark.parametrize("kind", [".jsonl", ".csv", ".tsv", ".xlsx"])
 def test_a_set_survives_its_table(tmp_path: Path, kind: str) -> None:
     prompts = PromptSet.load("hellaswag")

@@ -7,6 +7,7 @@ is. Nothing is executed: Jinja is only taken where it is a plain substitution, P
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import io
 import json
@@ -56,30 +57,36 @@ def read_prompts(
     """Templates from files, and from all files below directories, whose ending is one of READS.
 
     answer: the answer format of prompts that come without one. rename: their slot names -> the task's. slots: required
-    fields; of a code file only strings that hold one of them (or a name that `rename` maps to it) are prompts.
+    fields; of a code file only strings that hold one of them (or a name that `rename` maps to it) are prompts. A file that cannot be
+    read is an error where it was named, and one of the faults where a directory holds it.
     """
     for path in paths:
         if not path.exists():
             raise PromptSetError(
                 f"{path}: there is no such file or directory; give the prompts' files, or a directory of them"
             )
-    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    wanted = [file for file in files if file.suffix.lower() in READS and file.is_file()]
+    files = [(file, file is path) for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    wanted = [(file, named) for file, named in files if file.suffix.lower() in READS and file.is_file()]
     if not wanted:
         raise PromptSetError(f"{few(map(str, paths))}: nothing to read; expected files ending in {', '.join(READS)}")
     names = dict(rename or {})
     templates, faulty = [], []
-    for file in wanted:
-        for place, entry in _entries(file, {*slots, *(old for old, new in names.items() if new in slots)}):
-            where = f"{as_text(file)}, {place}"
-            try:
-                made = {"answer": answer, **entry}
-                if "id" not in entry:  # else it is ours, where {{name}} is a literal {name}
-                    for key in ("text", "system") if entry.get("system") else ("text",):
-                        made[key] = _slotted(entry.get(key), names)
-                templates.append(template_from({**made, "origin": {"source": where}}, where))
-            except TemplateError as error:
-                faulty.append((where, Fault("malformed", str(error))))
+    for file, named in wanted:
+        try:
+            for place, entry in _entries(file, {*slots, *(old for old, new in names.items() if new in slots)}):
+                where = f"{as_text(file)}, {place}"
+                try:
+                    made = {"answer": answer, **entry}
+                    if "id" not in entry:  # else it is ours, where {{name}} is a literal {name}
+                        for key in ("text", "system") if entry.get("system") else ("text",):
+                            made[key] = _slotted(entry.get(key), names)
+                    templates.append(template_from({**made, "origin": {"source": where}}, where))
+                except TemplateError as error:
+                    faulty.append((where, Fault("malformed", str(error))))
+        except PromptSetError as error:
+            if named:
+                raise
+            faulty.append((as_text(file), Fault("malformed", str(error))))
     return Found(tuple(templates), tuple(faulty))
 
 
@@ -270,7 +277,7 @@ def _entries(file: Path, slots: set[str]) -> Iterator[tuple[str, dict[str, Any]]
             with file.open(encoding="utf-8-sig", newline="" if kind in (".csv", ".tsv") else None) as opened:
                 text = opened.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise PromptSetError(f"{file}: cannot be read ({error}); save it as UTF-8") from None
+        raise PromptSetError(f"{as_text(file)}: cannot be read ({error}); save it as UTF-8") from None
     try:
         match kind:
             case ".xlsx":
@@ -303,7 +310,9 @@ def _entries(file: Path, slots: set[str]) -> Iterator[tuple[str, dict[str, Any]]
         csv.Error,
         zipfile.BadZipFile,
     ) as error:
-        raise PromptSetError(f"{file}: not readable as {kind} ({(str(error) or 'nested').splitlines()[0]})") from None
+        raise PromptSetError(
+            f"{as_text(file)}: not readable as {kind} ({(str(error) or 'nested').splitlines()[0]})"
+        ) from None
 
 
 _TEXT_KEYS = ("text", "prompt", "template", "user", "jinja", "instruction")
@@ -327,7 +336,8 @@ def _entry(row: Mapping[str, Any]) -> dict[str, Any]:
         if row.get(key) is not None and (row[key] != "" or (ours and key == "joiner")):
             entry[key] = row[key]
     if isinstance(entry.get("answer"), str) and entry["answer"].lstrip().startswith("{"):
-        entry["answer"] = json.loads(entry["answer"])
+        with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is no answer format: a fault of its row
+            entry["answer"] = json.loads(entry["answer"])
     if isinstance(entry["text"], str) and "jinja" in row:
         entry["text"] = entry["text"].split("|||")[0].strip()  # PromptSource: what follows is the target
         entry.pop("answer", None)
