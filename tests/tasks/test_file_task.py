@@ -131,6 +131,16 @@ def test_a_bad_file_is_an_error_of_one_line(name: str, content: bytes | str, mes
     assert name in str(caught.value)
 
 
+def test_a_time_that_python_has_not_is_an_error_of_one_line(tmp_path: Path) -> None:
+    times = pyarrow.array([2**60], pyarrow.timestamp("ms"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": ["good"], "at": times}), tmp_path / "r.parquet")
+    found = task(tmp_path, {**FIXED, "on_bad_row": "skip"}, (tmp_path / "r.parquet").read_bytes(), "r.parquet")
+    with pytest.raises(
+        DataError, match=r"r\.parquet: holds a value that cannot be read \(.*\); write times outside the years"
+    ):
+        found.split("train")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

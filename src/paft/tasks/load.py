@@ -551,6 +551,10 @@ def read_table(path: Path) -> list[dict[str, Any]]:
                 return [dict(row) for row in pyarrow.parquet.read_table(path).to_pylist()]
             except pyarrow.ArrowException as error:
                 raise DataError(f"{path}: not a readable Parquet file ({_first(error)})") from None
+            except (OverflowError, ValueError) as error:  # a time that Python has not
+                raise DataError(
+                    f"{path}: holds a value that cannot be read ({_first(error)}); write times outside the years 1 to 9999 as text"
+                ) from None
         content = path.read_bytes()
         text = (gzip.decompress(content) if packed else content).decode("utf-8-sig")
     except UnicodeDecodeError as error:
