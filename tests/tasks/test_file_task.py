@@ -147,12 +147,14 @@ def test_a_time_that_python_has_not_is_an_error_of_one_line(tmp_path: Path) -> N
         ({"q": "a", "options": "x|y", "label": 0}, r"column 'options' holds 'x\|y'; expected a list of choices"),
         ({"q": "a", "options": ["x"], "label": 0}, "1 choices; expected at least 2"),
         ({"q": "a", "options": ["x", ["y"]], "label": 0}, "holds list"),
+        ({"q": "a", "options": ["x", None], "label": 0}, "column 'options' holds NoneType 'None'; expected text"),
+        ({"q": "a", "options": ["x", float("nan")], "label": 0}, "column 'options' holds float 'nan'; expected text"),
         ({"q": "a", "options": ["x", "y", " "], "label": 0}, "a choice is empty; leave it out"),
         ({"q": "a", "options": ["x", "x"], "label": 0}, "the right choice 'x' occurs twice"),
         ({"q": "a", "options": ["x", "x"], "label": "x"}, "names a choice that occurs twice"),
         ({"q": "a", "label": 0}, "column 'options' is missing"),
     ],
-    ids=range(7),
+    ids=range(9),
 )
 def test_choices_of_a_row_are_checked(row: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
@@ -313,6 +315,14 @@ def test_a_task_whose_answers_are_numbers(tmp_path):
         task(tmp_path, NUMBERS, [{"q": "3/2", "sum": "1,5"}]).split("train")
     with pytest.raises(DataError, match="kind number has no choices"):
         task(tmp_path, {**NUMBERS, "choices": ["1", "2"]}, [{"q": "1+1", "sum": 2}])
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_nothing_is_no_accepted_text(nothing, tmp_path):
+    with pytest.raises(DataError, match="column 'a' holds"):
+        task(
+            tmp_path, {"name": "t", "kind": "text", "fields": ["q"], "answer": "a"}, [{"q": "x", "a": ["y", nothing]}]
+        ).split("train")
 
 
 def test_prompts_for_numbers_and_prompts_for_choices_are_not_mixed_up(tmp_path):

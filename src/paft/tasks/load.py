@@ -487,8 +487,8 @@ def _absent(value: Any) -> bool:
 
 
 def as_text(value: Any, column: str) -> str:
-    """A cell as text. Raises DataError for what has no text of its own: a list, a mapping, bytes, half a character."""
-    if not isinstance(value, str | int | float | datetime.date):
+    """A cell as text. Raises DataError for what has no text of its own: nothing (NaN too), a list, a mapping, bytes, half a character."""
+    if _absent(value) or not isinstance(value, str | int | float | datetime.date):
         raise DataError(
             f"column {column!r} holds {type(value).__name__} {str(value)[:40]!r}; expected text or a number"
         )
