@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -963,9 +963,9 @@ def load_mapping(path: Path) -> dict[str, Any]:
         ) from None
     try:
         if path.suffix.lower() == ".json":
-            value = json.loads(text, object_pairs_hook=lambda pairs: _mapping(pairs, str(path)))
+            value = json.loads(text, object_pairs_hook=lambda pairs: keys_once(pairs, str(path)))
         else:
-            value = yaml.load(text, Loader=_Loader)
+            value = yaml.load(text, Loader=OnceLoader)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: not JSON ({error.msg}, line {error.lineno} column {error.colno})") from None
     except yaml.YAMLError as error:
@@ -984,10 +984,11 @@ def load_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class OnceLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML's safe loader, refusing a key that is given twice: the first value would vanish in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
         seen: set[object] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
@@ -1000,12 +1001,12 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return mapping
 
 
-def _mapping(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ConfigError(f"{where}: key {key!r} is given twice")
-        found[key] = value
+def keys_once(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """The mapping of a JSON object (an `object_pairs_hook`). Raises ConfigError for a key that is given twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ConfigError(f"{where}: key {next(name for name in names if names.count(name) > 1)!r} is given twice")
     return found
 
 
@@ -1028,7 +1029,7 @@ def load_run_config(
         if not equals or not dotted:
             raise ConfigError(f"override {override!r}: expected key=value, for instance train.epochs=1")
         try:
-            value = yaml.load(text, Loader=_Loader)
+            value = yaml.load(text, Loader=OnceLoader)
         except yaml.constructor.ConstructorError as error:
             raise ConfigError(f"override {override!r}: {error.problem}") from None
         except (yaml.YAMLError, ValueError):

@@ -173,6 +173,18 @@ def test_a_file_of_a_directory_that_cannot_be_read_is_a_fault_and_the_others_are
     assert all(fault.name == "malformed" and where in fault.reason for where, fault in found.faulty)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"text": "{goal}", "text": "{goal} now"}'), ("a.json", '[{"text": "{goal}", "text": "{goal} now"}]'),
+        ("a.yaml", "- text: '{goal}'\n  text: '{goal} now'\n"), ("b.yaml", "p: !Template\n  text: '{goal}'\n  text: '{goal} now'\n"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_given_twice_is_named(name: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(PromptSetError, match=r"not readable as .*key 'text' is given twice"):
+        read_prompts([_write(tmp_path / name, text)])
+
+
 def test_a_cell_that_is_no_json_is_a_fault_of_its_row(tmp_path: Path) -> None:
     found = read_prompts([_write(tmp_path / "a.csv", 'text,answer\n{goal} one,"{labels: [x, y]}"\n{goal} two,text\n')])
     assert [template.text for template in found.templates] == ["{goal} two"]

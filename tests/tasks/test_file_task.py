@@ -103,6 +103,16 @@ def test_every_kind_of_file_gives_the_same_examples(name: str, tmp_path: Path) -
         ("r.jsonl", '{"text": ["a"], "label": "good"}', r"column 'text' holds list .* expected text or a number"),
         ("r.jsonl", '{"text": {"a": 1}, "label": "good"}', "column 'text' holds dict"),
         ("r.jsonl", '{"text": "\\ud800", "label": "good"}', "column 'text' holds half a surrogate pair"),
+        (
+            "r.jsonl",
+            '{"text": "a", "label": "bad", "label": "good"}',
+            r"r\.jsonl line 1: key 'label' is given twice; the first",
+        ),
+        (
+            "r.json",
+            '[{"text": "a", "label": "good", "x": {"y": 1, "y": 2}}]',
+            r"r\.json: key 'y' is given twice; the first",
+        ),
         ("r.jsonl", '{"text": "a", "label": "goood"}', "answer 'goood' is not among the choices 'bad', 'good'"),
         (
             "r.jsonl",
@@ -122,7 +132,7 @@ def test_every_kind_of_file_gives_the_same_examples(name: str, tmp_path: Path) -
         ("r.xlsx", b"", "unknown kind '.xlsx'; expected .jsonl"),
         ("rows", b"", "unknown kind ''"),
     ],
-    ids=range(27),
+    ids=range(29),
 )
 def test_a_bad_file_is_an_error_of_one_line(name: str, content: bytes | str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message) as caught:

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from paft.config import dump_yaml
+from paft.config import OnceLoader, dump_yaml, keys_once
 from paft.errors import PromptSetError, TemplateError, few
 from paft.prompts.sets import ALL_SPLITS, PromptSet
 from paft.prompts.template import Fault, Template, template_from, template_to
@@ -291,9 +291,11 @@ def _entries(file: Path, slots: set[str]) -> Iterator[tuple[str, dict[str, Any]]
                 lines = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",")
                 yield from _rows([*map(_cells, lines)])
             case ".jsonl":
-                yield from _rows([json.loads(line) for line in text.split("\n") if line.strip()])
+                yield from _rows(
+                    [_json(line, f"line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+                )
             case ".json":
-                yield from _trees(json.loads(text))
+                yield from _trees(_json(text, "JSON"))
             case ".yaml" | ".yml":
                 yield from _trees(yaml.load(text, Loader=_AnyTag))
             case ".py":
@@ -313,6 +315,10 @@ def _entries(file: Path, slots: set[str]) -> Iterator[tuple[str, dict[str, Any]]
         raise PromptSetError(
             f"{as_text(file)}: not readable as {kind} ({(str(error) or 'nested').splitlines()[0]})"
         ) from None
+
+
+def _json(text: str, where: str) -> Any:
+    return json.loads(text, object_pairs_hook=lambda pairs: keys_once(pairs, where))
 
 
 _TEXT_KEYS = ("text", "prompt", "template", "user", "jinja", "instruction")
@@ -337,7 +343,7 @@ def _entry(row: Mapping[str, Any]) -> dict[str, Any]:
             entry[key] = row[key]
     if isinstance(entry.get("answer"), str) and entry["answer"].lstrip().startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is no answer format: a fault of its row
-            entry["answer"] = json.loads(entry["answer"])
+            entry["answer"] = _json(entry["answer"], "answer")
     if isinstance(entry["text"], str) and "jinja" in row:
         entry["text"] = entry["text"].split("|||")[0].strip()  # PromptSource: what follows is the target
         entry.pop("answer", None)
@@ -397,8 +403,8 @@ def _sheet(file: Path) -> list[dict[str, Any]]:
     return [dict(zip(head, row, strict=False)) for row in rows[1:] if any(cell is not None for cell in row)]
 
 
-class _AnyTag(yaml.SafeLoader):
-    """YAML whose own tags (PromptSource: !Template) are read as plain mappings."""
+class _AnyTag(OnceLoader):
+    """YAML, no key twice, whose own tags (PromptSource: !Template) are read as plain mappings."""
 
 
 def _plain(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> Any:

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from paft import assets
 from paft.assets import Say, Source
-from paft.config import Strict, load_mapping, validate
+from paft.config import Strict, keys_once, load_mapping, validate
 from paft.errors import AssetError, ConfigError, DataError, few, nearest
 from paft.tasks.answers import LETTERS, number_in
 from paft.tasks.calls import FunctionCall, write_json
@@ -602,9 +602,11 @@ def _first(error: Exception) -> str:
 
 def _json_row(line: str, where: str, anything: bool = False) -> Any:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=lambda pairs: keys_once(pairs, where))
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    except ConfigError as error:
+        raise DataError(f"{error}; the first value would be lost, so take one of them out") from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 1,000 brackets
         raise DataError(f"{where}: cannot be read ({_first(error)})") from None
     if not anything and not isinstance(row, dict):
