@@ -100,6 +100,12 @@ def test_every_kind_of_file_gives_the_same_examples(name: str, tmp_path: Path) -
         ),
         ("r.jsonl", '{"text": null, "label": "good"}', "column 'text' is empty"),
         ("r.jsonl", '{"text": NaN, "label": "good"}', "column 'text' is empty"),
+        (
+            "r.csv",
+            "text,label\n,good\n",
+            "r.csv row 1: column 'text' is empty; where it may be, name it in optional_fields",
+        ),
+        ("r.jsonl", '{"text": " \\n", "label": "good"}', "column 'text' is empty"),
         ("r.jsonl", '{"text": ["a"], "label": "good"}', r"column 'text' holds list .* expected text or a number"),
         ("r.jsonl", '{"text": {"a": 1}, "label": "good"}', "column 'text' holds dict"),
         ("r.jsonl", '{"text": "\\ud800", "label": "good"}', "column 'text' holds half a surrogate pair"),
@@ -132,7 +138,7 @@ def test_every_kind_of_file_gives_the_same_examples(name: str, tmp_path: Path) -
         ("r.xlsx", b"", "unknown kind '.xlsx'; expected .jsonl"),
         ("rows", b"", "unknown kind ''"),
     ],
-    ids=range(29),
+    ids=range(31),
 )
 def test_a_bad_file_is_an_error_of_one_line(name: str, content: bytes | str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message) as caught:

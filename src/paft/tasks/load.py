@@ -402,6 +402,8 @@ class FileTask:
             return row[name]
 
         fields = {name: as_text(column(name), name) for name in self.spec.fields}
+        if blank := [name for name, text in fields.items() if not text.strip()]:
+            raise DataError(f"column {blank[0]!r} is empty; where it may be, name it in optional_fields")
         fields |= {name: as_text(row[name], name) for name in self.spec.optional_fields if not _absent(row.get(name))}
         name_of_row = as_text(column(self.spec.id), self.spec.id) if self.spec.id else f"row {number}"
         group = as_text(column(self.spec.group_by), self.spec.group_by) if self.spec.group_by else ""
