@@ -29,6 +29,7 @@ from paft.tasks.types import Example
 
 HEAD = 'from typing import List\n\n\ndef total(values: List[int]) -> int:\n    """Sum of all."""\n'
 RIGHT = "def total(values: List[int]) -> int:\n    return sum(values)\n"
+FENCED = 'def total(values):\n    """Sum.\n\n    ```\n    total([1]) == 1\n    ```\n    """\n    return sum(values)\n'
 EXAMPLE = Example(
     "t",
     {
@@ -65,6 +66,11 @@ def allowed():
         ("\n    out = 0\n    for v in values:\n        out += v\n    return out\n", PASSED),
         ("def total(values):\n    return 3\n", FAILED),
         (f"```python\ndef total(values):\n    return 1\n```\n```python\n{RIGHT}```", FAILED),  # the first block counts
+        (f"```python\n{FENCED}```\nIt adds them up: `total([1])`, or\n```\ntotal([2])\n```", PASSED),
+        (f"```python\n{FENCED}", PASSED),
+        (f"```python\n{RIGHT.rstrip()}```\nor\n```python\ndef total(values):\n    return 1\n```", PASSED),
+        ("```python\ndef total(values):\n    out = 0\n    # ```\n    return sum(values)\n```\n", PASSED),
+        (f"```python\ndef total(values):\n    return sum(values\n```\n```python\n{RIGHT}```", FAILED),
         ("def total(values):\n    return sum(values\n", FAILED),
         ("def other(values):\n    return sum(values)\n", INVALID),
         ("I cannot do that.", INVALID),
@@ -88,6 +94,38 @@ def test_a_wrap_of_code_needs_an_end_and_its_text():
     with pytest.raises(TemplateError, match="text after"):
         Wrapped("Code: {answer}", Code())
     assert Wrapped("<code>{answer}</code>", Code()).parse(RIGHT, EXAMPLE) == INVALID
+
+
+@pytest.mark.parametrize(
+    ("wrap", "text", "verdict"),
+    [
+        ("<code>{answer}</code>", f"<code>{RIGHT}</code> Test: <code>total([1, 2])</code>", PASSED),
+        ("<code>{answer}</code>", f"<code>{RIGHT}    # no </code> in it\n</code>", PASSED),
+        ("<code>{answer}</code>", f"<code>\n```python\n{FENCED}```\n</code> and <code>x</code>", PASSED),
+        (
+            "<code>{answer}</code>",
+            "<code>def total(values):\n    return 3\n</code> Test: <code>total([1, 2])</code>",
+            FAILED,
+        ),
+        ("<code>{answer}</code>", "<code>I cannot</code> do <code>that</code>", INVALID),
+        ("<code>{answer}</code>", f"<code>{RIGHT}", INVALID),
+        (
+            "BEGIN\n{answer}\nEND",
+            "BEGIN\ndef total(values):\n    out = []\n    out.append(sum(values))\n    return out[0]\nEND\n",
+            PASSED,
+        ),
+    ],
+)
+def test_a_wrap_of_code_reaches_as_far_as_it_is_python(allowed, wrap, text, verdict):
+    assert Wrapped(wrap, Code()).parse(text, EXAMPLE) == verdict
+
+
+def test_fences_and_wraps_without_end_are_read_in_no_time():
+    for text in ("```\n" * 30_000, "```python\ndef total(v):\n    (" + "```" * 30_000, "<code>" + "</code> x" * 20_000):
+        begun = time.monotonic()
+        assert Code().program(text, EXAMPLE) is None or text[3:9] == "python"
+        assert Wrapped("<code>{answer}</code>", Code()).parse(text, EXAMPLE) == INVALID
+        assert time.monotonic() - begun < 5
 
 
 EVIL = {

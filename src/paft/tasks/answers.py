@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import bisect
 import itertools
 import json
@@ -9,6 +10,7 @@ import re
 import string
 import textwrap
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -326,26 +328,41 @@ class Code:
     def parse(self, completion: str, example: Example) -> Parsed:
         """Whether the code passes the tests. The first fenced block is the code, or the whole text; it is the function, or its body.
 
-        A text that is neither: invalid.
+        A block ends at the first fence where it is Python, as docstrings may hold fences. A text that is neither: invalid.
         """
-        completion = after_thought(completion)
-        fenced = _FENCE.search(completion)
-        code = fenced[1] if fenced else completion
+        return self.judged(self.program(after_thought(completion), example))
+
+    @staticmethod
+    def judged(program: str | None) -> Parsed:
+        """Whether a program that `program` told runs to its end."""
+        return Parsed("invalid", None) if program is None else Parsed("valid", 0 if passes(program) else OTHER)
+
+    @classmethod
+    def program(cls, completion: str, example: Example) -> str | None:
+        """What is run; None for a text that is no answer."""
+        fence = _FENCE.search(completion)
+        if fence is None:
+            return cls._program(completion, example)
+        ends = [each.start() for each in itertools.islice(_FENCE_END.finditer(completion, fence.end()), _ENDS)]
+        codes = (completion[fence.end() : end] for end in (*ends, len(completion)))
+        return _first_python(cls._program(code, example) for code in codes)
+
+    @staticmethod
+    def _program(code: str, example: Example) -> str | None:
         name = re.escape(example.fields["entry_point"])
         whole = re.search(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{name}\b", code, re.MULTILINE)
         first = next((line for line in code.splitlines() if line.strip()), "")
         if not whole and not first[:1].isspace():
-            return Parsed("invalid", None)
+            return None
         head = example.fields["prompt"]
         # in a list or a quotation a whole function is indented
-        program = "\n".join(
+        return "\n".join(
             [
                 f"{head}\n\n{textwrap.dedent(code)}" if whole else head + code,
                 example.fields["test"],
                 f"check({example.fields['entry_point']})",
             ]
         )
-        return Parsed("valid", 0 if passes(program) else OTHER)
 
     def settled(self, completion: str, example: Example) -> bool:
         """Never: what follows may still belong to the function."""
@@ -445,7 +462,27 @@ def _gold_call(example: Example) -> FunctionCall:
     return gold[0]
 
 
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE, _FENCE_END = re.compile(r"```[^\n`]*\n"), re.compile(r"(?<!#)(?<!# )```")
+_ENDS = 20
+"""Places at which a block of code may end that are tried."""
+
+
+def _first_python(programs: Iterable[str | None]) -> str | None:
+    """The first of some programs that Python can read; the first of all where there is none."""
+    found = list(programs)
+    if len(found) == 1:
+        return found[0]
+    return next((each for each in found if each is not None and _is_python(each)), found[0])
+
+
+def _is_python(program: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 # signs belong to a number unless they stand between two: 5-3 holds 5 and 3
@@ -580,8 +617,14 @@ class Wrapped:
                 return self.of.parse(said[0], example) if said else Parsed("invalid", None)
         elif isinstance(self.of, Code | Plan | ToolCall):
             opens, closes = (_places(part, completion) for part in self.wrap.split(PLACE))
-            inside = [completion[a:b] for _, a in opens[:1] for b, _ in closes[-1:] if a <= b]
-            return self.of.parse(inside[0].strip("\n"), example) if inside else Parsed("invalid", None)
+            begin, ends = (opens or [(0, 0)])[0][1], [b for b, _ in closes if opens and opens[0][1] <= b][::-1]
+            # what reaches furthest, as code may hold what closes it; but not as far as another wrap
+            tried = [*ends[:_ENDS], *ends[_ENDS:][-1:]] if isinstance(self.of, Code) else ends[:1]
+            inside = (completion[begin:end].strip("\n") for end in tried)
+            if isinstance(self.of, Code) and len(tried) > 1:
+                program = _first_python(self.of.program(each, example) for each in inside)
+                return self.of.judged(program)
+            return self.of.parse(next(inside), example) if tried else Parsed("invalid", None)
         elif isinstance(self.of, Labels) and not self.wrap.partition(PLACE)[2].strip():
             begins = [a for _, a in _places(self.wrap.partition(PLACE)[0], completion)][:_MOST]
             lines = [_next_line(completion[a : a + _LINE]) for a in begins]
