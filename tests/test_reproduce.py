@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from paft import pipeline, reproduce
 from paft.cli import app
-from paft.errors import ConfigError
+from paft.errors import ConfigError, DataError
 from paft.finished import load_results, load_tables
 from paft.watch import LineWatcher
 from tests import tiny
@@ -140,9 +140,27 @@ def test_an_experiment_keeps_what_it_is_about(experiment, override, said):
         reproduce.plan(experiment, "smoke", Path("x"), [override])
 
 
-def test_two_tasks_of_one_name_are_refused():
+def test_two_tasks_of_one_name_are_refused(world, tmp_path):
+    described = (world[0] / "data" / "task.yaml").read_text()
+    tasks = [tmp_path / folder / "my.yaml" for folder in "ab"]
+    for file in tasks:
+        file.parent.mkdir()
+        file.write_text(described)
     with pytest.raises(ConfigError, match="rename one"):
-        reproduce.plan("table1", "smoke", Path("x"), [], ["a/my.yaml", "b/my.yaml"])
+        reproduce.plan("table1", "smoke", Path("x"), [], [*map(str, tasks)])
+
+
+@pytest.mark.parametrize("experiment", list(reproduce.experiments()))
+def test_a_plan_is_of_a_task_that_there_is(experiment):
+    with pytest.raises(DataError, match="task 'nope': unknown"):
+        reproduce.plan(experiment, "smoke", Path("x"), [], ["nope"])
+
+
+def test_a_plan_of_open_answers_is_not_of_restricted_choice():
+    with pytest.raises(ConfigError, match=r"'gsm8k' has open answers.*set evaluate\.scorers=\[generation\]"):
+        reproduce.plan("table1", "smoke", Path("x"), [], ["gsm8k"])
+    free = ["evaluate.scorers=[generation]", "data.train_examples=null"]
+    assert ", all rows, " in reproduce.describe(reproduce.plan("table1", "smoke", Path("x"), free, ["gsm8k"]))
 
 
 def test_a_seed_that_is_named_twice_is_refused_by_its_name():

@@ -53,7 +53,7 @@ def prepare(config: RunConfig, say: Any = lambda _: None, *, judges: bool = True
     """Load and check everything that can be wrong before a model is touched. judges: answers are to be judged, here and now."""
     task = load_task(config.task, config.source, say)
     prompts = prompts_for(config, task)
-    _check_scorers(config, task, judges, say)
+    check_scorers(config, task, judges, say)
     splits: dict[str, Split] = {}
 
     def examples(split: str) -> tuple[Example, ...]:
@@ -130,7 +130,8 @@ def prompts_for(config: RunConfig, task: Task) -> PromptSet:
     return prompts
 
 
-def _check_scorers(config: RunConfig, task: Task, judges: bool, say: Any) -> None:
+def check_scorers(config: RunConfig, task: Task, judges: bool, say: Any = lambda _: None) -> None:
+    """Raise ConfigError for scorers that the task has no answers for; with `judges`, also for what judging its answers lacks."""
     if task.num_choices == 1 and "likelihood" in config.evaluate.scorers:
         raise ConfigError(
             f"task {task.name!r} has open answers, and restricted choice needs choices; set evaluate.scorers=[generation]"

@@ -26,7 +26,7 @@ from paft.errors import ConfigError, PaftError, few, nearest
 from paft.evaluation.remedies import batch_calibrated, ensemble
 from paft.evaluation.stats import compare
 from paft.finished import compare_seeds, load_results, load_tables
-from paft.materials import prompts_for
+from paft.materials import check_scorers, prompts_for
 from paft.pipeline import run
 from paft.prompts import PromptSet
 from paft.store import write_json, write_text
@@ -99,7 +99,7 @@ def plan(
 ) -> Plan:
     """What an experiment runs. overrides: settings of every run (model=..., train.epochs=1). search: what finds the prompt of an arm more.
 
-    Raises ConfigError for names that there are not.
+    Raises ConfigError for names that there are not, DataError for tasks.
     """
     told = _told()
     for given, known, what in ((experiment, told["experiments"], "experiment"), (scale, told["scales"], "--scale")):
@@ -166,7 +166,7 @@ _BATPROMPT = {"batprompt": {"title": "BATprompt", "train": {"schedule": {"kind":
 
 
 def _check(config: RunConfig, experiment: str, model: str, task: str, seed: int, arms: Mapping[str, Any]) -> None:
-    """Raise ConfigError for overrides under which a table would say what it does not show."""
+    """Raise ConfigError or DataError for a task that cannot be run so, and for overrides under which a table would say what it does not show."""
     if lost := [name for name in arms if name not in config.arms]:
         raise ConfigError(f"arms: {experiment} needs {few(lost)}; add one of yours as arms.NAME={{...}}")
     if config.task != task or config.seed != seed:
@@ -187,8 +187,10 @@ def _check(config: RunConfig, experiment: str, model: str, task: str, seed: int,
         raise ConfigError(
             f"evaluate.level={config.evaluate.level:g}: the tables say 95 % of every interval; leave it out"
         )
+    known = load_task(task, config.source)
+    check_scorers(config, known, judges=False)
     most = max((train.prompts or 0 for name in config.arms if (train := config.training_of(name))), default=0)
-    if most and most > (held := len(prompts_for(config, load_task(config.task, config.source)).train)):
+    if most and most > (held := len(prompts_for(config, known).train)):
         raise ConfigError(
             f"{experiment}: a row trains on {most} prompts, and the set of task {Path(config.task).stem} has {held} train prompts; "
             "take another --task, or name a larger set (prompts=FILE)"
@@ -228,7 +230,7 @@ def describe(planned: Plan) -> str:
     lines = [
         f"{planned.experiment} ({planned.about}), scale {planned.scale}: {len(planned.arms)} arms x {len(tasks)} tasks x "
         f"{len(planned.seeds)} seeds" + (f" x {len(planned.models)} models" if len(planned.models) > 1 else ""),
-        f"  model {', '.join(planned.models)}, {config.data.train_examples} rows"
+        f"  model {', '.join(planned.models)}, {config.data.train_examples or 'all'} rows"
         + (f", {train.epochs} epochs, updates of {train.batch_size}" if train else ""),
         f"  {config.evaluate.prompts or 'all'} unseen prompts x {config.evaluate.examples or 'all'} examples, "
         f"{' and '.join(config.evaluate.scorers)}",
