@@ -85,11 +85,17 @@ _BAD = (
     r"|im(?:plausible|probable|possible|practical|proper)|in(?:correct|valid|consistent|appropriate|coherent|accurate)|ir(?:relevant|rational)|illogical)\b"
 )
 """What is said of an option that is refused: "A is unlikely"."""
+_DEGREE = r"(?:(?:\w+ly|very|quite|rather|most|the|an?)\s+){0,3}"
 _CLOSE = (
     r"(?=\s*$|\s*\n|\s*[)\]}>\u201d;!?|\u3001\u3002\u0964\uff0c\uff09]|[\"*`'\u2019](?!\w)|\s*[.,:](?!\d|\w\b|\s[^\W\d]\.)|\s+[-\u2013\u2014]\s|\$|<[/|]"
-    rf"|\s+is\b(?!\s+(?:\w+ly\s+)?{_BAD})|\s+(?:because|since)\b"
+    rf"|\s+is\b(?!\s+{_DEGREE}{_BAD})|\s+(?:because|since)\b"
     r"|\s+da\b(?=\s*(?:$|[.\n])|\s+erantzun)|\s+है|\s*(?:입니다|です|が正解|是正确|是对)|\s+ဖြစ်)"
 )
+_SET_OFF = re.compile(
+    r"[(\[{<\"'\u2018\u201c*`$]{1,8}((?:\w{2,10}\s)?\w{1,5})[)\]}>\"'\u2019\u201d*`$]{1,8}"
+    rf"(?=\s(?:(?:is|was|seems|looks|sounds)\s+{_DEGREE}{_BAD}|(?:is|was|does|do|can|could|would)(?:n['\u2019]t|\s?not)\b))"
+)
+"""An option that is set off by marks and refused, to be read as it is without them: "**A** is wrong". "A) is not" may begin its text."""
 _SPACES = re.compile(r"\s+")
 _ARTICLE = re.compile(
     r"(?<!\banswer )\b(?:is|was|be|it['\u2019]s|choose|pick|select|say) a$|\b(?:respuesta|resposta|réponse) a$|(?<=é) a$"
@@ -121,6 +127,7 @@ _CUE = (
 )
 _SENTENCE = r"(?<=[.!?])[ \t]+"
 """Before a label that is a sentence, which its end shows."""
+_RIGHT = r"[)\]}>\"'\u2019\u201d*`$]{0,8}\s+is\s+(?:the\s+)?(?:(?:most|more|\w+ly)\s+)?(?:correct|right|best|plausible|likely|true)\b"
 _IS = r"(?:\b(?:is|was|would be|should be|must be|es|est|ist|lautet|è|é|adalah|ialah|это|ni)\b|应该是|应为|是|为|は|은|는|هو|هي|မှာ)"
 _MARK = r"\s*(?:[:=]|[\u2013\u2014-](?=\s)|\uff1a)"
 _ANSWER = (
@@ -163,9 +170,10 @@ def codes_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
 
     def read(text: str) -> set[int]:
         here = rf"{_OPEN}(?P<code>{code})"
-        alone = rf"{_SENTENCE}{here}(?=[\s*_`\"'\u201d)\]]{{0,16}}[.!]?\s*$)"
+        alone = rf"{_SENTENCE}{here}(?:(?=[\s*_`\"'\u201d)\]]{{0,16}}[.!]?\s*$)|{_RIGHT})"
         weaker = rf"(?:^|{_CUE}){here}(?:{_CLOSE}|{more})"
-        return said(rf"{_ANSWER}{here}(?:{_CLOSE}|\s+\(|{more})", text) or said(weaker, text) | said(alone, text)
+        given = said(rf"{_ANSWER}{here}(?:{_CLOSE}|\s+\(|{more})", text)
+        return given or said(weaker, _SET_OFF.sub(r"\1", text)) | said(alone, text)
 
     asks_on = NEXT.search(text)
     return (asks_on and read(text[: asks_on.start()])) or read(text)
