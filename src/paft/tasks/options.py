@@ -110,11 +110,14 @@ _CYRILLIC = re.compile(r"(?<!\w)[АВСЕ](?!\w)")
 _REFUSED = re.compile(
     r"(?:\b(?:wrong|incorrect|false|worst|worse|opposite|least\s+(?:likely|plausible|probable|good))\s+(?:answer|option|choice|ending|one)\s+(?:is|was|would be)"
     r"|(?:\b(?:if|whether|suppose|supposing|assume|assuming|i doubt)|(?:\b(?:not|cannot)|n['\u2019]t)\s+(?:think|believe|say|agree))\s+(?:that\s+)?"
-    r"the\s+(?:(?:correct|right|best)\s+)?(?:answer|option|choice)\s+(?:is|was|were|would be))\b"
+    r"the\s+(?:(?:correct|right|best)\s+)?(?:answer|option|choice)\s+(?:is|was|were|would be)"
+    r"|(?:\b(?:not|never|cannot)|n['\u2019]t)(?:\s+(?:the|be|choose|pick|select|say|answer|option|choice|letter|label|number|numeral|ending))+"
+    r"|\b(?:avoid|eliminat|reject|exclud|discard|dismiss|ignor|rul\w{1,3}\s+out)\w{0,4}(?:\s+(?:the|answer|option|choice|letter|label|number|numeral|ending))+)\b"
 )
-"""Words that would give an answer, of one that is refused or only thought of."""
+"""Words that would give an answer, of one that is refused or only thought of: "I would not choose A", "eliminate option A"."""
 _NAMED = re.compile(
-    r"(?:^([ *#(\[>-]{0,6})|(?<=\bis )(?=[A-Z])|(?<=\bwas )(?=[A-Z]))(?!(?i:not|neither|nor|except|unlike|without|vitamin|hepatitis)\b)"
+    r"(?:^([ *#(\[>-]{0,6})|(?<=\bis )(?=[A-Z])|(?<=\bwas )(?=[A-Z]))(?!(?i:not|never|neither|nor|except|unlike|without|vitamin|hepatitis|(?:avoid|eliminat|reject|exclud|discard|dismiss|ignor)[a-z]{0,4})\b"
+    r"|[^\W\d_]{0,20}[不非])"
     r"[^\W\d_]{2,20} (?=(?:[A-Z]|\d\d?)(?:\W|$))",
     re.MULTILINE,
 )
@@ -123,7 +126,7 @@ _COLON = r"(?:[:=](?=\s)|\uff1a)"
 _CUE = (
     r"(?:\b(?:(?<!than )(?<!not )(?<!instead of )(?<!eliminate )(?<!out )(?:option|choice)|(?<!not )(?<!n't )(?<!unlikely to )be"
     r"|label|letter|number|numeral|ending|solution|is|was|it['\u2019]s|choose|pick|select|say"
-    rf"|opción|opção|letra|lettre|buchstabe|вариант|буква|pilihan|huruf|chaguo|aukera)\b\s*[:=]?|选项?|विकल्प|الخيار|{_COLON})"
+    rf"|opción|opção|letra|lettre|buchstabe|вариант|буква|pilihan|huruf|chaguo|aukera)\b\s*[:=]?|(?<![不别])(?<!不要)(?<!不能)(?<!排除)选项?|विकल्प|الخيار|{_COLON})"
 )
 _SENTENCE = r"(?<=[.!?])[ \t]+"
 """Before a label that is a sentence, which its end shows."""
