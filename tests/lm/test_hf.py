@@ -129,6 +129,20 @@ def test_a_free_answer_that_is_settled_goes_no_further(kind):
     assert "settled" in stops
 
 
+def test_what_is_settled_knows_of_a_thought_that_the_chat_template_opened():
+    lm = tiny.hf_model()
+    heard = []
+    asked = Question(questions()[3].chat, max_new_tokens=2, settled=lambda text: bool(heard.append(text)))
+    lm.answer([asked])
+    assert heard
+    assert not any("<think>" in text for text in heard)
+    lm.tokenizer.chat_template += "<think>\n"
+    heard.clear()
+    lm.answer([asked])
+    assert heard
+    assert all(text.startswith("<think>") for text in heard)
+
+
 def test_a_cell_has_the_same_score_in_any_company():
     lm = tiny.hf_model()
     asked = questions()

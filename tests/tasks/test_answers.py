@@ -143,6 +143,10 @@ def test_what_is_thought_aloud_is_no_answer() -> None:
         assert said.status == "valid"
         assert answer.parse(f"<think>\nIs it {wrong}?\n{wrong}\n</think>\n\n{right}", example) == said
         assert answer.parse(f"<think>\n{right}\nIs it {wrong}", example) == INVALID
+        assert (
+            answer.parse(f"{wrong}\nIs it {wrong}?\n</think>\n\n{right}", example) == said
+        )  # the chat template opened it
+        assert answer.parse(f"{right}</think>", example) == INVALID
 
 
 def test_a_letter_after_a_fixed_phrase_is_read_in_its_line() -> None:

@@ -89,7 +89,7 @@ def test_a_text_is_itself_whatever_it_is(text):
         ("Old Town", 1), ("the old town.", 1), ("**Old Town**", 1), ("the old city", 1), ("\n\n Old  Town \n\nIt lies uphill.", 1),
         ("The answer is Old Town.", 1), ("The correct answer is: **Old Town**\n", 1), ("Answer: Old Town", 1), ("So my final answer is Old Town!", 1),
         ("**Answer:** the Old City", 1), ("Of course! Here it is:\n\nOld Town", 1), ("The answer is\nOld Town", 1), ("```\nOld Town\n```", 1),
-        ("```text\nOld Town", 1), ("<think>New Town?\nNo.</think>\n\nOld Town", 1),
+        ("```text\nOld Town", 1), ("<think>New Town?\nNo.</think>\n\nOld Town", 1), ("New Town?\nNo.</think>\n\nOld Town", 1),
         ("New Town", 0), ("It is the Old Town, I think.", 0), ("New Town\nOld Town", 0), ("Old Town or New Town", 0), ("The answer is not Old Town", 0),
         ("Town", 0), ("oldtown", 0), ("...", 0), ("Sure:", 0), ("{0.__class__} {A}", 0), ("\ud800", 0),
         ("", "invalid"), (" \n\t\n", "invalid"), ("```\n```", "invalid"), ("<think>Old Town", "invalid"), ("<think>\n</think>", "invalid"),
@@ -203,7 +203,7 @@ def test_the_right_text_as_a_prompt_wants_it_written_is_right(text, answer, scor
     example = item(text or "x", score=score)
     (surface,) = answer.surfaces(example)
     lines = [line.strip() for line in example.choices[0].splitlines()]
-    if any(line.startswith(("```", "~~~", "<think>")) or line.endswith(":") for line in lines):
+    if any(line.startswith(("```", "~~~", "<think>")) or line.endswith(":") or "</think>" in line for line in lines):
         return
     assert answer.parse(surface, example).worth(example) == 1
 
@@ -214,7 +214,7 @@ SAID = st.text("ab :\n\r*`Tthe answer is<nk>/", max_size=30)
 @given(SAID, SAID, st.sampled_from(["exact", "f1"]))
 def test_what_follows_a_settled_text_changes_nothing(begun, more, score):
     example = item("ab", "the a", score=score)
-    if TEXT.settled(begun, example):
+    if TEXT.settled(begun, example) and "</think>" not in begun + more:
         assert TEXT.parse(begun + more, example) == TEXT.parse(begun, example)
 
 

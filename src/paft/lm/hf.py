@@ -383,6 +383,13 @@ class HFModel:
             self._rendered[what] = self.renderer.render(question)
         return self._rendered[what]
 
+    def _until(self, question: Question) -> Until:
+        """Where the chat template opens a thought, nothing that is said before the tag that closes it is settled."""
+        settled = question.settled
+        if settled and self.renderer.prompt_text(question.chat).rstrip().endswith("<think>"):
+            return Until(question.max_new_tokens, lambda text: settled(f"<think>{text}"))
+        return Until(question.max_new_tokens, settled)
+
     @property
     def tokens_read(self) -> int:
         """Tokens computed so far, padding included."""
@@ -412,7 +419,7 @@ class HFModel:
                 # the last token of a text is only predicted, never read
                 work(pair[:-1], found.images).scored.append(Continuation((index, choice), start, pair[start:]))
             if question.max_new_tokens:
-                work(found.prompt, found.images).free[index] = Until(question.max_new_tokens, question.settled)
+                work(found.prompt, found.images).free[index] = self._until(question)
 
         answers: dict[int, Answered] = {}
         logp: list[dict[int, float]] = [{} for _ in questions]

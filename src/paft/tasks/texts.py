@@ -63,12 +63,16 @@ def text_worth(said: str, accepted: Sequence[str], score: TextScore) -> float:
 def after_thought(completion: str) -> str:
     """What follows on what a model has thought aloud between <think> tags, where it begins so; nothing while it still thinks.
 
-    >>> after_thought("<think>Rome?</think> Paris"), after_thought("<think>Rome"), after_thought("Paris")
-    (' Paris', '', 'Paris')
+    Some chat templates open the thought themselves: a tag that closes one that nothing opened ends it too. Without that tag nothing tells such
+    a thought from an answer.
+
+    >>> after_thought("<think>Rome?</think> Paris"), after_thought("<think>Rome"), after_thought("Paris"), after_thought("Rome?</think> Paris")
+    (' Paris', '', 'Paris', ' Paris')
     """
-    if not _THINKS.match(completion):
-        return completion
-    return completion.partition("</think>")[2]
+    thought, closed, rest = completion.partition("</think>")
+    if _THINKS.match(completion) or (closed and "<think>" not in thought):
+        return rest
+    return completion
 
 
 _THINKS = re.compile(r"\s*<think>")
