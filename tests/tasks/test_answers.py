@@ -129,6 +129,40 @@ def test_choice_text(choices: tuple[str, ...], completion: str, expected: int | 
     assert read(ChoiceText(), completion, item(*choices)) == expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "completion", "expected"),
+    [
+        (Labels(("negative", "positive")), "The sentiment is positive.\n\nSentence: a bad film\nThe sentiment is negative.", 1),
+        (Labels(("negative", "positive")), "Sure.\nSentence: a bad film\nIt is negative.", 0),
+        (Labels(("negative", "positive")), "It is positive or negative.\nSentence: a bad film\nIt is negative.", "ambiguous"),
+        (ChoiceText(), "So: she sits.\n\nQuestion: and?\nhe runs", 1),
+        (Wrapped("Answer: {answer}"), "Answer: B\n\nQuestion: y\nAnswer: A", 1), (Wrapped("Answer: {answer}"), "Well.\nQuestion: y\nAnswer: A", 0),
+        (Wrapped("Answer: {answer}"), "Answer: A\nAnswer: B\n\nQuestion: y\nAnswer: A", "ambiguous"),
+        (Wrapped("<a>{answer}</a>", ChoiceText()), "<a>she sits</a>\nQ: y\n<a>he runs</a>", 1), (Wrapped('{"a": "{answer}"}'), '{"a": "B"}\nProblem: y\n{"a": "A"}', 1),
+        (Wrapped("#### {answer}", Number()), "#### 12\n\nQuestion: y\n1+1=2\n#### 2", 0), (Wrapped("#### {answer}", Number()), "Question: y\n1+1=2\n#### 2", OTHER),
+        (Wrapped("\\boxed{{answer}}", Expression()), "\\boxed{12}\n\nProblem: y\n\\boxed{2}", 0),
+        (Wrapped("Answer: {answer}", ChoiceText()), "Answer: 12\nQuestion: y\nAnswer: 13", 0),
+    ],
+)  # fmt: skip
+def test_the_next_question_is_not_this_one(answer: AnswerFormat, completion: str, expected: int | str) -> None:
+    inner = answer.of if isinstance(answer, Wrapped) else answer
+    is_open = isinstance(inner, Number | Expression) or "12" in completion
+    two = isinstance(inner, Labels) and bool(inner.labels)
+    example = Example("e", {}, ("12",), 0, is_open=True) if is_open else item("x", "y") if two else FOUR
+    assert read(answer, completion, example) == expected
+
+
+def test_a_text_that_holds_a_line_like_a_question_is_read_whole() -> None:
+    poem = Example("e", {}, ("one\nText: two",), 0, is_open=True)
+    for wrap in (TAG, "Answer: {answer}", QUOTE):
+        assert read(Wrapped(wrap, ChoiceText()), wrap.replace("{answer}", "one\nText: two"), poem) == 0
+    assert read(ChoiceText(), "I say one\nText: two", item("one", "one\nText: two")) == 1
+    lines = Example("e", {}, ("one\ntwo",), 0, is_open=True, score="f1")
+    assert Wrapped("Answer: {answer}", ChoiceText()).parse("Answer: one\nText: two", lines).score == pytest.approx(
+        4 / 5
+    )
+
+
 TAG, JSON, BOX, QUOTE = "<answer>{answer}</answer>", '{"answer": "{answer}"}', r"\boxed{{answer}}", '"{answer}"'
 
 

@@ -105,7 +105,8 @@ class Labels:
         and codes (a set in which some label has fewer than two letters: A, ii, 10, P1), which are also articles, pronouns
         and numbers, count only where they are given: as the answer ("the answer is", "Answer:", "la respuesta es", a \\boxed{}) or,
         where none is given so, at the start of a line, after a weaker cue such as "option" or a colon, or as a whole sentence; closed by
-        punctuation, the end, "is" or "because". No label: invalid. Different ones: ambiguous.
+        punctuation, the end, "is" or "because". Where the model goes on to ask itself the next question, what it said before. No label: invalid.
+        Different ones: ambiguous.
         """
         surfaces = self.surfaces(example)
         completion = _as_said(completion, surfaces)
@@ -592,9 +593,23 @@ class Wrapped:
 
         White space around and inside the fixed text may vary; JSON is read as JSON, whatever its other keys. The
         content must be the answer alone, but for a label without text after it, which is read in its line as it is without a wrap. A free text ends where the text after it stands first; without text after it, as it does without
-        a wrap.
+        a wrap. Where the model goes on to ask itself the next question, what it said before.
         """
-        completion = after_thought(completion)
+        said = after_thought(completion)
+        asks_on = None if self._has_lines(example) else NEXT.search(said)
+        before = self._read(said[: asks_on.start()], example) if asks_on else None
+        return before if before and before.status == "valid" else self._read(said, example)
+
+    def _has_lines(self, example: Example) -> bool:
+        """Whether an answer may itself hold a line that begins like a question."""
+        if isinstance(self.of, Code | Plan | ToolCall):
+            return True
+        texts = _accepted(example) if example.is_open else self.of.surfaces(example)
+        ended = self._json or bool(self.wrap.partition(PLACE)[2].strip())
+        free = isinstance(self.of, ChoiceText) and example.is_open
+        return any(map(NEXT.search, texts)) or (free and not ended and not is_one_line(texts, example.score))
+
+    def _read(self, completion: str, example: Example) -> Parsed:
         if isinstance(self.of, ChoiceText) and example.is_open:
             return self._free_text(completion, example)
         surfaces = self.of.surfaces(example)

@@ -58,9 +58,11 @@ def first_line_decides(completion: str, surfaces: tuple[str, ...]) -> bool:
 
 
 def named_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
-    """Surfaces that occur as whole words, the longest first: one inside another is not counted as well."""
-    form = _form(surfaces)
-    said = set(_any_of(surfaces).findall(form(completion)))
+    """Surfaces that occur as whole words, the longest first: one inside another is not counted as well. See NEXT."""
+    form, any_of = _form(surfaces), _any_of(surfaces)
+    asks_on = None if any(map(NEXT.search, surfaces)) else NEXT.search(completion)
+    said = set(any_of.findall(form(completion[: asks_on.start()]))) if asks_on else set()
+    said = said or set(any_of.findall(form(completion)))
     return {c for c, surface in enumerate(surfaces) if form(surface) in said}
 
 
@@ -104,7 +106,7 @@ _ARTICLE = re.compile(
 NEXT = re.compile(
     r"\n[ *#>]{0,8}(?:question|q|problem|passage|sentence|story|article|goal|context|text)\b[ \d*]{0,8}:", re.IGNORECASE
 )
-"""Where a model that has answered goes on to ask itself the next question."""
+"""Where a model that has answered goes on to ask itself the next question. What it said before is read, and all of it where that gives nothing."""
 _CYRILLIC = re.compile(r"(?<!\w)[АВСЕ](?!\w)")
 """Capitals that look like Latin ones."""
 _REFUSED = re.compile(
