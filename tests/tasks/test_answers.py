@@ -97,6 +97,12 @@ def test_letters(completion: str, expected: int | str) -> None:
         (("negative", "positive"), "The sentence is positive.", 1), (("negative", "positive"), "not positive", "invalid"),
         (("negative", "positive"), "It isn't positive, it is negative", 0), (("negative", "positive"), "positively", "invalid"),
         (("negative", "positive"), "positive\nnegative", 1), (("negative", "positive"), "positive negative", "ambiguous"),
+        *((("negative", "positive"), said, "invalid") for said in (
+            "This is not a positive review.", "It is not very positive.", "It isn't really positive", "It isn\u2019t a very positive one", "never positive",
+            "anything but positive", "far from positive", "It cannot be positive", "not at all positive", "It is not \"positive\".",
+        )),
+        (("negative", "positive"), "not only positive", 1), (("negative", "positive"), "It is not merely positive", 1), (("negative", "positive"), "not a positive but a negative one", 0),
+        (("negative", "positive"), "I do not know. It is very positive", 1), (("x-ray", "the x-ray"), "not the x-ray", "invalid"), (("good", "very good"), "not very good", "invalid"),
         (("good", "not good"), "not good", 1), (("good", "not good"), "good", 0),
         (("no", "yes"), "Yes, it does", 1), (("no", "yes"), "I do not know", "invalid"), (("no", "yes"), "No.", 0),
         (("是", "否"), "否", 1), (("是", "否"), "答案: 是", 0), (("да", "нет"), "НЕТ", 1), (("straße", "weg"), "STRASSE", 0),
@@ -408,6 +414,7 @@ def test_a_runaway_completion_is_read_in_no_time() -> None:
         "(a) is " * 20_000,
         "* a * is" * 20_000,
         "not the " * 20_000,
+        "she sits " * 20_000,
     ):
         Labels().parse(text, FOUR)
         ChoiceText().parse(text, FOUR)

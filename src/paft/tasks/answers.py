@@ -101,7 +101,7 @@ class Labels:
     def parse(self, completion: str, example: Example) -> Parsed:
         """The choice whose label the completion gives; every label is read by the same rule.
 
-        A first line that says nothing but a label decides. Else word labels count wherever they stand as whole words,
+        A first line that says nothing but a label decides. Else word labels count wherever they stand as whole words and are not denied ("not a very"),
         and codes (a set in which some label has fewer than two letters: A, ii, 10, P1), which are also articles, pronouns
         and numbers, count only where they are given: as the answer ("the answer is", "Answer:", "la respuesta es", a \\boxed{}) or,
         where none is given so, at the start of a line, after a weaker cue such as "option" or a colon, or as a whole sentence; closed by

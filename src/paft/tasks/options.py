@@ -60,9 +60,13 @@ def first_line_decides(completion: str, surfaces: tuple[str, ...]) -> bool:
 def named_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
     """Surfaces that occur as whole words, the longest first: one inside another is not counted as well. See NEXT."""
     form, any_of = _form(surfaces), _any_of(surfaces)
+
+    def named(text: str) -> set[str]:
+        found = ((hit[0], text[max(0, hit.start() - 60) : hit.start()]) for hit in any_of.finditer(text))
+        return {each for each, before in found if not _NOT.search(before)}
+
     asks_on = None if any(map(NEXT.search, surfaces)) else NEXT.search(completion)
-    said = set(any_of.findall(form(completion[: asks_on.start()]))) if asks_on else set()
-    said = said or set(any_of.findall(form(completion)))
+    said = (asks_on and named(form(completion[: asks_on.start()]))) or named(form(completion))
     return {c for c, surface in enumerate(surfaces) if form(surface) in said}
 
 
@@ -70,11 +74,15 @@ def named_in(completion: str, surfaces: tuple[str, ...]) -> set[int]:
 def _any_of(surfaces: tuple[str, ...]) -> re.Pattern[str]:
     form = _form(surfaces)
     texts = sorted({form(surface) for surface in surfaces} - {""}, key=len, reverse=True)
-    words = [rf"{_NOT}{_edge(text[0])}{re.escape(text)}{_edge(text[-1])}" for text in texts]
+    words = [rf"{_edge(text[0])}{re.escape(text)}{_edge(text[-1])}" for text in texts]
     return re.compile("|".join(words) or r"(?!)")
 
 
-_NOT = r"(?<!\bnot )(?<!n't )(?<!n t )"
+_NOT = re.compile(
+    r"(?:\b(?:not|never|cannot|hardly)|n[ '\u2019]t|\banything but|\bfar from)"
+    r"(?: (?:an?|the|at all|be|being|very|really|so|that|too|as|quite|even|(?!only|mere|simply|sole|pure)\w+ly)){0,3} $"
+)
+"""Before a word that is denied: not a very, never. "Not only" and "not merely" do not deny."""
 
 
 def _edge(character: str) -> str:
