@@ -158,6 +158,21 @@ def test_the_next_question_is_not_this_one(answer: AnswerFormat, completion: str
     assert read(answer, completion, example) == expected
 
 
+LINES = ("one\ntwo", "one", "one\ntwo\nthree", "two")
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        *((choice, c) for c, choice in enumerate(LINES)), ("\nOne \n\n Two.\n", 0), ("one\ntwo\n\nQuestion: and?\nthree", 0),
+        ("one\nand more", 1), ("one two", 0), ("two\none", 3),
+    ],
+)  # fmt: skip
+def test_a_choice_whose_first_line_is_another_is_read_whole(completion: str, expected: int) -> None:
+    assert read(ChoiceText(), completion, item(*LINES)) == expected
+    assert not ChoiceText().settled("one\n", item(*LINES))
+
+
 def test_a_text_that_holds_a_line_like_a_question_is_read_whole() -> None:
     poem = Example("e", {}, ("one\nText: two",), 0, is_open=True)
     for wrap in (TAG, "Answer: {answer}", QUOTE):
@@ -256,7 +271,12 @@ def test_every_label_is_read_back_by_its_own_format(labels: list[str]) -> None:
         assert answer.parse(f"\n  {surface}\nand more", example) == Parsed("valid", choice)
 
 
-@given(st.lists(lines, min_size=2, max_size=5, unique_by=lambda text: " ".join(text.split())))
+@given(
+    st.lists(
+        lines | st.lists(lines, min_size=2, max_size=3).map("\n".join),
+        min_size=2, max_size=5, unique_by=lambda text: " ".join(text.split()),
+    )
+)  # fmt: skip
 def test_every_choice_is_read_back(choices: list[str]) -> None:
     import unicodedata
 

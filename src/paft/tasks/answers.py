@@ -136,9 +136,10 @@ class ChoiceText:
     def parse(self, completion: str, example: Example) -> Parsed:
         """The choice that the completion repeats; of a free text, what it is worth.
 
-        A first line that says nothing but a choice decides. Else a choice counts wherever it stands as whole words, not
-        inside a longer choice and not after "not". Case, spacing and punctuation are ignored as far as the choices
-        stay different without them. No choice: invalid. Different ones: ambiguous.
+        A first line that says nothing but a choice decides, or as many lines as the choice has. Else a choice counts wherever it stands as
+        whole words, not inside a longer choice and not denied ("not a very"). Case, spacing and punctuation are ignored as far as the choices
+        stay different without them. Where the model goes on to ask itself the next question, what it said before. No choice: invalid.
+        Different ones: ambiguous.
 
         A free text is the first line that says anything, without a lead such as "The answer is"; or all that is said, where an accepted
         text has several lines or texts are scored by similarity (`paft.tasks.texts`). Nothing said: invalid.

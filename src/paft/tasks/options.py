@@ -45,14 +45,28 @@ def _form(surfaces: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def named_alone(completion: str, surfaces: tuple[str, ...]) -> set[int]:
-    """Surfaces that are all that the first line says."""
+    """Surfaces that are all that the first line says; before them one of several lines that the first lines say."""
     form = _form(surfaces)
+    if (most := max(map(_lines, surfaces), default=0)) > 1:
+        said = [line for line in completion.splitlines() if line.strip()]
+        for count in range(min(most, len(said)), 1, -1):
+            begun = form("\n".join(said[:count]))
+            if found := {
+                c for c, surface in enumerate(surfaces) if _lines(surface) == count and form(surface) == begun
+            }:
+                return found
     first = form(next((line for line in completion.splitlines() if line.strip()), ""))
     return {c for c, surface in enumerate(surfaces) if first and form(surface) == first}
 
 
+def _lines(text: str) -> int:
+    return sum(1 for line in text.splitlines() if line.strip())
+
+
 def first_line_decides(completion: str, surfaces: tuple[str, ...]) -> bool:
-    """Whether the first line that says anything says nothing but a surface, and is over."""
+    """Whether the first line that says anything says nothing but a surface, and is over. Never where a surface has several lines."""
+    if any(_lines(surface) > 1 for surface in surfaces):
+        return False
     line = next((line for line in completion.splitlines(keepends=True) if line.strip()), "")
     return line.splitlines() != [line] and bool(named_alone(line, surfaces))
 
