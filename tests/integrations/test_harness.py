@@ -406,6 +406,44 @@ def test_two_models_in_one_folder_of_lm_eval_are_two(world, tmp_path):
     assert sorted(arm["title"] for arm in arms.values()) == ["other", "tiny"]
 
 
+@pytest.mark.parametrize(
+    ("base", "other", "names"),
+    [
+        ({}, {"enable_lora": True, "lora_local_path": "runs/a"}, ["tiny", "tiny (enable_lora=True, lora_local_path=runs/a)"]),
+        ({"revision": "a"}, {"revision": "b", "device": "cpu"}, ["tiny (revision=a)", "tiny (revision=b)"]),
+        ({}, {"dtype": "float16"}, ["tiny", "tiny (dtype=float16)"]),
+        ({"batch_size": 8}, {"gpu_memory_utilization": 0.5, "batch_size": 1, "revision": None}, ["tiny"]),
+    ],
+)  # fmt: skip
+def test_models_that_lm_eval_gives_one_name_are_told_apart_by_their_settings(world, tmp_path, base, other, names):
+    """It names them by pretrained, peft and delta alone. What another machine wants makes no other model: an older run completes a newer one."""
+    place, given = answered_lm_eval(world, tmp_path, "likelihood")
+    (results,) = place.glob("results_*.json")
+    told = json.loads(results.read_text())
+    model = told["config"]["model_args"]
+    for number, (date, more) in enumerate((("2026-01-02T03-04-05.6", base), ("2027-01-02T03-04-05.6", other))):
+        arguments = model | more if number else ",".join(f"{k}={v}" for k, v in (model | more).items())
+        (place / f"results_{date}.json").write_text(json.dumps(told | {"config": {"model_args": arguments}}))
+    for n, file in enumerate(sorted(place.glob("samples_*_2026-*"))):
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        swapped = [{**line, "resps": line["resps"][::-1]} for line in lines]
+        if len(names) > 1 or n:
+            text = "\n".join(map(json.dumps, swapped if len(names) > 1 else lines))
+            (place / file.name.replace("2026", "2027")).write_text(text, encoding="utf-8")
+        if len(names) == 1 and n:
+            file.write_text("of a run that was redone\n")
+    for file in place.glob("samples_*_2025-*"):
+        file.unlink()
+    paft(*given)
+    arms = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))["arms"]
+    assert sorted(arm["title"] for arm in arms.values()) == names
+    mine = {arm: scores(tmp_path / "run")[arm]["likelihood"] for arm in arms}
+    expected = scores(world[0] / "raw")["base"]["likelihood"]
+    assert [mine[arm] == expected for arm in sorted(arms, key=lambda arm: arms[arm]["title"])] == [True, False][
+        : len(names)
+    ]
+
+
 def answered_lm_eval(world, tmp_path, scorer):
     """Where lm-eval keeps what the tiny model answered to an export, and the command that imports it."""
     (tmp_path / "world").symlink_to(world[0])

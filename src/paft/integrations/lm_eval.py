@@ -212,34 +212,49 @@ def _slot(match: re.Match[str], template: Template) -> str:
 
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)\.jsonl")
+_MACHINE = {
+    "batch_size", "max_batch_size", "device", "device_map", "device_map_option", "parallelize", "max_memory", "max_memory_per_gpu",
+    "max_cpu_memory", "offload_folder", "tp_plan", "low_cpu_mem_usage", "logits_cache", "trust_remote_code", "token", "cache_dir", "download_dir",
+    "gpu_memory_utilization", "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size", "distributed_executor_backend",
+    "swap_space", "cpu_offload_gb", "max_num_seqs", "max_num_batched_tokens", "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill",
+    "chunked_prefill_size", "disable_custom_all_reduce", "disable_log_stats", "disable_log_requests", "log_level", "max_lora_rank", "max_loras",
+    "tp_size", "dp_size", "mem_fraction_static", "num_concurrent", "max_retries", "timeout", "verify_certificate", "ca_cert_path", "auth_token",
+    "header",
+}  # fmt: skip
+"""Arguments of a model that make no other one of it; all others do, as an adapter that vLLM is given does, which its name does not tell."""
+_Settings = tuple[tuple[str, str], ...]
 
 
 def import_lm_eval(config: RunConfig, asked: Path, output: Path, tokenizer: str | None = None) -> Recorded:
-    """Answers in the folder given as `--output_path`, by model, of the newest run of each task that was exported.
+    """Answers in the folder given as `--output_path`, by model, of the newest run of each task that was exported. A model is its name and `--model_args`.
 
     tokenizer: of the model, to count free answers in; by default the one named in its `results_*.json`. Raises DataError for answers to other rows.
     """
     tags = groups_of(config, load_task(config.task, config.source)).values()
-    newest: dict[tuple[Path, str, str], tuple[Path, str | None, str | None]] = {}
+    newest: dict[tuple[Path, str, _Settings, str], tuple[Path, str | None, str | None]] = {}
     for file in sorted(output.rglob("samples_*.jsonl"), key=lambda file: file.name):
         match = _SAMPLES.fullmatch(file.name)
         if match and match["task"].rpartition("_")[0] in tags and (asked / f"{match['task']}.yaml").is_file():
-            title, named, fault = _model(file.parent, match["date"], match["task"], config.style)
-            newest[file.parent, title, match["task"]] = file, named, fault
+            title, settings, named, fault = _model(file.parent, match["date"], match["task"], config.style)
+            newest[file.parent, title, settings, match["task"]] = file, named, fault
     if not newest:
         raise DataError(
             f"{output}: no answers found to the tasks in {asked} under {few(tags)}; give what lm_eval was given as --output_path, with --log_samples"
         )
     docs = _docs(asked)
-    folders: dict[str, set[Path]] = {}
-    for folder, title, _ in newest:
-        folders.setdefault(title, set()).add(folder)
+    sharing: dict[str, set[tuple[Path, _Settings]]] = {}
+    for folder, title, settings, _ in newest:
+        sharing.setdefault(title, set()).add((folder, settings))
     found: Recorded = {}
-    for (folder, title, task), (file, named, fault) in newest.items():
+    for (folder, title, settings, task), (file, named, fault) in newest.items():
         if fault:
             raise DataError(fault)
-        # several of one model, such as with and without an adapter
-        whose = title if len(folders[title]) == 1 else f"{title} ({folder.relative_to(output)})"
+        # several of one name, such as with and without an adapter: by what not all of them have
+        apart = [str(folder.relative_to(output))] if len({place for place, _ in sharing[title]}) > 1 else []
+        apart += [
+            f"{key}={value}" for key, value in settings if not all((key, value) in its for _, its in sharing[title])
+        ]
+        whose = f"{title} ({', '.join(apart)})" if apart else title
         tokens = Tokens(config, tokenizer or named)
         found.setdefault(whose, []).extend(_rows(file, task.rpartition("_")[2], docs, tokens))
     return found
@@ -257,8 +272,8 @@ def _docs(asked: Path) -> dict[str, dict[str, Any]]:
         ) from None
 
 
-def _model(folder: Path, date: str, task: str, style: str) -> tuple[str, str | None, str | None]:
-    """Name and tokenizer of the model of a run, and what is wrong with one that asked in another way than was exported."""
+def _model(folder: Path, date: str, task: str, style: str) -> tuple[str, _Settings, str | None, str | None]:
+    """Name, settings and tokenizer of the model of a run, and what is wrong with one that asked in another way than was exported."""
     own = sorted(folder.glob(f"*_{date}.json"))
     for file in own or sorted(folder.glob("results_*.json"), reverse=True):
         try:
@@ -269,6 +284,9 @@ def _model(folder: Path, date: str, task: str, style: str) -> tuple[str, str | N
             title = str(told.get("model_name") or folder.name)
             if arguments.get("peft"):
                 title += f" + {Path(str(arguments['peft'])).name}"
+            settings = tuple(
+                sorted((str(k), str(v)) for k, v in arguments.items() if k not in _MACHINE and v not in (None, "None"))
+            )
             named = arguments.get("tokenizer") or arguments.get("pretrained")
             shots = (told.get("n-shot") or {}).get(task)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -282,11 +300,12 @@ def _model(folder: Path, date: str, task: str, style: str) -> tuple[str, str | N
         if own and (way := next((way for way, so in other.items() if so), None)):
             return (
                 title,
+                settings,
                 named,
                 f"{file}: was asked with {way}, and the export is for style={style} without examples; run lm-eval as it says",
             )
-        return title, named, None
-    return folder.name, None, None
+        return title, settings, named, None
+    return folder.name, (), None, None
 
 
 def _rows(file: Path, prompt: str, docs: Mapping[str, dict[str, Any]], tokens: Tokens) -> Iterator[dict[str, Any]]:
