@@ -15,7 +15,7 @@ from paft.config import load_run_config
 from paft.integrations.cells import import_lines
 from paft.lm.types import Message, Question
 from tests import tiny
-from tests.integrations.test_harness import LIMIT, export, paft, world  # noqa: F401
+from tests.integrations.test_harness import LIMIT, export, paft, scores, world  # noqa: F401
 
 
 def answered(asked: Path, style: str) -> list[dict[str, Any]]:
@@ -148,6 +148,24 @@ def test_a_log_that_failed_is_completed_by_that_of_its_retry(world, tmp_path):  
     paft(*given, tmp_path / "run")
     (tmp_path / "logs" / "b.json").unlink()
     assert f"a.json: sample {told['samples'][5]['id']} has no answer" in paft(*given, tmp_path / "two", code=1)
+
+
+def test_what_else_lies_in_the_directory_of_logs_is_no_log(world, tmp_path):  # noqa: F811
+    """`inspect eval-set` writes eval-set.json there, `inspect view bundle` logs.json."""
+    folder, _ = world
+    asked, logs = tmp_path / "asked", tmp_path / "logs"
+    export("cells", folder, asked, "style=raw")
+    logs.mkdir()
+    for name, told in (("eval-set", {"eval_set_id": "x"}), ("logs", {"a.json": {}}), ("mine", {"a": 1}), ("list", [1])):
+        (logs / f"{name}.json").write_text(json.dumps(told), encoding="utf-8")
+    given = ["--asked", asked, "--out", tmp_path / "run"]
+    assert "logs: no log of Inspect (.eval or .json) in it" in paft("import", "inspect", logs, *given, code=1)
+    assert "mine.json: not a log of Inspect" in paft("import", "inspect", logs / "mine.json", *given, code=1)
+    as_inspect(answered(asked, "raw"), logs / "a.json", zipped=False)
+    paft("import", "inspect", logs, *given)
+    assert list(scores(tmp_path / "run")) == ["hf_tiny"]
+    (logs / "b.json").write_text('{"eval": ', encoding="utf-8")
+    assert "b.json: not a log of Inspect" in paft("import", "inspect", logs, *given, code=1)
 
 
 def test_a_line_that_says_no_length_is_counted_and_log_likelihoods_are_taken(world, tmp_path):  # noqa: F811

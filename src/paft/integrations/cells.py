@@ -94,13 +94,15 @@ def import_inspect(config: RunConfig, place: Path, tokenizer: str | None = None)
     files = [
         file
         for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
-        if file.suffix in (".eval", ".json") and file.name != "logs.json"
+        if file.suffix in (".eval", ".json") and file.name not in ("logs.json", "eval-set.json")
     ]
     found: Recorded = {}
     lacking: dict[tuple[str, str, str], Path] = {}
     for file in files:
         try:
-            model, samples = _log(file)
+            if (log := _log(file, among=place.is_dir())) is None:
+                continue
+            model, samples = log
             rows = [_sample(sample, tokens) for sample in samples if sample["output"]["choices"]]
             unanswered = [_ids(sample) for sample in samples if not sample["output"]["choices"]]
         except PaftError:
@@ -136,9 +138,12 @@ def import_inspect(config: RunConfig, place: Path, tokenizer: str | None = None)
     return found
 
 
-def _log(file: Path) -> tuple[str, list[dict[str, Any]]]:
+def _log(file: Path, among: bool) -> tuple[str, list[dict[str, Any]]] | None:
+    """Model and samples of a log; among others nothing of what is none, such as settings that lie there."""
     if file.suffix == ".json":
         told = json.loads(_text(file))
+        if among and not (isinstance(told, dict) and "eval" in told):
+            return None
         return _model(told["eval"]), list(told.get("samples") or [])
     with zipfile.ZipFile(file) as log:
         if "header.json" not in log.namelist():
