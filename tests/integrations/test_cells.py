@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 from paft.config import load_run_config
-from paft.integrations.cells import import_lines
+from paft.grid import Cell
+from paft.integrations.cells import export_cells, import_lines
 from paft.lm.types import Message, Question
+from paft.materials import prepare
 from tests import tiny
-from tests.integrations.test_harness import LIMIT, export, paft, scores, world  # noqa: F401
+from tests.integrations.test_harness import LIMIT, export, nasty, paft, scores, world  # noqa: F401
 
 
 def answered(asked: Path, style: str) -> list[dict[str, Any]]:
@@ -100,6 +102,20 @@ def test_answers_to_the_lines_fill_the_table_that_paft_fills(world, tmp_path, st
         assert arm["scores"]["generation"]["accuracy_K"] == wanted["accuracy_K"]
         assert arm["scores"]["generation"]["tokens_K"] == wanted["tokens_K"]
         assert arm["scores"]["generation"]["estimates"] == wanted["estimates"]
+
+
+@pytest.mark.parametrize("style", ["raw", "chat"])
+def test_lines_ask_what_paft_asks(tmp_path, style):
+    """Of raw text without a space at the end, which belongs to the answer."""
+    config = load_run_config(None, [*nasty(tmp_path / "data"), f"style={style}"])
+    export_cells(config, tmp_path / "asked")
+    lines = [json.loads(line) for line in (tmp_path / "asked" / "cells.jsonl").read_text("utf-8").split("\n") if line]
+    grid = prepare(config).grid
+    chats = [grid.chat(Cell(0, k, i)) for k in range(grid.shape[0]) for i in range(grid.shape[1])]
+    assert any(chat[-1].text.endswith(" ") for chat in chats)
+    turns = [[{"role": turn.role, "content": turn.text} for turn in chat] for chat in chats]
+    wanted = [tiny.hf_model(chat=False).renderer.prompt_text(chat) for chat in chats] if style == "raw" else turns
+    assert [line["input"] for line in lines] == wanted
 
 
 def test_half_a_sign_that_a_limit_left_is_marked_as_such(world, tmp_path):  # noqa: F811

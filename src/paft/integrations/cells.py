@@ -17,6 +17,7 @@ from paft.config import RunConfig
 from paft.errors import DataError, PaftError
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, new_export, with_limit, write_lines
+from paft.lm.render import raw_text
 from paft.materials import prepare
 from paft.tasks.answers import written
 
@@ -45,12 +46,13 @@ def _lines(grid: Grid, config: RunConfig) -> Iterator[dict[str, Any]]:
     for k, template in enumerate(grid.templates):
         for i, example in enumerate(grid.examples):
             cell = Cell(0, k, i)
-            chat = [{"role": turn.role, "content": turn.text} for turn in grid.chat(cell)]
+            chat = grid.chat(cell)
+            turns = [{"role": turn.role, "content": turn.text} for turn in chat]
             yield {
                 "id": f"{template.id}/{example.id}",
                 "prompt": template.id,
                 "example": example.id,
-                "input": "\n\n".join(turn["content"] for turn in chat) if config.style == "raw" else chat,
+                "input": raw_text(chat) if config.style == "raw" else turns,
                 "choices": [] if example.is_open else list(template.answer.surfaces(example)),
                 "target": grid.target(cell),
                 "max_tokens": config.evaluate.max_new_tokens,

@@ -17,6 +17,7 @@ from paft.config import RunConfig, dump_yaml
 from paft.errors import ConfigError, DataError, PaftError, few
 from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, groups_of, new_export, with_limit
+from paft.lm.render import raw_text
 from paft.materials import prepare
 from paft.prompts.template import OPTION_SLOT, SLOT, Template
 from paft.store import write_text
@@ -143,8 +144,9 @@ def _texts(grid: Grid, k: int, rows: Sequence[dict[str, Any]], chat: bool) -> di
     system, text = (to_jinja(part, template) for part in (template.system or "", template.text))
     wanted = []
     for i in range(len(rows)):
-        *before, user = (turn.text for turn in grid.chat(Cell(0, k, i)))
-        wanted.append(("".join(before), user) if chat else ("", "\n\n".join([*before, user]).rstrip(" ")))
+        turns = grid.chat(Cell(0, k, i))
+        *before, user = (turn.text for turn in turns)
+        wanted.append(("".join(before), user) if chat else ("", raw_text(turns)))
     if not chat:
         system, text = "", f"{system}\n\n{text}" if system else text
     for attempt in (text, f"{{% set asked %}}{text}{{% endset %}}{{{{ asked.rstrip(' ') }}}}"):

@@ -16,6 +16,7 @@ from paft.grid import Cell, Grid
 from paft.integrations.harness import Recorded, Tokens, groups_of, new_export, with_limit, write_lines
 from paft.integrations.model import older_words
 from paft.lm.hf import best_device
+from paft.lm.render import raw_text
 from paft.materials import prepare
 from paft.store import write_text
 from paft.tasks import load_task
@@ -62,8 +63,9 @@ def export_opencompass(config: RunConfig, out: Path, say: Any = lambda _: None) 
 def _rows(grid: Grid, k: int, chat: bool) -> Iterator[dict[str, Any]]:
     template = grid.templates[k]
     for i, example in enumerate(grid.examples):
-        *before, user = (turn.text for turn in grid.chat(Cell(0, k, i)))
-        asked = user if chat else "\n\n".join([*before, user]).rstrip(" ")
+        turns = grid.chat(Cell(0, k, i))
+        *before, user = (turn.text for turn in turns)
+        asked = user if chat else raw_text(turns)
         space = "" if not asked or asked[-1].isspace() else " "
         answers = template.answer.surfaces(example)
         row: dict[str, Any] = {

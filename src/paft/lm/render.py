@@ -72,6 +72,11 @@ def _hash(ids: list[list[int]], shown: list[str]) -> str:
     return hashlib.sha256(json.dumps([ids, shown] if shown else ids).encode()).hexdigest()[:24]
 
 
+def raw_text(chat: Chat) -> str:
+    """The turns as a model without a chat template reads them: a space at the end belongs to the answer."""
+    return "\n\n".join(message.text for message in chat).rstrip(" ")
+
+
 def shown_in(chat: Chat) -> tuple[Image, ...]:
     """The images of all turns, in order."""
     return tuple(image for message in chat for image in message.images)
@@ -155,7 +160,7 @@ class Renderer:
                         "remove it from the field or the template"
                     )
         if self.style == "raw":
-            return "\n\n".join(message.text for message in chat).rstrip(" ")
+            return raw_text(chat)
         try:
             text = self._in_turns(chat)
         except Exception as error:  # jinja errors raised by the template itself, such as "System role not supported"
