@@ -575,17 +575,19 @@ def test_predictions_to_other_texts_are_not_taken_for_those_of_the_export(world,
         file.write_text(text, encoding="utf-8")
 
 
-def test_ppl_of_another_model_needs_its_tokenizer(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("scorer", ["likelihood", "generation"])
+def test_predictions_of_another_model_need_its_tokenizer(world, tmp_path, monkeypatch, scorer):
     folder, _ = world
-    export("opencompass", folder, tmp_path / "asked", "style=raw", "dtype=float32", "evaluate.scorers=[likelihood]")
+    export("opencompass", folder, tmp_path / "asked", "style=raw", "dtype=float32", f"evaluate.scorers=[{scorer}]")
     as_opencompass(tmp_path / "asked", tmp_path / "out", tiny.hf_model(chat=False), monkeypatch)
     (place,) = (tmp_path / "out").glob("*/predictions/*")
     place.rename(place.with_name("llama"))
     given = ["import", "opencompass", tmp_path / "out", "--asked", tmp_path / "asked", "--out", tmp_path / "run"]
-    assert "PPL of another model than the exported one" in paft(*given, code=1)
+    assert "llama" in (said := paft(*given, code=1))
+    assert "of another model than the exported one, whose tokens must be counted" in said
     paft(*given, "--tokenizer", folder / "model")
     (found,) = scores(tmp_path / "run").values()
-    assert found["likelihood"] == scores(folder / "raw")["base"]["likelihood"]
+    assert found[scorer] == scores(folder / "raw")["base"][scorer]
 
 
 def test_models_that_answered_in_other_ways_are_not_compared(world, tmp_path):

@@ -289,10 +289,12 @@ def _answers(
                     f"{files[0]}: prediction {number} answers another text than was exported; give the folder that this run of OpenCompass "
                     "read (--asked), or the run that read this one in place of its work directory"
                 )
-            if labels and not own:
+            if (
+                not own
+            ):  # PPL is a mean over its own tokens, and whether the limit cut a free answer is told by their number
                 raise DataError(
-                    f"{files[0]}: PPL of another model than the exported one, a mean over its own tokens; import its predictions alone, "
-                    "with its tokenizer (--tokenizer)"
+                    f"{files[0]}: of another model than the exported one, whose tokens must be counted; import its predictions alone, with its "
+                    "tokenizer (--tokenizer)"
                 )
             cell = {"prompt": prompt, "example": told["example_id"]}
             if labels:
