@@ -151,6 +151,41 @@ def test_several_instructions_over_the_same_inputs_are_prompts(tmp_path):
     assert audit(found.templates, task).counts == {"near_duplicate": 1}
 
 
+@pytest.mark.parametrize(
+    ("other", "refused"),
+    [(("red", "blue"), True), (("billing", "red"), False), (("red",), False)],
+)
+def test_instructions_with_choices_of_their_own_are_no_wordings_of_one_task(tmp_path, other, refused):
+    rows = with_input() + [
+        {"instruction": "Which colour?", "input": f"thing {i}", "output": other[i % len(other)]} for i in range(20)
+    ]
+    file = write(tmp_path, rows)
+    if refused:
+        said = "'Sort the ticket {now}.' is answered by billing, technical, 'Which colour.' by blue, red; expected wordings"
+        with pytest.raises(DataError, match=said):
+            import_llamafactory(file, tmp_path / "out")
+    else:
+        assert len(import_llamafactory(file, tmp_path / "out").prompts) == 2
+
+
+@pytest.mark.parametrize(("wordings", "more"), [(2, False), (12, True)])
+def test_prompts_that_are_taken_for_one_task_are_shown(tmp_path, wordings, more):
+    """Free answers do not tell whether several instructions are wordings of one task."""
+    rows = [
+        {"instruction": f"Wording no. {i % wordings}.", "input": f"text {i}", "output": f"summary {i}"}
+        for i in range(120)
+    ]
+    given = ["import", "llamafactory", str(write(tmp_path, rows)), "-o", str(tmp_path / "out")]
+    said = " ".join(CliRunner().invoke(app, given).output.split())
+    assert (
+        f"{wordings} prompt(s) found, all in prompts.jsonl, taken as wordings of one task: Wording no. 0. {{text}}"
+        in said
+    )
+    assert "Wording no. 1." in said
+    assert ("Wording no. 10." in said, "and 2 more; where they ask" in said) == (False, more)
+    assert "where they ask for different things, save the rows of each task as a dataset of its own" in said
+
+
 def test_every_prompt_is_written_as_it_was_found(tmp_path):
     """`{{now}}` stays a name in braces."""
     done = import_llamafactory(write(tmp_path, with_input()), tmp_path / "out")

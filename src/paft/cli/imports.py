@@ -46,10 +46,15 @@ def import_llamafactory(
     from paft.integrations.llamafactory_import import import_llamafactory as read
 
     done = read(settings, out)
+    several = ", taken as wordings of one task:" if len(done.prompts) > 1 else ":"
     typer.echo(
-        f"{out}: {done.rows} rows of kind {done.kind}; {len(done.prompts)} prompt(s) found, all in {PROMPTS}, the first:"
+        f"{out}: {done.rows} rows of kind {done.kind}; {len(done.prompts)} prompt(s) found, all in {PROMPTS}{several}"
     )
-    typer.echo("  " + done.prompts[0].replace("\n", "\n  "))
+    for prompt in done.prompts[:10]:
+        typer.echo("  " + prompt.replace("\n", "\n  "))
+    if len(done.prompts) > 1:
+        more = f"and {len(done.prompts) - 10} more; " if len(done.prompts) > 10 else ""
+        typer.echo(f"  {more}where they ask for different things, save the rows of each task as a dataset of its own")
     if done.left_out:
         typer.echo(f"  settings without a counterpart, left out: {few(done.left_out, 12)}")
     typer.echo("PAFT needs many prompts: name writers in build.yaml, then")

@@ -53,6 +53,8 @@ def import_llamafactory(settings: Path, out: Path) -> Imported:
     shown, answers = _rows(file, columns, _whole(told, "max_samples", None))
     kind, choices = _kind(answers, file)
     prompts, texts = _apart(shown, answers)
+    if len(prompts) > 1 and kind == "choice":
+        _check_one_task(shown, answers, file)
     order = permutation(len(texts), SPLIT).tolist()
     rows = [
         {"id": f"r{n}", "text": text, "answer": answer}
@@ -207,6 +209,26 @@ def _apart(shown: Sequence[tuple[str, str]], answers: Sequence[str]) -> tuple[li
     if not all(each.strip() for each in inside):
         raise DataError("two rows differ in nothing but what another one adds; no field can be told from its prompt")
     return [f"{_escaped(before)}{{text}}{_escaped(after)}"], inside
+
+
+def _check_one_task(shown: Sequence[tuple[str, str]], answers: Sequence[str], file: Path) -> None:
+    """Raises DataError where some instructions share neither choice nor input with others, each lot with choices of its own."""
+    lots: list[tuple[str, set[str], set[tuple[str, str]]]] = []
+    for instruction in dict.fromkeys(each for each, _ in shown):
+        pairs = [(query, answer) for (each, query), answer in zip(shown, answers, strict=True) if each == instruction]
+        theirs = {part for query, answer in pairs for part in (("input", query), ("answer", answer))}
+        named, said = instruction, {answer for _, answer in pairs}
+        for lot in [lot for lot in lots if lot[2] & theirs]:
+            lots.remove(lot)
+            named, said, theirs = lot[0], said | lot[1], theirs | lot[2]
+        lots.append((named, said, theirs))
+    tasks = [lot for lot in lots if len(lot[1]) > 1]  # a single answer may be one of another lot's task
+    if len(tasks) > 1:
+        (one, ours, _), (other, its, _) = tasks[:2]
+        raise DataError(
+            f"{file}: {one[:60]!r} is answered by {few(sorted(ours), 3)}, {other[:60]!r} by {few(sorted(its), 3)}; expected wordings of one "
+            "task, so save the rows of each task as a dataset of its own"
+        )
 
 
 def _shared(texts: Sequence[str]) -> str:
