@@ -268,6 +268,17 @@ def test_what_was_said_is_the_first_text(world, tmp_path, said, text):  # noqa: 
     assert row == {"prompt": "p", "example": "e", "completion": text, "tokens": 2, "ended": True}
 
 
+@pytest.mark.parametrize(
+    ("said", "ended"),
+    [("stop", True), ("STOP", True), ("end_turn", True), ("length", False), ("MAX_TOKENS", False), ("max_length", False), ("max_output_tokens", False)],
+)  # fmt: skip
+def test_an_answer_that_a_limit_cut_has_not_ended_whatever_it_is_called(world, tmp_path, said, ended):  # noqa: F811
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"id": "p/e", "generation": "x", "tokens": 2, "finish_reason": said}), encoding="utf-8")
+    (row,) = import_lines(load_run_config(world[0] / "config.yaml"), file)["a"]
+    assert row["ended"] is ended
+
+
 def test_logs_that_are_none_are_named(world, tmp_path):  # noqa: F811
     folder, _ = world
     export("cells", folder, tmp_path / "asked", "style=raw")

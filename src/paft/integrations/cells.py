@@ -24,8 +24,8 @@ from paft.tasks.answers import written
 LINES = "cells.jsonl"
 SAID = ("completion", "generation", "output", "response", "prediction")
 """Keys under which tools write what a model said."""
-CUT = (False, "length", "max_tokens", "model_length")
-"""What tools say of an answer that a limit cut."""
+CUT = ("length", "max_tokens", "max_length", "max_output_tokens", "model_length")
+"""What tools say of an answer that a limit cut, in whatever case."""
 LENGTH = ("tokens", "num_generated_tokens", "completion_tokens", "output_tokens")
 
 
@@ -170,7 +170,7 @@ def _sample(sample: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
     used = (sample["output"].get("usage") or {}).get("output_tokens")
     if used is None:
         return row | tokens.completion(content)
-    return row | {"completion": content, "tokens": int(used), "ended": reply.get("stop_reason") not in CUT}
+    return row | {"completion": content, "tokens": int(used), "ended": _ended(reply.get("stop_reason"))}
 
 
 def _row(told: Mapping[str, Any], key: str | None, tokens: Tokens) -> dict[str, Any]:
@@ -196,7 +196,11 @@ def _row(told: Mapping[str, Any], key: str | None, tokens: Tokens) -> dict[str, 
         ended = told.get("finish_reason")
     if length is None or ended is None:
         return row | tokens.completion(text)
-    return row | {"completion": text, "tokens": int(length), "ended": ended not in CUT}
+    return row | {"completion": text, "tokens": int(length), "ended": _ended(ended)}
+
+
+def _ended(said: object) -> bool:
+    return said is not False and str(said).lower() not in CUT
 
 
 def _ids(told: Mapping[str, Any]) -> dict[str, str]:
