@@ -600,6 +600,8 @@ def test_models_that_answered_in_other_ways_are_not_compared(world, tmp_path):
     assert not (tmp_path / "run").exists()
     named = record(config, {"a-b": found["a"], "a_b": found["a"]}, tmp_path / "run")
     assert list(named.arms) == ["a_b", "a_b_2"]
+    named = record(config, {"model² ü": found["a"], "²": found["a"]}, tmp_path / "signs")
+    assert list(named.arms) == ["model__ü", "model"]
 
 
 def test_scorers_are_those_that_are_asked_for_and_held_of_the_export(world, tmp_path):

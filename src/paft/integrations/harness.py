@@ -149,15 +149,17 @@ def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
         by_cell(((title, row) for row in rows), cells)  # before anything is written
     arms: dict[str, Any] = {}
     for title in found:
-        plain = "".join(c if c.isalnum() else "_" for c in title).strip("_") or "model"
+        # a letter or digit of a name; ² is none
+        plain = "".join(c if c.isalnum() and f"_{c}".isidentifier() else "_" for c in title).strip("_") or "model"
         plain = plain if plain.isidentifier() else f"m_{plain}"
         name = next(each for n in itertools.count(1) if (each := plain if n == 1 else f"{plain}_{n}") not in arms)
         arms[name] = {"title": title, "recorded": str(folder / "recorded" / f"{name}.jsonl")}
     _check_place(config, m.prompts, arms, found, folder)
+    evaluate = {**config.evaluate.model_dump(), "scorers": scorers}
+    judging = RunConfig.model_validate({**config.model_dump(), "arms": arms, "evaluate": evaluate})
     for arm, rows in zip(arms.values(), found.values(), strict=True):
         write_lines(Path(arm["recorded"]), rows)
-    evaluate = {**config.evaluate.model_dump(), "scorers": scorers}
-    return RunConfig.model_validate({**config.model_dump(), "arms": arms, "evaluate": evaluate})
+    return judging
 
 
 def _check_place(config: RunConfig, prompts: PromptSet, arms: Mapping[str, Any], found: Recorded, folder: Path) -> None:
