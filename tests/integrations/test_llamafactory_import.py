@@ -324,6 +324,8 @@ def test_a_run_follows_once_there_are_prompts(tmp_path):
         ([{**row, "system": "Be brief."} for row in with_input()], {"columns": {**COLUMNS, "system": "system"}}, {}, "row 1: has system"),
         ([{**row, "images": ["a.png"]} for row in with_input()], {"columns": {**COLUMNS, "images": "images"}}, {}, "row 1: has images"),
         (with_input(), {"columns": {"response": "output"}}, {}, "expected prompt, or query, and response"),
+        (with_input(), {"columns": {**COLUMNS, "query": ["input"]}}, {}, r"columns.query \['input'\]; expected the name of a column"),
+        (with_input(), {"columns": {**COLUMNS, "system": {"a": 1}}}, {}, "columns.system .*; expected the name of a column"),
         (with_input(), {"split": "train[:20]"}, {}, "split 'train.:20.' takes a part of its rows"),
         (with_input(), {"num_samples": 20}, {}, "num_samples 20 takes a part of its rows"),
         (with_input(), {"ranking": True}, {}, "ranking; only alpaca rows"),

@@ -132,6 +132,10 @@ def _dataset(told: Mapping[str, Any], settings: Path) -> tuple[str, Path, Mappin
     columns = entry.get("columns") or usual
     if not isinstance(columns, dict) or "response" not in columns or not {"prompt", "query"} & columns.keys():
         raise ConfigError(f"dataset {named[0]!r}: columns {columns}; expected prompt, or query, and response")
+    if wrong := [role for role, column in columns.items() if not isinstance(column, str | None)]:
+        raise ConfigError(
+            f"dataset {named[0]!r}: columns.{wrong[0]} {columns[wrong[0]]!r}; expected the name of a column"
+        )
     return named[0], folder / entry["file_name"], columns
 
 
