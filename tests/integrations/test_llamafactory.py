@@ -88,6 +88,10 @@ def test_settings_have_the_names_of_llamafactory(tmp_path):
     ("train", "said"),
     [
         ({"lora": {"r": 4, "target_modules": "all-linear", "layers_to_transform": [0]}}, "lora.layers_to_transform"),
+        (
+            {"lora": {"r": 4, "target_modules": ".*q_proj|.*v_proj"}},
+            "a pattern has no name in LLaMA-Factory's settings",
+        ),
         ({"micro_batch_size": 3}, "does not divide"),
         ({"schedule": {"kind": "adaptive"}}, "adaptive"),
         ({"keep": "best", "eval_every": 2}, "checks on dev prompts"),

@@ -126,7 +126,11 @@ def _adapter(config: RunConfig, train: SFTConfig) -> dict[str, Any]:
     target = lora["lora_target"]
     if target == "all-linear":
         lora["lora_target"] = "all"
-    elif not isinstance(target, str):
+    elif isinstance(target, str):  # to peft a pattern of whole names, to LLaMA-Factory a list of names parted by commas
+        raise ConfigError(
+            f"train.lora.target_modules {target!r}: a pattern has no name in LLaMA-Factory's settings; list the modules"
+        )
+    else:
         lora["lora_target"] = ",".join(target)
     quantised = {"quantization_bit": bits, "quantization_type": "fp4", "double_quantization": False} if bits else {}
     return {"finetuning_type": "lora", **lora, **quantised}
