@@ -612,6 +612,12 @@ def test_scorers_are_those_that_are_asked_for_and_held_of_the_export(world, tmp_
     free = {**row, "completion": "x", "tokens": 1, "ended": True}
     both = {**free, "logp": [-1.0, -2.0]}
     assert record(asked[1], {"a": [both]}, tmp_path / "run").evaluate.scorers == ["generation"]
+    said: list[str] = []
+    kept = record(asked[0], {"a": [both], "b": [free], "c": [both]}, tmp_path / "less", said.append)
+    assert kept.evaluate.scorers == ["generation"]
+    assert said == ["no choices of b: likelihood is left out for all; import the others apart to see it"]
+    record(asked[1], {"a": [both], "b": [free]}, tmp_path / "less two", said.append)
+    assert len(said) == 1
     elsewhere = {**both, "prompt": "p"}
     assert record(asked[0], {"a": [free, elsewhere]}, tmp_path / "run").evaluate.scorers == ["generation"]
     with pytest.raises(DataError, match=r"no answers for .*; set evaluate.scorers=\[generation\]"):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paft.cli.common import Asked, CountedIn, Into, Json, NewFolder, Overrides, go
+from paft.cli.common import Asked, CountedIn, Into, Json, NewFolder, Overrides, go, say
 from paft.config import RunConfig
 from paft.errors import few
 
@@ -130,4 +130,4 @@ def _judge(
 
     settings = exported(asked, overrides or [])
     folder = out or Path("runs") / settings.name
-    go(record(settings, read(settings), folder), folder, False, as_json)
+    go(record(settings, read(settings), folder, say), folder, False, as_json)

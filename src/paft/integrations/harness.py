@@ -117,7 +117,7 @@ def groups_of(config: RunConfig, task: Task) -> dict[str, str]:
     return {scorer: name + ("" if scorer == "likelihood" else "_free") for scorer in config.evaluate.scorers}
 
 
-def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
+def record(config: RunConfig, found: Recorded, folder: Path, say: Any = lambda _: None) -> RunConfig:
     """Write the answers into a run directory; returns the settings of a run that judges them, an arm for each model.
 
     Scorers are those of the settings that all models have answers for, to cells of the export. Raises DataError when there are none, and for two
@@ -145,6 +145,11 @@ def record(config: RunConfig, found: Recorded, folder: Path) -> RunConfig:
         raise DataError(
             f"{few(found)}: some answered by choice only and some freely only, so nothing can be compared; import them one by one"
         )
+    words = {"likelihood": "choices", "generation": "free answers"}
+    for name, part in parts.items():
+        lacking = [title for title, rows in ours.items() if not any(part in row for row in rows)]
+        if name in config.evaluate.scorers and 0 < len(lacking) < len(ours):
+            say(f"no {words[name]} of {few(lacking)}: {name} is left out for all; import the others apart to see it")
     for title, rows in found.items():
         by_cell(((title, row) for row in rows), cells)  # before anything is written
     arms: dict[str, Any] = {}
