@@ -217,9 +217,11 @@ def _apart(shown: Sequence[tuple[str, str]], answers: Sequence[str]) -> tuple[li
 
 def _check_one_task(shown: Sequence[tuple[str, str]], answers: Sequence[str], file: Path) -> None:
     """Raises DataError where some instructions share neither choice nor input with others, each lot with choices of its own."""
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for (instruction, query), answer in zip(shown, answers, strict=True):
+        asked.setdefault(instruction, []).append((query, answer))
     lots: list[tuple[str, set[str], set[tuple[str, str]]]] = []
-    for instruction in dict.fromkeys(each for each, _ in shown):
-        pairs = [(query, answer) for (each, query), answer in zip(shown, answers, strict=True) if each == instruction]
+    for instruction, pairs in asked.items():
         theirs = {part for query, answer in pairs for part in (("input", query), ("answer", answer))}
         named, said = instruction, {answer for _, answer in pairs}
         for lot in [lot for lot in lots if lot[2] & theirs]:
