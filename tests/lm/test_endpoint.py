@@ -117,3 +117,16 @@ def test_greedy_decoding_is_left_only_where_temperature_is_refused(refusal, lear
     assert endpoint._learns(refusal, body) == learns
     assert ("temperature" in endpoint._in_its_words(body)) != learns
     assert len(told) == learns
+
+
+def test_counts_of_tokens_are_the_servers_or_estimates_that_are_said():
+    told: list[str] = []
+    endpoint, chat = Endpoint("m", "http://127.0.0.1:9/v1", say=told.append), (Message("user", "red or blue?"),)
+    body: dict[str, Any] = {"choices": [{"message": {"content": "red"}}]}
+    zero = endpoint.reply(body | {"usage": {"prompt_tokens": 9, "completion_tokens": 0}}, chat)
+    assert (zero.prompt_tokens, zero.completion_tokens, zero.estimated, told) == (9, 0, False, [])
+    for _ in range(2):
+        guess = endpoint.reply(body, chat)
+        assert (guess.prompt_tokens, guess.completion_tokens, guess.estimated) == (3, 1, True)
+    assert len(told) == 1
+    assert "counts of tokens are estimates" in told[0]

@@ -41,13 +41,14 @@ class RefusedError(EndpointError):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server answered. Token counts are the server's own, or estimates (four characters a token) when it gives none."""
+    """What a server answered. Token counts are the server's own; `estimated`: some are a quarter of the characters, it gave none."""
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     model: str
     stop: Literal["eos", "limit"] = "eos"
+    estimated: bool = False
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Endpoint:
                 f"{self.who} {self.model!r}: base_url is not a web address of the form https://host/v1, without a user or password in "
                 "it (keys go into key_env)"
             )
-        self._pace, self._newer, self._untaken = _Pace(self.concurrency), False, set[str]()
+        self._pace, self._newer, self._untaken, self._estimates = _Pace(self.concurrency), False, set[str](), False
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.AsyncClient(
             headers=headers,
@@ -112,7 +113,17 @@ class Endpoint:
             "max_tokens": self.max_tokens,
             "seed": seed,
         }
-        return await self.send("chat/completions", body, lambda found: read_reply(found, chat, self.model))
+        return await self.send("chat/completions", body, lambda found: self.reply(found, chat))
+
+    def reply(self, body: Any, chat: Chat) -> Reply:
+        """`read_reply`; says once where counts of tokens are estimates."""
+        found = read_reply(body, chat, self.model)
+        if found.estimated and not self._estimates:
+            self._estimates = True
+            self.say(
+                f"{self.who} {self.model!r}: the server gives no `usage`; counts of tokens are estimates, a quarter of the characters"
+            )
+        return found
 
     async def send(
         self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], Read], *, tries: int | None = None
@@ -280,10 +291,11 @@ def read_reply(body: Any, chat: Chat, model: str) -> Reply:
     asked, given = (usage(body, name) for name in ("prompt_tokens", "completion_tokens"))
     return Reply(
         text,
-        asked or sum(len(message.text) for message in chat) // 4,
-        given or len(text) // 4,
+        -(-sum(len(message.text) for message in chat) // 4) if asked is None else asked,
+        -(-len(text) // 4) if given is None else given,
         str(body.get("model") or model),
         "limit" if choice.get("finish_reason") == "length" else "eos",
+        estimated=None in (asked, given),
     )
 
 

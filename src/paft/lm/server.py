@@ -20,7 +20,7 @@ from typing import Any, Literal
 from paft.assets import Say, Source
 from paft.config import ServerConfig
 from paft.errors import ConfigError, EndpointError, PaftError, few, nearest
-from paft.lm.endpoint import Endpoint, Read, RefusedError, messages, read_reply, usage
+from paft.lm.endpoint import Endpoint, Read, RefusedError, messages, usage
 from paft.lm.render import Rendered, Renderer
 from paft.lm.types import Answered, Completion, Question
 
@@ -313,9 +313,7 @@ class ServerLM:
 
     async def _chat(self, question: Question) -> tuple[Completion, int]:
         body = {"messages": messages(question.chat), "max_tokens": question.max_new_tokens}
-        reply = await self._send(
-            "chat/completions", body, lambda found: read_reply(found, question.chat, self.endpoint.model)
-        )
+        reply = await self._send("chat/completions", body, lambda found: self.endpoint.reply(found, question.chat))
         self.tokens_read += reply.prompt_tokens + reply.completion_tokens
         return Completion(reply.text, reply.completion_tokens, reply.stop), reply.prompt_tokens
 
