@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from paft.config import GRPOConfig, RunConfig, SFTConfig
 from paft.errors import AssetError, ConfigError, DataError, TemplateError
-from paft.evaluation.evaluate import reference_row
+from paft.evaluation.evaluate import reference_row, require_choices
 from paft.grid import Grid
 from paft.prompts import PromptSet, PromptSplit, Template
 from paft.prompts.template import of_each_kind
@@ -132,10 +132,8 @@ def prompts_for(config: RunConfig, task: Task) -> PromptSet:
 
 def check_scorers(config: RunConfig, task: Task, judges: bool, say: Any = lambda _: None) -> None:
     """Raise ConfigError for scorers that the task has no answers for; with `judges`, also for what judging its answers lacks."""
-    if task.num_choices == 1 and "likelihood" in config.evaluate.scorers:
-        raise ConfigError(
-            f"task {task.name!r} has open answers, and restricted choice needs choices; set evaluate.scorers=[generation]"
-        )
+    if task.num_choices == 1:
+        require_choices(f"task {task.name!r}", config.evaluate.scorers)
     if judges and getattr(task, "open_kind", "") == "code":
         if not config.evaluate.run_code:
             raise ConfigError(

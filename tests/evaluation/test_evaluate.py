@@ -14,6 +14,7 @@ import pytest
 
 from paft import results
 from paft.config import EvalConfig, RunConfig, dump_yaml
+from paft.errors import ConfigError
 from paft.evaluation import evaluate, metrics
 from paft.evaluation.evaluate import EXCHANGED, Asker, cell_table
 from paft.evaluation.matrix import ALONE
@@ -101,6 +102,12 @@ def test_a_short_number_or_expression_may_stand_in_a_sentence() -> None:
     for answer in (Number(), Expression(), Wrapped("so {answer} .", Number())):
         assert Grid(templates(answer), short).answer_limits(FakeLM().count_tokens) == [16]
     assert Grid(templates(Expression()), long).answer_limits(FakeLM().count_tokens) == [41 + 4]
+
+
+def test_open_answers_are_not_scored_by_choice() -> None:
+    grid = Grid(templates(Number()), [Example(f"{n}", {"text": "sum?"}, ("7",), 0, is_open=True) for n in range(4)])
+    with pytest.raises(ConfigError, match=r"example '0' has open answers.*scorers=\[generation\]"):
+        evaluate(FakeLM(), grid, EvalConfig())
 
 
 def test_a_limit_given_is_kept_and_limits_of_one_format_are_counted_once() -> None:

@@ -254,6 +254,8 @@ def evaluate(
 
     ranks: processes that share the work; each calls this alike and gets the whole evaluation, rank 0 alone needs the store.
     """
+    if open_example := next((example for example in grid.examples if example.is_open), None):
+        require_choices(f"example {open_example.id!r}", config.scorers)
     if config.run_code:
         allow_code()
     reference = reference_row(config.reference, grid)
@@ -271,6 +273,14 @@ def evaluate(
     settings = config.level, tuple(config.thresholds), spent
     cost = asker.asked, asker.tokens_read, asker.tokens_alone
     return Evaluation(grid, asker.fingerprint, scores, rows, *settings, *cost, reference, asker.longest)
+
+
+def require_choices(what: str, scorers: Sequence[Scorer]) -> None:
+    """Raises ConfigError where what has open answers is to be scored by choice: its one choice would be right under any prompt."""
+    if "likelihood" in scorers:
+        raise ConfigError(
+            f"{what} has open answers, and restricted choice needs choices; set evaluate.scorers=[generation]"
+        )
 
 
 def reference_row(wanted: int | str | None, grid: Grid) -> int | None:
