@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -20,7 +18,6 @@ from paft.materials import DEV_SUBSET, Materials, take, train_grid
 from paft.prompts import Template
 from paft.prompts.search import choose, features_of, top_accuracy, zopo
 from paft.store import ArmDir, CellStore, RunDir, disk_errors, write_json
-from paft.tasks.answers import scored_by
 from paft.watch import Watcher
 
 if TYPE_CHECKING:
@@ -146,6 +143,7 @@ def _train_arm(
     ranks: Ranks,
 ) -> Any:
     from paft.lm.hf import load_model
+    from paft.training.setup import rests_on
 
     train: Any
     if isinstance(settings, GRPOConfig):
@@ -164,7 +162,7 @@ def _train_arm(
         settings = settings.model_copy(update={"schedule": FixedSchedule(prompt=found)})
     what, dev = settings.decisive(), _dev_grid(m, settings)
     start = out.beside(before) if (before := config.arms[name].start) is not None else None
-    fingerprint = _rests_on(settings, config.seed, identity, grid, dev, start)
+    fingerprint = rests_on(settings, config.seed, identity, grid, dev, start.fingerprint if start is not None else None)
     if settings.lora is None and (kind := str(next(model.model.parameters()).dtype)) in (
         "torch.bfloat16",
         "torch.float16",
@@ -218,34 +216,21 @@ def _check_arm(
 ) -> None:
     """Raises an error where the directory of an arm holds another training. What that rests on may be known later only: the prompt that
     is searched, the arm that it starts from."""
+    from paft.training.setup import rests_on
+
     start = out.beside(before) if (before := config.arms[name].start) is not None else None
     searched = isinstance(settings.schedule, FixedSchedule) and settings.schedule.search
     if searched or (start is not None and not start.train.exists()):
         return
     grid = train_grid(m.prompts, m.train, settings, config.seed)
+    held = start.fingerprint if start is not None else None
     out.check_training(
-        settings.decisive(), _rests_on(settings, config.seed, identity, grid, _dev_grid(m, settings), start)
+        settings.decisive(), rests_on(settings, config.seed, identity, grid, _dev_grid(m, settings), held)
     )
 
 
 def _dev_grid(m: Materials, settings: SFTConfig | GRPOConfig) -> Grid:
     return Grid(m.prompts.dev[: settings.dev_prompts], take(m.dev, settings.dev_examples, DEV_SUBSET))
-
-
-def _rests_on(
-    settings: SFTConfig | GRPOConfig, seed: int, identity: str, grid: Grid, dev: Grid, start: ArmDir | None
-) -> str:
-    """Fingerprint of a training: settings, seed, model, prompts, and what the examples say, those of the checks too where checks decide."""
-    checks = settings.keep == "best" or settings.patience is not None
-    parts: list[Any] = [settings.decisive(), seed, identity]
-    for each in (grid, dev) if checks else (grid,):
-        parts += [[t.id for t in each.templates], [e.content for e in each.examples]]
-        if isinstance(settings, GRPOConfig) or each is dev:
-            kinds = {e.score: e for e in each.examples}.values()
-            parts.append(sorted({scored_by(t.answer, e) for t in each.templates for e in kinds}))
-    if start is not None:
-        parts.append(start.fingerprint)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _find_prompt(

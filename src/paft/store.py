@@ -397,6 +397,15 @@ class ArmDir:
         whole = [path.parent for path in self.checkpoints.glob(f"checkpoint-*/{self.WHOLE}")]
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
+    def checkpoint_of(self, mark: Mapping[str, Any]) -> Path | None:
+        """The newest whole checkpoint, to go on from. Raises StoreError where it is marked as one of another training."""
+        if (last := self.last_checkpoint()) is not None:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # of older days
+                held = json.loads((last / self.WHOLE).read_text(encoding="utf-8"))
+                if held["fingerprint"] != mark["fingerprint"]:
+                    raise self._other(_changed(mark["settings"], held["settings"]))
+        return last
+
     def check_training(self, settings: Mapping[str, Any], fingerprint: str | None = None) -> None:
         """Raises StoreError when the directory holds a training of other settings, as far as these and a fingerprint tell it."""
         try:

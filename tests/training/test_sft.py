@@ -24,7 +24,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from paft import pipeline
 from paft.config import AdaptiveSchedule, FixedSchedule, PaftSchedule, SFTConfig, load_run_config
-from paft.errors import ConfigError, RenderError, ResourceError, ShapeError
+from paft.errors import ConfigError, RenderError, ResourceError, ShapeError, StoreError
 from paft.grid import Cell, Grid
 from paft.lm.hf import MADE_ON, HFModel
 from paft.lm.passes import kernel_mask
@@ -530,6 +530,27 @@ def test_a_checkpoint_without_its_mark_is_not_resumed_from(tmp_path):
     whole.mkdir()
     (whole / ArmDir.WHOLE).touch()
     assert arm.last_checkpoint() == whole
+
+
+def test_checkpoints_of_another_training_are_not_gone_on_from(tmp_path):
+    def stop(done, total, note):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    arm, model, config = ArmDir(tmp_path / "arm"), tiny.hf_model(), CONFIG.model_copy(update={"save_every": 2})
+    arm.root.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(model, grid(tmp_path / "data"), config, arm, seed=0, tick=stop)
+    for changed, seed, rows, what in (
+        ({"learning_rate": 3e-4}, 0, 22, r"changed: learning_rate\)"),
+        ({}, 1, 22, "changed: seed, data"),
+        ({}, 0, 21, "changed: seed, data"),
+    ):
+        with pytest.raises(StoreError, match=what):
+            train(tmp_path, config.model_copy(update=changed), seed, rows, model)
+    rows = train(tmp_path, config.model_copy(update={"save_every": 3, "packing": False}))
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert seen(rows) == seen(train(tmp_path / "whole", config))
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(tmp_path):

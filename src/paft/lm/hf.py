@@ -297,8 +297,7 @@ class HFModel:
                 "that the training or with_adapter returned, and its without_adapter() for the base"
             )
         digest = hashlib.sha256()
-        base = next(self.model.parameters()).dtype
-        digest.update(f"{self.identity} {base} {self.renderer.style} {self.tokenizer.chat_template}".encode())
+        digest.update(self.base.encode())
         if hasattr(self.model, "peft_config"):
             from peft import get_peft_model_state_dict
 
@@ -310,6 +309,12 @@ class HFModel:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def base(self) -> str:
+        """Base identity, precision and rendering."""
+        precision = next(self.model.parameters()).dtype
+        return f"{self.identity} {precision} {self.renderer.style} {self.tokenizer.chat_template}"
 
     def with_adapter(self, directory: Path, trainable: bool = False) -> HFModel:
         """This model with a saved PEFT adapter on top; the base weights are shared, not copied. Says so where the adapter was trained on

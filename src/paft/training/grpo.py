@@ -38,6 +38,7 @@ from paft.training.setup import (
     check_on_dev,
     dev_figures,
     in_own_precision,
+    mark_of,
     new_lora,
     own_runs,
     prompt_figures,
@@ -101,8 +102,8 @@ def train_grpo(
     rewards: judges for the names in `config.rewards`, before the built-in ones. dev: prompts and held-out examples for the checks
     while training, never the test prompts; they are answered freely. start: an adapter to go on from, which is then also what
     `config.kl` holds the model to. Goes on from the last whole checkpoint in `out`: the cells are
-    those of an uninterrupted run, and with transformers' generation on one process answers and losses are too. Raises
-    ConfigError for settings that cannot hold.
+    those of an uninterrupted run, and with transformers' generation on one process answers and losses are too; StoreError
+    where it is of another training. Raises ConfigError for settings that cannot hold.
     `model` shares its weights with what is returned and answers as it does, until `without_adapter` of that gives the base back;
     after an error the adapter is off again.
     """
@@ -138,8 +139,8 @@ def train_grpo(
             "train.group example with a vLLM server: it is asked one prompt per group and would drop the others in silence; "
             "set arguments.vllm_mode: colocate, or group: prompt"
         )
-    done = 0
-    if resume := ranks.share(out.last_checkpoint()):
+    done, mark = 0, mark_of(config, seed, model, grid, dev, start)
+    if resume := ranks.share(out.checkpoint_of(mark)):
         done = int(resume.name.rpartition("-")[2])
     before = rewind((out.steps, out.dev, out.rollouts), done) if ranks.rank == 0 else 0.0
     if config.lora is None:
@@ -176,7 +177,7 @@ def train_grpo(
         keeper = Keeper(tuned, model, config, out, dev)
         log = _RolloutLog(trainer, grid, learner, dev, keeper, config, tick, total, ranks)
         trainer.add_callback(log)
-        trainer.add_callback(WholeCheckpoints(ranks))
+        trainer.add_callback(WholeCheckpoints(ranks, mark))
         started = time.perf_counter()
         try:
             with own_runs(trainer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import json
 import math
@@ -34,7 +35,8 @@ from paft.lm.hf import MADE_ON, HFModel, lora_config, undone_on_error, weights_b
 from paft.lm.passes import is_out_of_memory
 from paft.lm.ranks import Ranks
 from paft.lm.types import Question
-from paft.store import ArmDir, read_jsonl, write_text
+from paft.store import ArmDir, read_jsonl, write_json, write_text
+from paft.tasks.answers import scored_by
 
 _ORDER = (
     "accelerator_config",
@@ -310,17 +312,48 @@ def rewind(logs: Iterable[Path], step: int) -> float:
     return seconds
 
 
-class WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint as whole once all of it is written; a directory without the mark is never resumed from."""
+def rests_on(
+    settings: TrainingConfig, seed: int, identity: str, grid: Grid, dev: Grid | None, start: str | None
+) -> str:
+    """Fingerprint of a training: settings, seed, model, prompts, and what the examples say, those of the checks too where checks decide.
+    start: that of an adapter to go on from."""
+    checks = settings.keep == "best" or settings.patience is not None
+    parts: list[Any] = [settings.decisive(), seed, identity]
+    for each in (grid, dev) if checks and dev is not None else (grid,):
+        parts += [[t.id for t in each.templates], [e.content for e in each.examples]]
+        if isinstance(settings, GRPOConfig) or each is dev:
+            kinds = {e.score: e for e in each.examples}.values()
+            parts.append(sorted({scored_by(t.answer, e) for t in each.templates for e in kinds}))
+    if start is not None:
+        parts.append(start)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
 
-    def __init__(self, ranks: Ranks):
-        self.ranks = ranks
+
+def mark_of(
+    settings: TrainingConfig, seed: int, model: HFModel, grid: Grid, dev: Grid | None, start: Path | None
+) -> dict[str, Any]:
+    """What a training leaves in its checkpoints, so that no other goes on from them."""
+    files = sorted(start.glob("adapter_*")) if start is not None else []
+    content = " ".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files) or None
+    plain = json.loads(json.dumps(settings.decisive(), default=_plain))
+    return {"settings": plain, "fingerprint": rests_on(settings, seed, model.base, grid, dev, content)}
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Marks a checkpoint as whole once all of it is written, with what it is of; a directory without the mark is never resumed from."""
+
+    def __init__(self, ranks: Ranks, mark: Mapping[str, Any]):
+        self.ranks, self.mark = ranks, mark
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called after each checkpoint."""
         self.ranks.gather(None)  # every process has written its part
         if self.ranks.rank == 0:
-            write_text(checkpoint_dir(args, state) / ArmDir.WHOLE, "")
+            write_json(checkpoint_dir(args, state) / ArmDir.WHOLE, self.mark)
 
 
 class Keeper:

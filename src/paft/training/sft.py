@@ -48,6 +48,7 @@ from paft.training.setup import (
     checkpoint_dir,
     dev_figures,
     in_own_precision,
+    mark_of,
     own_runs,
     prompt_figures,
     rewind,
@@ -95,7 +96,7 @@ def train_sft(
     dev: prompts and held-out examples for the checks while training; never the test prompts.
     start: an adapter to go on from, in place of a new one.
     Goes on from the last whole checkpoint in `out` when there is one: the remaining cells and losses are those of an
-    uninterrupted run. When memory runs out the micro-batch is halved (the update stays what it was), which is said.
+    uninterrupted run; StoreError where it is of another training. When memory runs out the micro-batch is halved (the update stays what it was), which is said.
     ranks: processes that share each update; cells, and losses but for rounding, are those of one process. Under FSDP the model
     that is returned is sharded: load what lies in `out` to go on with it.
     `model` shares its weights with what is returned and answers as it does, until `without_adapter` of that gives the base back;
@@ -104,7 +105,7 @@ def train_sft(
     dataset = CellDataset(grid, model.renderer, config.max_length, model.limit)
     longest = dataset.check_lengths()
     say(f"longest cell: {longest} tokens (limit {min(config.max_length, model.limit)})")
-    world = ranks.size
+    world, mark = ranks.size, mark_of(config, seed, model, grid, dev, start)
     if config.batch_size % world:
         raise ConfigError(
             f"train.batch_size {config.batch_size} is not a multiple of the {world} processes; the update is shared evenly"
@@ -124,6 +125,7 @@ def train_sft(
                 config,
                 out,
                 seed=seed,
+                mark=mark,
                 micro=micro,
                 ranks=ranks,
                 dev=dev,
@@ -170,6 +172,7 @@ def _train(
     out: ArmDir,
     *,
     seed: int,
+    mark: dict[str, Any],
     micro: int,
     ranks: Ranks,
     dev: Grid | None,
@@ -200,7 +203,7 @@ def _train(
             f"objective.worst: {len(worst.names)} clusters of prompts in {per_epoch * config.epochs} updates; most are met too seldom for "
             "their weights to move; choose a coarser `by` or train longer"
         )
-    resume = ranks.share(out.last_checkpoint())
+    resume = ranks.share(out.checkpoint_of(mark))
     done = int(resume.name.rpartition("-")[2]) if resume else 0
     before = rewind((out.steps, out.dev), done) if ranks.rank == 0 else 0.0
 
@@ -241,7 +244,7 @@ def _train(
         weigh = _FollowClusters(trainer, worst, ranks)
         weigh.load(resume)
         trainer.add_callback(weigh)
-    trainer.add_callback(WholeCheckpoints(ranks))  # after whatever else writes into a checkpoint
+    trainer.add_callback(WholeCheckpoints(ranks, mark))  # after whatever else writes into a checkpoint
     if config.lora is None:
         tuned.requires_grad_(True)
     started = time.perf_counter()
