@@ -144,6 +144,27 @@ def test_faults_of_a_server_change_nothing(monkeypatch):
         assert set(server.failed) == {"429", "500", "cut", "json", "silence"}
 
 
+@pytest.mark.parametrize(("status", "count"), [(429, 4), (503, 6)])
+def test_a_server_that_is_busy_or_loading_is_waited_for_at_its_first_questions(monkeypatch, status, count):
+    monkeypatch.setattr("paft.lm.endpoint.random.uniform", lambda low, high: 0.0)
+
+    class Busy(ModelServer):
+        """Busy at the first `count` requests of every kind."""
+
+        def respond(self, request, body):
+            kind = (request.path, str(sorted(body.items())))
+            before[kind] = before.get(kind, 0) + 1
+            return (status, "later") if before[kind] <= count else super().respond(request, body)
+
+    before: dict[tuple[str, str], int] = {}
+    local = tiny.hf_model()
+    with Busy(local) as server, opened(server) as (lm, said):
+        same(lm.answer(LETTERS[:1]), local.answer(LETTERS[:1]))
+        assert any("one-token choices by the likeliest tokens" in line for line in said)
+    with ModelServer(status=500) as server, pytest.raises(EndpointError, match="after 3 tries"):
+        open_server(ServerConfig(base_url=server.url))
+
+
 @pytest.mark.parametrize("concurrency", [1, 16])
 def test_answers_do_not_depend_on_how_many_are_under_way(concurrency):
     some = asked(4)[:7]

@@ -130,9 +130,12 @@ class Endpoint:
     ) -> Read:
         """What `read` makes of the server's answer to a body (None: a GET). 429, 5xx, time-outs, cut bodies and those that `read`
         cannot read (ValueError, KeyError, TypeError and the like) are tried again; other errors are not and raise RefusedError.
+
+        tries: how often in place of TRIES, where the server is not there, fails at this (500) or says what cannot be read: one that
+        is busy or loading is waited for all the same.
         """
-        last, status, tries = "", 0, tries or TRIES
-        for attempt in range(tries):
+        last, status, settled = "", 0, 0
+        for attempt in range(TRIES):
             async with self._pace:
                 try:
                     url = f"{self.base_url.rstrip('/')}/{path}"
@@ -148,6 +151,7 @@ class Endpoint:
                         continue
                     if status not in (408, 409, 425, 429) and status < 500:
                         raise RefusedError(self._refusal(response), status)
+                    settled += status in (500, 501)
                 except (httpx2.HTTPError, _UnreadableError) as error:
                     # a body that ends early or says nothing readable is as good as none
                     last, status, wait = (
@@ -156,7 +160,8 @@ class Endpoint:
                         0.0,
                     )
                     last = self._hidden(last)
-            if attempt + 1 == tries:
+                    settled += isinstance(error, _UnreadableError | httpx2.ConnectError)
+            if attempt + 1 == TRIES or settled == tries:
                 break
             wait = min(max(wait, 0.5 * 2**attempt * random.uniform(0.5, 1.0)), LONGEST_WAIT)
             if "429" in last or "503" in last:
@@ -165,7 +170,7 @@ class Endpoint:
                 self._pace.went_badly()
                 await asyncio.sleep(wait)
         message = (
-            f"{self.who} {self.model!r} at {self._hidden(self.base_url)}: no reply after {tries} tries (last: {last}); replies so far "
+            f"{self.who} {self.model!r} at {self._hidden(self.base_url)}: no reply after {attempt + 1} tries (last: {last}); replies so far "
             "are kept, run the same command again to go on"
         )
         raise RefusedError(message, status) if status == 500 else EndpointError(message)
