@@ -160,6 +160,20 @@ def test_a_damaged_page_is_a_store_error_when_it_is_read(tmp_path: Path) -> None
             store.get([key(number) for number in range(2_000)])
 
 
+def test_a_damaged_part_is_named_and_the_store_that_takes_it_over_is_not(tmp_path: Path) -> None:
+    part = tmp_path / "cells-1-of-2.sqlite"
+    with CellStore(part) as store:
+        for number in range(2_000):
+            store.put(key(number), answer("x" * 100))
+    content = bytearray(part.read_bytes())
+    content[8_192:] = os.urandom(len(content) - 8_192)
+    part.write_bytes(content)
+    with CellStore(tmp_path / "cells.sqlite") as store:
+        with pytest.raises(StoreError, match=r"cells-1-of-2\.sqlite: not a sound cell store"):
+            store.absorb(part)
+        assert len(store) == 0
+
+
 def test_an_answer_that_is_no_answer_is_a_store_error(tmp_path: Path) -> None:
     import sqlite3
 

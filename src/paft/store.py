@@ -609,12 +609,15 @@ class CellStore:
     def absorb(self, other: Path) -> int:
         """Take over all cells of another store; says how many were new. What is held already stays as it is."""
         before = len(self)
-        with CellStore(other), disk_errors(self.path), self._reading():
-            self._db.execute("ATTACH ? AS other", (str(other),))
-            try:
-                self._db.execute("INSERT OR IGNORE INTO cells SELECT * FROM other.cells")
-            finally:
-                self._db.execute("DETACH other")
+        with CellStore(other) as its, disk_errors(self.path):
+            with its._reading():  # all of it first: a fault below is then of this store
+                its._db.execute("SELECT total(length(answer)) FROM cells").fetchone()
+            with self._reading():
+                self._db.execute("ATTACH ? AS other", (str(other),))
+                try:
+                    self._db.execute("INSERT OR IGNORE INTO cells SELECT * FROM other.cells")
+                finally:
+                    self._db.execute("DETACH other")
         return len(self) - before
 
     def __len__(self) -> int:
