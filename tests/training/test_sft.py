@@ -832,6 +832,22 @@ def test_the_weights_of_the_best_check_are_kept_and_the_earliest_of_equals(tmp_p
         (line,) = told
         assert "was trained on memory, and is put on hub:tiny" in line
         assert check_on_dev(again, dev)["accuracy_K"] == best["accuracy_K"]
+        chat = tiny.hf_model(chat=True).tokenizer
+        raw = replace(tiny.hf_model(), style="raw", say=told.append)
+        thinking = tiny.hf_model().tokenizer
+        thinking.chat_template = "{% set enable_thinking = false %}" + thinking.chat_template
+        for model, said in (
+            (raw, "with style chat, and is asked with raw; style=chat asks it as"),
+            (replace(raw, style="auto", tokenizer=thinking), "with another chat template"),
+            (replace(raw, style="auto", tokenizer=chat), None),
+        ):
+            model.with_adapter(arm.adapter).without_adapter()
+            assert (said is None) == (len(told) == 1)
+            assert said is None or said in told.pop()
+        held = json.loads((arm.adapter / MADE_ON).read_text())  # of older days
+        (arm.adapter / MADE_ON).write_text(json.dumps({key: held[key] for key in ("origin", "identity")}))
+        raw.with_adapter(arm.adapter)
+        assert told == [line]
         for broken in (b'{"origin": "hub:tiny", "iden', b"[]", b"\xff\xfe"):  # what nobody can read says nothing
             (arm.adapter / MADE_ON).write_bytes(broken)
             assert replace(tiny.hf_model(seed=1), say=told.append).with_adapter(arm.adapter)

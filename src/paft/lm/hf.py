@@ -32,7 +32,8 @@ from paft.lm.types import Answered, Chat, Completion, Question
 from paft.tasks.images import Image
 
 MADE_ON = "paft.json"
-"""Beside an adapter: the weights that it was trained on ({"origin", "identity"}); those that its base names may be others elsewhere."""
+"""Beside an adapter: the weights that it was trained on ({"origin", "identity"}), as those that its base names may be others elsewhere, and
+how its prompts were rendered ({"style", "template"})."""
 
 _FITTING = "give the model that it was trained on, or an adapter of this one"
 
@@ -311,6 +312,13 @@ class HFModel:
         return digest.hexdigest()[:16]
 
     @property
+    def rendering(self) -> dict[str, str | None]:
+        """How prompts are rendered: the style, and in chat a hash of the template with its settings."""
+        template = str(getattr(self.saved_with, "chat_template", None)) if self.renderer.style == "chat" else None
+        digest = None if template is None else hashlib.sha256(template.encode("utf-8", "backslashreplace")).hexdigest()
+        return {"style": self.renderer.style, "template": digest and digest[:16]}
+
+    @property
     def base(self) -> str:
         """Base identity, precision and rendering."""
         precision = next(self.model.parameters()).dtype
@@ -329,6 +337,17 @@ class HFModel:
                 self.say(
                     f"adapter {directory} was trained on {made_on['origin']}, and is put on {self.origin}: other weights, another revision "
                     "or other settings of them; its scores may differ from those of its training (`source` says where a model comes from)"
+                )
+            here = self.rendering
+            if made_on["style"] != here["style"]:
+                self.say(
+                    f"adapter {directory} was trained with style {made_on['style']}, and is asked with {here['style']}; "
+                    f"style={made_on['style']} asks it as it was trained"
+                )
+            elif made_on["template"] != here["template"]:
+                self.say(
+                    f"adapter {directory} was trained with another chat template, or other chat_template_kwargs, than it is asked with; those of "
+                    "its training ask it as it was trained"
                 )
         try:
             with _quiet(), warnings.catch_warnings(record=True) as told:

@@ -298,7 +298,7 @@ def save_tuned(
     embeds = "embed" in touched or "lm_head" in touched
     # "auto" would ask the hub whether the vocabulary grew; here it never does
     saved = {"save_embedding_layers": "auto" if embeds else False, "selected_adapters": ["default"]}
-    made_on = {"origin": model.origin, "identity": model.identity}
+    made_on = {"origin": model.origin, "identity": model.identity, **model.rendering}
     out.save_model(tuned, beside={MADE_ON: made_on}, **saved, state_dict=state_dict)
 
 
