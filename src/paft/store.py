@@ -342,6 +342,11 @@ class ArmDir:
     root: Path
     WHOLE = "paft-whole"
 
+    @classmethod
+    def at(cls, place: ArmDir | Path | str) -> ArmDir:
+        """The files in a directory."""
+        return place if isinstance(place, ArmDir) else cls(Path(place))
+
     @property
     def steps(self) -> Path:
         """Log of updates."""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from paft.assets import ModelFiles
 from paft.errors import AssetError, ConfigError, RenderError, ResourceError
-from paft.lm.hf import _identity, load_model
+from paft.lm.hf import _identity, load_model, pick_dtype
 from paft.lm.passes import Cost, kernel_mask
 from paft.lm.types import Message, Question
 from paft.training.setup import with_lora
@@ -359,7 +359,7 @@ def test_the_fingerprint_follows_the_scale_of_an_adapter(tmp_path):
     before = tiny.hf_model().with_adapter(tmp_path).fingerprint
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 32}))
-    assert tiny.hf_model().with_adapter(tmp_path).fingerprint != before
+    assert tiny.hf_model().with_adapter(str(tmp_path)).fingerprint != before
 
 
 def test_a_local_model_is_known_by_all_its_bytes(tmp_path):
@@ -371,6 +371,12 @@ def test_a_local_model_is_known_by_all_its_bytes(tmp_path):
     content[len(content) // 2] ^= 1  # far from both ends
     weights.write_bytes(content)
     assert _identity("m", files) != before
+
+
+def test_a_precision_that_does_not_exist_is_refused():
+    for dtype in ("float33", "int8"):
+        with pytest.raises(ConfigError, match=f"dtype '{dtype}'.*; expected auto, float32"):
+            pick_dtype(dtype, torch.device("cpu"))
 
 
 def test_done_hears_of_every_answer_once():

@@ -54,6 +54,11 @@ def test_raw_text_gets_one_space_before_the_answer_unless_it_ends_in_white_space
     assert renderer.prompt_text((Message("user", "Answer: "),)) == "Answer:"
 
 
+def test_a_style_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="style 'chatt', did you mean 'chat'"):
+        Renderer(tiny.tokenizer(), "chatt")
+
+
 def test_a_control_token_inside_a_field_is_refused():
     renderer = Renderer(tiny.tokenizer())
     chat = Template("{text}", Labels()).render(Example("e", {"text": "so <|end|> it"}, ("x", "y"), 0))

@@ -335,3 +335,8 @@ def test_load_mapping_reads_what_ships() -> None:
     for file in shipped_sets().values():
         found = set(load_mapping(Path(str(file)))) - {"adversarial"}
         assert found == {"task", "version", "license", "origin", *SPLITS}
+
+
+def test_a_split_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="no split 'tset', did you mean 'test'"):
+        PromptSet.load("piqa").split("tset")

@@ -540,7 +540,7 @@ def test_checkpoints_of_another_training_are_not_gone_on_from(tmp_path):
     arm, model, config = ArmDir(tmp_path / "arm"), tiny.hf_model(), CONFIG.model_copy(update={"save_every": 2})
     arm.root.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        train_sft(model, grid(tmp_path / "data"), config, arm, seed=0, tick=stop)
+        train_sft(model, grid(tmp_path / "data"), config, str(arm.root), seed=0, tick=stop)
     for changed, seed, rows, what in (
         ({"learning_rate": 3e-4}, 0, 22, r"changed: learning_rate\)"),
         ({}, 1, 22, "changed: seed, data"),

@@ -27,7 +27,7 @@ from transformers.utils import logging as hf_logging
 from paft.assets import ModelFiles, Say, Source, resolve_model
 from paft.errors import AssetError, ConfigError, RenderError, nearest
 from paft.lm.passes import Continuation, Engine, Until, Work, is_out_of_memory
-from paft.lm.render import Rendered, Renderer, settle_template
+from paft.lm.render import Rendered, Renderer, check_style, settle_template
 from paft.lm.types import Answered, Chat, Completion, Question
 from paft.tasks.images import Image
 
@@ -47,7 +47,7 @@ def load_model(
     source: Source = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     style: Literal["auto", "chat", "raw"] = "auto",
-    adapter: Path | None = None,
+    adapter: Path | str | None = None,
     quantization: Mapping[str, Any] | None = None,
     attention: str | None = None,
     images: bool = False,
@@ -62,9 +62,10 @@ def load_model(
     chooses. images: the model is to read images too (`lm.vision`); ConfigError when it does not. chat_template_kwargs: settings of the
     model's chat template (`render.settle_template`).
     """
-    files = resolve_model(name, source, say)
+    check_style(style)
     device = best_device()
     torch_dtype = pick_dtype(dtype, device)
+    files = resolve_model(name, source, say)
     extra: dict[str, Any] = {"gguf_file": files.gguf_file} if files.gguf_file else {}
     if attention is not None:
         if attention == "flex_attention" and device.type == "cpu":
@@ -176,6 +177,8 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
     Not on a CPU: on one that multiplies in bfloat16, a 135M model trained and scored 1.2 times faster, for less precision.
     """
+    if dtype not in (known := ("auto", "float32", "bfloat16", "float16")):
+        raise ConfigError(f"dtype {dtype!r}{nearest(str(dtype), known)}; expected {', '.join(known)}")
     if dtype != "auto":
         picked: torch.dtype = getattr(torch, dtype)
         return picked
@@ -324,11 +327,12 @@ class HFModel:
         precision = next(self.model.parameters()).dtype
         return f"{self.identity} {precision} {self.renderer.style} {self.tokenizer.chat_template}"
 
-    def with_adapter(self, directory: Path, trainable: bool = False) -> HFModel:
+    def with_adapter(self, directory: Path | str, trainable: bool = False) -> HFModel:
         """This model with a saved PEFT adapter on top; the base weights are shared, not copied. Says so where the adapter was trained on
         others. Raises AssetError where it is none, or does not fit."""
         from peft import PeftConfig, PeftModel
 
+        directory = Path(directory)
         if not (directory / "adapter_config.json").exists():
             raise AssetError(f"adapter {directory}: no adapter_config.json; expected a directory saved by PEFT")
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of another trainer, or of older days

@@ -15,11 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from paft.errors import ConfigError, RenderError
+from paft.errors import ConfigError, RenderError, nearest
 from paft.lm.types import Chat, Question
 from paft.tasks.images import Image
 
 Style = Literal["chat", "raw"]
+
+
+def check_style(style: str) -> None:
+    """Raises ConfigError for a way to render that does not exist, which would be taken for another."""
+    if style not in (known := ("auto", "chat", "raw")):
+        raise ConfigError(f"style {style!r}{nearest(str(style), known)}; expected auto, chat or raw")
 
 
 def common_prefix(first: list[int], second: list[int]) -> int:
@@ -124,6 +130,7 @@ class Renderer:
     reads_images = False
 
     def __init__(self, tokenizer: Any, style: Literal["auto", "chat", "raw"] = "auto"):
+        check_style(style)
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if style == "chat" and not has_template:
             raise ConfigError("style 'chat': this model's tokenizer has no chat template; use style: raw")

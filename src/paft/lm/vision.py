@@ -22,7 +22,7 @@ from paft.errors import ConfigError, RenderError
 from paft.lm.hf import HFModel, loading
 from paft.lm.passes import Engine, Layers, Work
 from paft.lm.prefix import Row
-from paft.lm.render import Rendered, Renderer, common_prefix, on_one_day, shown_in
+from paft.lm.render import Rendered, Renderer, check_style, common_prefix, on_one_day, shown_in
 from paft.lm.types import Chat, Completion, Question
 from paft.tasks.images import Image
 
@@ -58,6 +58,7 @@ class VisionRenderer(Renderer):
     def __init__(
         self, processor: Any, style: Literal["auto", "chat", "raw"] = "auto", dtype: torch.dtype = torch.float32
     ):
+        check_style(style)
         if style == "raw" or not getattr(processor, "chat_template", None):
             raise ConfigError(
                 "a question that shows images needs the model's chat template; give style: chat and a model that has one"

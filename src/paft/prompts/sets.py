@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paft.config import dump_yaml, load_mapping
-from paft.errors import PromptSetError, few, nearest
+from paft.errors import ConfigError, PromptSetError, few, nearest
 from paft.prompts.similarity import NEAR_DUPLICATE, REWORDED, reworded_pairs, similarity_matrix
 from paft.prompts.template import Template, template_from, template_to
 from paft.tasks.types import Task
@@ -67,6 +67,10 @@ class PromptSet:
                 return self.test
             case "adversarial":
                 return self.adversarial
+            case _:
+                raise ConfigError(
+                    f"prompt set {self.task!r}: no split {name!r}{nearest(str(name), ALL_SPLITS)}; it has {', '.join(ALL_SPLITS)}"
+                )
 
     @property
     def fingerprint(self) -> str:

@@ -87,11 +87,11 @@ def train_grpo(
     model: HFModel,
     grid: Grid,
     config: GRPOConfig,
-    out: ArmDir,
+    out: ArmDir | Path | str,
     *,
     seed: int,
     dev: Grid | None = None,
-    start: Path | None = None,
+    start: Path | str | None = None,
     rewards: Mapping[str, Reward] | None = None,
     tick: Callable[[int, int, str], None] = lambda done, total, note: None,
     say: Callable[[str], None] = lambda _: None,
@@ -107,6 +107,7 @@ def train_grpo(
     `model` shares its weights with what is returned and answers as it does, until `without_adapter` of that gives the base back;
     after an error the adapter is off again.
     """
+    out, start = ArmDir.at(out), Path(start) if start is not None else None
     judges = {name: (rewards or {}).get(name) or find_reward(name) for name in config.rewards}
     rows = PromptRows(grid, model.renderer)
     rows.check_lengths(config.max_new_tokens, min(config.max_length, model.limit))

@@ -82,11 +82,11 @@ def train_sft(
     model: HFModel,
     grid: Grid,
     config: SFTConfig,
-    out: ArmDir,
+    out: ArmDir | Path | str,
     *,
     seed: int,
     dev: Grid | None = None,
-    start: Path | None = None,
+    start: Path | str | None = None,
     tick: Tick = lambda done, total, note: None,
     say: Callable[[str], None] = lambda _: None,
     ranks: Ranks = Ranks(),  # noqa: B008 a frozen value
@@ -102,6 +102,7 @@ def train_sft(
     `model` shares its weights with what is returned and answers as it does, until `without_adapter` of that gives the base back;
     after an error the adapter is off again.
     """
+    out, start = ArmDir.at(out), Path(start) if start is not None else None
     dataset = CellDataset(grid, model.renderer, config.max_length, model.limit)
     longest = dataset.check_lengths()
     say(f"longest cell: {longest} tokens (limit {min(config.max_length, model.limit)})")
