@@ -373,6 +373,22 @@ def test_a_local_model_is_known_by_all_its_bytes(tmp_path):
     assert _identity("m", files) != before
 
 
+def test_files_that_were_cut_are_one_line(tmp_path):
+    tuned = get_peft_model(tiny.hf_model().model, LoraConfig(r=2, target_modules=["q_proj"]))
+    for part, made in (("adapter", tuned), ("model", tiny.hf_model().model)):
+        made.save_pretrained(tmp_path / part)
+        (weights,) = (tmp_path / part).glob("*.safetensors")
+        weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(AssetError, match="adapter: the file is damaged or was cut"):
+        tiny.hf_model().with_adapter(tmp_path / "adapter")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(AssetError, match="the file is damaged or was cut; fetch it again"):
+        load_model(str(tmp_path / "model"))
+    (tmp_path / "model" / "config.json").write_text("[]")
+    with pytest.raises(AssetError, match="cannot be loaded"):
+        load_model(str(tmp_path / "model"))
+
+
 def test_a_precision_that_does_not_exist_is_refused():
     for dtype in ("float33", "int8"):
         with pytest.raises(ConfigError, match=f"dtype '{dtype}'.*; expected auto, float32"):

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GgufConfig
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import logging as hf_logging
@@ -157,9 +158,9 @@ def loading(name: str, files: ModelFiles) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except struct.error:
+    except (struct.error, SafetensorError):
         raise AssetError(f"model {name!r} ({files.origin}): the file is damaged or was cut; fetch it again") from None
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise AssetError(
             f"model {name!r} ({files.origin}): cannot be loaded ({str(error).splitlines()[0][:200]})"
         ) from None
@@ -359,7 +360,9 @@ class HFModel:
                 beneath = weights_beneath(self.model, PeftConfig.from_pretrained(directory))
                 with undone_on_error(self.model, beneath):
                     model = PeftModel.from_pretrained(self.model, directory, is_trainable=trainable)
-        except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+        except SafetensorError:
+            raise AssetError(f"adapter {directory}: the file is damaged or was cut; copy it again") from None
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
             if is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())[:200]
