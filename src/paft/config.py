@@ -268,6 +268,15 @@ class TrainingConfig(Strict):
             number = (value or {}).get(key, 0)
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise ValueError(f"{key} = {number!r}; expected a number")
+        targets = (value or {}).get("target_modules")
+        listed = isinstance(targets, list | tuple | set) and all(isinstance(each, str) for each in targets)
+        if not (listed or targets is None or isinstance(targets, str)):
+            raise ValueError(f"target_modules = {targets!r}; expected a list of names, or all-linear")
+        if (bias := (value or {}).get("bias", "none")) not in ("none", "all", "lora_only"):
+            raise ValueError(f"bias = {bias!r}; expected none, all or lora_only")
+        for key in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(pattern := (value or {}).get(key) or {}, dict):
+                raise ValueError(f"{key} = {pattern!r}; expected numbers by name of a module")
         start = (value or {}).get("init_lora_weights")
         if isinstance(start, str) and start not in ("gaussian", "orthogonal", "mica"):
             raise ValueError(

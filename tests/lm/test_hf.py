@@ -389,6 +389,14 @@ def test_files_that_were_cut_are_one_line(tmp_path):
         load_model(str(tmp_path / "model"))
 
 
+def test_settings_that_peft_fails_at_are_one_line_and_leave_the_model():
+    lm = tiny.hf_model()
+    before = lm.fingerprint
+    with pytest.raises(ConfigError, match=r"^train\.lora .*'x'"):
+        with_lora(lm, {"r": 2, "target_modules": ["q_proj"], "rank_pattern": {"q_proj": "x"}}, 0)
+    assert lm.fingerprint == before
+
+
 def test_a_precision_that_does_not_exist_is_refused():
     for dtype in ("float33", "int8"):
         with pytest.raises(ConfigError, match=f"dtype '{dtype}'.*; expected auto, float32"):

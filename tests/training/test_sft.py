@@ -982,6 +982,7 @@ def test_arguments_reach_the_trainer_as_they_are(tmp_path):
             r"TrainingArguments has no such setting, did you mean 'gradient_checkpointing'",
         ),
         ({"optim": "adamw_tensor"}, "train.arguments .*adamw_tensor"),
+        ({"neftune_noise_alpha": "x"}, "neftune_noise_alpha = 'x'; expected a number"),
         ({"lr_scheduler_kwargs": {"cycles": 2}}, "unexpected keyword argument 'cycles'"),
     ],
 )

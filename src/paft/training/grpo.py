@@ -161,8 +161,8 @@ def train_grpo(
                 processing_class=model.tokenizer,
                 peft_config=fresh,
             )
-        except (ValueError, NotImplementedError) as error:
-            raise ConfigError(f"train: {str(error).splitlines()[0][:250]}") from None
+        except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
+            raise ConfigError(f"train: {' '.join(str(error).split())[:250]}") from None
         tuned = trainer.model
         learner = model.wrapping(tuned, beneath)
         trainer.begin(rows, sampler, judges, config.rewards)

@@ -129,6 +129,9 @@ def trainer_arguments(
             if named := arguments.lr_scheduler_kwargs:  # else found out after the models before it are trained
                 idle = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
                 get_scheduler(arguments.lr_scheduler_type, idle, 1, 2, scheduler_specific_kwargs=named)
+            noise = arguments.neftune_noise_alpha
+            if noise is not None and (isinstance(noise, bool) or not isinstance(noise, int | float)):
+                raise TypeError(f"neftune_noise_alpha = {noise!r}; expected a number")
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"train.arguments {config.arguments}: {str(error).splitlines()[0][:250]}") from None
     _check_trackers(arguments.report_to)
@@ -256,8 +259,8 @@ def with_lora(model: HFModel, settings: dict[str, Any], seed: int, start: Path |
             beneath = weights_beneath(model.model, config)
             with undone_on_error(model.model, beneath):
                 return model.wrapping(get_peft_model(model.model, config), beneath)
-    except ValueError as error:
-        raise ConfigError(f"train.lora {settings!r}: {str(error).splitlines()[0][:200]}") from None
+    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
+        raise ConfigError(f"train.lora {settings!r}: {' '.join(str(error).split())[:200]}") from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
