@@ -131,8 +131,8 @@ class Endpoint:
         """What `read` makes of the server's answer to a body (None: a GET). 429, 5xx, time-outs, cut bodies and those that `read`
         cannot read (ValueError, KeyError, TypeError and the like) are tried again; other errors are not and raise RefusedError.
 
-        tries: how often in place of TRIES, where the server is not there, fails at this (500) or says what cannot be read: one that
-        is busy or loading is waited for all the same.
+        tries: how often in place of TRIES, where the server is not there, is silent, fails at this (500) or says what cannot be read: one
+        that says that it is busy or loading is waited for all the same.
         """
         last, status, settled = "", 0, 0
         for attempt in range(TRIES):
@@ -160,7 +160,7 @@ class Endpoint:
                         0.0,
                     )
                     last = self._hidden(last)
-                    settled += isinstance(error, _UnreadableError | httpx2.ConnectError)
+                    settled += isinstance(error, _UnreadableError | httpx2.ConnectError | httpx2.TimeoutException)
             if attempt + 1 == TRIES or settled == tries:
                 break
             wait = min(max(wait, 0.5 * 2**attempt * random.uniform(0.5, 1.0)), LONGEST_WAIT)
