@@ -279,6 +279,15 @@ def test_eval_takes_a_part_of_the_tasks_own_set_by_name():
         assert (told["prompts"], told["evaluate"]["prompt_split"]) == (None, part)
 
 
+def test_every_model_named_is_an_arm_whatever_names_are_made_of_it():
+    names = ["org/llama_3", "acme/llama", "me/llama", "you/llama"]
+    told = yaml.safe_load(
+        call("eval", "--task", "piqa", *(part for n in names for part in ("--model", n)), "--show-config").stdout
+    )
+    assert [arm["title"] for arm in told["arms"].values()] == names
+    assert list(told["arms"]) == ["llama_3", "llama", "llama_4", "llama_5"]
+
+
 def test_show_config_prints_what_run_reads(tmp_path):
     text = call("demo", "seed=3", "--show-config").stdout
     (tmp_path / "demo.yaml").write_text(text)

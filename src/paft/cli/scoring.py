@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -106,7 +107,8 @@ def _eval_settings(
     def add(name: str, title: str, **origin: Any) -> None:
         plain = re.sub(r"\W+", "_", name).strip("_") or "model"
         plain = plain if plain.isidentifier() else f"m_{plain}"
-        arms[plain if plain not in arms else f"{plain}_{len(arms) + 1}"] = {"title": title, **origin}
+        names = itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(len(arms) + 1)))
+        arms[next(each for each in names if each not in arms)] = {"title": title, **origin}
 
     for position, each in enumerate(models):
         origin: dict[str, Any] = {"model": each} if position else {}
