@@ -234,6 +234,25 @@ def test_a_file_that_cannot_be_read_is_named_with_the_place(
         load_mapping(tmp_path)
 
 
+def test_another_kind_drops_what_the_file_says_and_not_what_the_command_line_does(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "task: piqa\nmodel: m\nevaluate: {budget: {kind: racing, cells: 9, half_width: {table_worst: 0.1}}}\n"
+    )
+    kind, cells = "evaluate.budget.kind=adaptive", "evaluate.budget.cells=500"
+    for order in (
+        [kind, cells],
+        [cells, kind],
+        [cells, "seed=1", kind],
+        ["evaluate.budget.kind=balanced", cells, kind],
+    ):
+        budget = load_run_config(path, order).evaluate.budget
+        assert (budget.kind, budget.cells, budget.half_width) == ("adaptive", 500, {})
+    for whole in ("evaluate.budget={kind: racing, cells: 7}", "evaluate={budget: {kind: racing, cells: 7}}"):
+        budget = load_run_config(path, [whole, kind]).evaluate.budget
+        assert (budget.kind, budget.cells) == ("adaptive", None)
+
+
 def test_yaml_references_and_merges_still_work(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("one: &x {a: 1, b: 2}\ntwo: {<<: *x, b: 3}\n")

@@ -1033,7 +1033,7 @@ def load_run_config(
     train = values.get("train") or {}
     if isinstance(train, Mapping) and "lora" not in train and any(each.startswith("train.lora.") for each in overrides):
         values = _merge(values, {"train": {"lora": SFTConfig.model_fields["lora"].default}})
-    for override in overrides:
+    for override in _kinds_first(overrides):
         dotted, equals, text = override.partition("=")
         if not equals or not dotted:
             raise ConfigError(f"override {override!r}: expected key=value, for instance train.epochs=1")
@@ -1050,6 +1050,20 @@ def load_run_config(
             nested = {part: nested}
         values = _merge(_without(values, dotted.split(".")) if isinstance(value, Mapping) else values, nested)
     return validate(RunConfig, values, str(path) if path else "settings")
+
+
+def _kinds_first(overrides: Sequence[str]) -> list[str]:
+    """The overrides, a kind ahead of what is set beside it: another kind drops what the file says, never what the command line does."""
+    found: list[str] = []
+    for override in overrides:
+        key, at = override.partition("=")[0], len(found)
+        if key.endswith(".kind"):
+            while at and not f"{key}.".startswith(
+                f"{found[at - 1].partition('=')[0]}."
+            ):  # not ahead of what would replace it
+                at -= 1
+        found.insert(at, override)
+    return found
 
 
 def _without(values: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
