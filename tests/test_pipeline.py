@@ -573,6 +573,20 @@ def test_models_are_compared_by_a_scorer_that_all_have(world, tmp_path):
     assert finished.changed_cells([f"{only['likelihood']}:base", f"{out}:base"]) == []
 
 
+def test_a_gate_that_buys_compares_with_no_other_right_answers(world, tmp_path):
+    config, out, _ = world
+    demand = PolicyConfig(criteria=[{"measure": "drop", "against": str(tmp_path), "at_most": 1.0}], scorer="likelihood")
+    table = pyarrow.parquet.read_table(out / "scores.parquet")
+    shutil.copy(out / "results.json", tmp_path)
+    pyarrow.parquet.write_table(table, tmp_path / "scores.parquet")
+    pipeline.gate(config, demand, LineWatcher(quiet=True), arm="base", out=tmp_path / "gate")
+    others = pyarrow.array([9] * table.num_rows)
+    table = table.set_column(table.schema.get_field_index("gold"), "gold", others)
+    pyarrow.parquet.write_table(table, tmp_path / "scores.parquet")
+    with pytest.raises(DataError, match="8 of 8 examples with the same id have another right answer"):
+        pipeline.gate(config, demand, LineWatcher(quiet=True), arm="base", out=tmp_path / "gate")
+
+
 def test_a_shard_asks_nothing_that_the_run_holds(world, tmp_path):
     config, _, _ = world
     run(config, tmp_path, "arms={base: {}}", "evaluate.examples=4")

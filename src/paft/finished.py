@@ -52,7 +52,7 @@ def load_exhibit(path: Path) -> dict[str, Any] | None:
     return found
 
 
-NEEDED, LATER = ("arm", "prompt", "example", "completion_tokens", "stop"), ("group", "sampled", "judge")
+NEEDED, LATER = ("arm", "prompt", "example", "completion_tokens", "stop"), ("group", "sampled", "judge", "gold")
 """Columns of scores.parquet that tables are made of beside the scores; the later ones are missing in old runs."""
 ANSWERS = ("gold", "logp", "completion")
 """Columns with what the models answered."""
@@ -164,6 +164,8 @@ def _tables(rows: Any, sampled_only: bool) -> dict[str, ScoreMatrix]:
         return whole
 
     group = dict(zip(rows["example"].to_pylist(), rows["group"].to_pylist(), strict=True)) if "group" in names else {}
+    gold = dict(zip(rows["example"].to_pylist(), rows["gold"].to_pylist(), strict=True)) if "gold" in names else {}
+    gold_N = tuple(gold[each] for each in examples) if gold and None not in gold.values() else None
     groups_N = groups_of(examples, [group.get(each, "") for each in examples])
     ended = column("stop", pyarrow.string(), "") == "eos"
     none = np.zeros(len(k), dtype=np.int64)
@@ -182,6 +184,7 @@ def _tables(rows: Any, sampled_only: bool) -> dict[str, ScoreMatrix]:
             table(ends, True),
             groups_N,
             judge if scorer == "generation" else "",
+            gold_N,
         )
         for scorer, (tokens, ends) in written.items()
         if f"{scorer}_score" in names
@@ -209,8 +212,8 @@ def table_of(tables: Mapping[str, ScoreMatrix], scorer: str | None, where: str) 
 
 
 def aligned(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> np.ndarray:
-    """Scores of one table on the prompts and examples of another, in their order. DataError when some are missing, or another embedding
-    model scored."""
+    """Scores of one table on the prompts and examples of another, in their order. DataError when some are missing, another embedding
+    model scored, or other answers were right."""
     rows, columns = set(other.prompt_ids), set(other.example_ids)
     lacking = (
         [each for each in matrix.prompt_ids if each not in rows],
@@ -222,7 +225,22 @@ def aligned(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> np.ndarray:
             f"{len(matrix.example_ids)} examples; score it on the same ones"
         )
     _check_judge(other, matrix, where)
+    _check_gold(other, matrix, where, matrix.example_ids)
     return other.on(matrix.prompt_ids, matrix.example_ids).values_KN
+
+
+def _check_gold(other: ScoreMatrix, matrix: ScoreMatrix, where: str, examples: Sequence[str]) -> None:
+    if other.gold_N is None or matrix.gold_N is None:
+        return
+    a, b = (
+        dict(zip(ids, gold_N, strict=True))
+        for ids, gold_N in ((other.example_ids, other.gold_N), (matrix.example_ids, matrix.gold_N))
+    )
+    if changed := [each for each in examples if a[each] != b[each]]:
+        raise DataError(
+            f"{where}: {len(changed)} of {len(examples)} examples with the same id have another right answer: {few(changed, 1)}; "
+            "score both on the same rows"
+        )
 
 
 def _check_judge(other: ScoreMatrix, matrix: ScoreMatrix, where: str) -> None:
@@ -335,7 +353,7 @@ def last_arms(runs: Sequence[RunCells]) -> list[Shared]:
     if not common:
         return []
     named = {f"{run.name}:{arm}": by[common[0]] for run, arm, by in zip(runs, arms, tables, strict=True)}
-    shared, found = _shared(named), []
+    shared, found = _shared(named, one_gold=False), []  # the page leaves out what is unlike, and says so
     for rows, by in zip(held, tables, strict=True):
         prompts, examples = rows["prompt"].to_pylist(), rows["example"].to_pylist()
         answers = Answers(rows, {cell: place for place, cell in enumerate(zip(prompts, examples, strict=True))})
@@ -375,9 +393,9 @@ def compare_seeds(runs: Sequence[str], scorer: str | None = None, level: float =
     return found
 
 
-def _shared(tables: Mapping[str, ScoreMatrix]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _shared(tables: Mapping[str, ScoreMatrix], *, one_gold: bool = True) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Ids of the prompts and of the examples that all tables hold, in the order of the first. DataError when different embedding models
-    scored them."""
+    scored them, or other answers were right (`one_gold`)."""
     for title, table in tables.items():
         _check_judge(table, next(iter(tables.values())), title)
     first, *others = tables.values()
@@ -389,6 +407,8 @@ def _shared(tables: Mapping[str, ScoreMatrix]) -> tuple[tuple[str, ...], tuple[s
         raise DataError(
             f"{' '.join(tables)}: {len(prompts)} prompts and {len(examples)} examples in common; a paired comparison needs 2 and 2"
         )
+    for title, table in tables.items() if one_gold else ():
+        _check_gold(table, first, title, examples)
     return prompts, examples
 
 

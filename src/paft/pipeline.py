@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,8 @@ def gate(
                 bought.extend(examples)
                 return asker.matrix(scorer, bought)
 
-            known = _baselines(policy, asker.matrix(scorer, order), scorer)
+            gold_N = tuple(m.grid.examples[i].answer for i in order)
+            known = _baselines(policy, replace(asker.matrix(scorer, order), gold_N=gold_N), scorer)
             return hunt(policy, num_examples, ask, order, known, asker.longest)
 
 

@@ -367,6 +367,27 @@ def test_another_right_answer_or_number_of_choices_is_not_the_same_cell(tmp_path
         assert bool(found["texts"]) == same
 
 
+def test_cells_whose_right_answers_differ_are_not_paired(tmp_path: Path) -> None:
+    runs = leave(tmp_path / "usual", {"a": arm(EARLIER)}), leave(tmp_path / "turned", {"a": arm(EARLIER, gold=1)})
+    policy, changed = tmp_path / "policy.yaml", tmp_path / "changed.jsonl"
+    policy.write_text(f"criteria: [{{measure: drop, against: '{runs[1]}', at_most: 1}}]\n", encoding="utf-8")
+    paired, gated = ["compare", *map(str, runs)], ["gate", str(runs[0]), "--policy", str(policy)]
+    said = "4 of 4 examples with the same id have another right answer: e0 and 3 more"
+    for command in paired, [*paired, "--changed", str(changed)], gated:
+        assert said in refused(call(*command))
+    with pytest.raises(DataError, match=said):
+        finished.changed_cells([*map(str, runs)])
+    done = call("report", *map(str, runs), "-o", str(tmp_path / "all.html"))
+    assert done.returncode == 0
+    assert said in " ".join(done.stderr.split())
+    page = (tmp_path / "all.html").read_text(encoding="utf-8")
+    assert '<section id="between">' not in page
+    assert "asked different things: examples e0, e1, e2, e3" in Tags(section(page)).text
+    scores = RunDir(runs[1]).scores
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(scores).drop_columns(["gold"]), scores)  # nothing tells
+    assert [call(*command).returncode for command in (paired, gated)] == [0, 0]
+
+
 def test_where_too_little_remains_the_part_is_left_out(two: tuple[Path, Path], tmp_path: Path) -> None:
     for k in range(2):
         change(two[1], "results.json", lambda result, k=k: result["prompts"]["test"][k].update(system="Be brief."))

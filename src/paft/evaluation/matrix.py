@@ -32,6 +32,7 @@ class ScoreMatrix:
     choice).
     ended_KN: whether the model ended its answer by itself. groups_N: what each example belongs to, where several stand on one thing
     (a passage); None where each stands alone. judge: the embedding model, or other rule, that scored answers by likeness; empty where none did.
+    gold_N: index of the right choice of each example, where it is known.
     """
 
     prompt_ids: tuple[str, ...]
@@ -42,6 +43,7 @@ class ScoreMatrix:
     ended_KN: np.ndarray
     groups_N: tuple[str, ...] | None = None
     judge: str = ""
+    gold_N: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.prompt_ids), len(self.example_ids))
@@ -71,7 +73,8 @@ class ScoreMatrix:
         at = np.ix_([rows[each] for each in prompt_ids], places_N)
         groups_N = self.groups_N and groups_of(example_ids, [self.groups_N[n] for n in places_N])
         values = (self.values_KN[at], self.answers_KN[at], self.tokens_KN[at], self.ended_KN[at])
-        return ScoreMatrix(tuple(prompt_ids), tuple(example_ids), *values, groups_N, self.judge)
+        gold_N = self.gold_N and tuple(self.gold_N[n] for n in places_N)
+        return ScoreMatrix(tuple(prompt_ids), tuple(example_ids), *values, groups_N, self.judge, gold_N)
 
 
 def tie_order(example_id: str, count: int, seed: int) -> list[int]:
