@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -274,6 +276,32 @@ def test_arms_over_training_seeds(world, tmp_path):
     assert subprocess.run(command, timeout=120).returncode == 0
     assert f"{tmp_path / 'b'}:paft" in page.read_text(encoding="utf-8")
     assert "Between runs, free answers" in page.with_suffix(".md").read_text(encoding="utf-8")
+    told = tmp_path / "b" / "results.json"
+    plain = told.read_text(encoding="utf-8")
+
+    def settings(**changes: Any) -> None:
+        result = json.loads(plain)
+        for place, value in changes.items():
+            *path, last = place.split("__")
+            functools.reduce(lambda held, part: held[part], path, result)[last] = value
+        told.write_text(json.dumps(result), encoding="utf-8")
+
+    free = {"model": "/elsewhere/model", "name": "b", "task": "t.yaml", "prompts": "p.yaml", "attention": "eager"}
+    machine = {"evaluate__cells": "c.sqlite", "evaluate__batch_tokens": 64, "evaluate__budget__kind": "full"}
+    settings(**{f"config__{key}": value for key, value in {**free, **machine}.items()})
+    result = json.loads(told.read_text(encoding="utf-8"))
+    result["arms"]["paft"]["train"]["settings"].update(micro_batch_size=1, dataloader_workers=1)
+    told.write_text(json.dumps(result), encoding="utf-8")
+    assert finished.compare_seeds([str(out), str(tmp_path / "b")], "likelihood") == rows
+    for key in ("style", "model", "evaluate__normalization", "data__held_out"):
+        settings(**{f"config__{key}": {"style": "raw", "model": "another", "data__held_out": 0.3}.get(key, "byte")})
+        with pytest.raises(DataError, match=f"in more than the seed: {key.replace('__', '.')}; give runs"):
+            finished.compare_seeds([str(out), str(tmp_path / "b")], "likelihood")
+    settings(arms__paft__train__settings__learning_rate=1.0, arms__single__train__settings__schedule={"kind": "static"})
+    said = "more than the seed: arms.single.train.schedule, arms.paft.train.learning_rate; give"
+    with pytest.raises(DataError, match=said):
+        finished.compare_seeds([str(out), str(tmp_path / "b")])
+    told.write_text(plain, encoding="utf-8")
     with pytest.raises(DataError, match="has the training seed of"):
         finished.compare_seeds([str(out), str(out)])
     with pytest.raises(DataError, match="one run"):

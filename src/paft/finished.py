@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from paft.config import DataConfig, GRPOConfig, SFTConfig, validate
 from paft.errors import ConfigError, DataError, few, nearest
 from paft.evaluation.comparisons import Pairwise, Seeded, over_seeds, pairwise
 from paft.evaluation.evaluate import Scorer
@@ -365,11 +366,12 @@ def last_arms(runs: Sequence[RunCells]) -> list[Shared]:
 def compare_seeds(runs: Sequence[str], scorer: str | None = None, level: float = 0.95) -> list[Seeded]:
     """The arms of runs that differ by their training seed, and every pair of them, over the seeds, on the cells that all share.
 
-    Raises DataError for fewer than two runs, two of one seed, no arm in common, or tables with holes.
+    Raises DataError for fewer than two runs, two of one seed, no arm in common, other settings that decide answers, or tables with holes.
     """
     seeds: dict[int, str] = {}
+    results = {each: load_results(Path(each)) for each in runs}
     for each in runs:
-        seed = load_results(Path(each))["config"]["seed"]
+        seed = results[each]["config"]["seed"]
         if seed in seeds:
             raise DataError(f"{each}: has the training seed of {seeds[seed]} ({seed}); give runs with different seeds")
         seeds[seed] = each
@@ -380,6 +382,14 @@ def compare_seeds(runs: Sequence[str], scorer: str | None = None, level: float =
     if not arms:
         raise DataError(f"{' '.join(runs)}: no arm in common; they have {few(arm for t in held.values() for arm in t)}")
     named = _by_one_scorer({f"{each}:{arm}": tables[arm] for each, tables in held.items() for arm in arms}, scorer)
+    by = scorer or next(each for each in SCORERS if all(each in held[run][arm] for run in runs for arm in arms))
+    first, *others = ({k: v for arm in arms for k, v in _decisive(results[run], arm, by).items()} for run in runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        if changed := [key for key in first | other if first.get(key) != other.get(key)]:
+            raise DataError(
+                f"{run}: differs from {runs[0]} in more than the seed: {few(changed)}; give runs that are alike in these, or compare "
+                "them without --seeds"
+            )
     scores = _on_shared_cells(named)
     for title, values_KN in scores.items():
         if np.isnan(values_KN).any():
@@ -390,6 +400,31 @@ def compare_seeds(runs: Sequence[str], scorer: str | None = None, level: float =
     for earlier, later in itertools.combinations(arms, 2):
         differences = [a_KN - b_KN for a_KN, b_KN in zip(of[later], of[earlier], strict=True)]
         found.append(Seeded(later, earlier, over_seeds(differences, level, (-1.0, 1.0), groups_N)))
+    return found
+
+
+def _decisive(result: Mapping[str, Any], arm: str, scorer: str) -> dict[str, Any]:
+    """What decides the answers of an arm beside the seed, by dotted names: not where files lie, nor how a machine is used, nor the one
+    prompt that a search chose."""
+    config, trained = result["config"], result["arms"][arm]["train"]
+    origin = config["arms"][arm]
+    if origin.get("recorded"):
+        return {}
+    names = ["style", "chat_template_kwargs", *(["dtype", "quantization"] if not origin.get("server") else [])]
+    found = {name: config.get(name) or None for name in names}
+    key = {"generation": "max_new_tokens", "likelihood": "normalization"}[scorer]
+    found[f"evaluate.{key}"] = config["evaluate"].get(key)
+    if trained is not None:
+        given, where = trained["settings"], f"arms.{arm}.train"
+        settings = validate(GRPOConfig if given.get("method") == "grpo" else SFTConfig, given, where).decisive()
+        if settings["schedule"]["kind"] == "fixed":
+            settings["schedule"] = {"kind": "fixed"}
+        found["model"] = str(config["model"]).rstrip("/").rpartition("/")[2]
+        found |= {
+            f"data.{name}": each for name, each in validate(DataConfig, config["data"], "data").model_dump().items()
+        }
+        found |= {f"{where}.{name}": each for name, each in settings.items()}
+        found[f"arms.{arm}.start"] = origin.get("start")
     return found
 
 
