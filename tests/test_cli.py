@@ -280,12 +280,12 @@ def test_eval_takes_a_part_of_the_tasks_own_set_by_name():
 
 
 def test_every_model_named_is_an_arm_whatever_names_are_made_of_it():
-    names = ["org/llama_3", "acme/llama", "me/llama", "you/llama"]
+    names = ["org/llama_3", "acme/llama", "me/llama", "you/llama", "x/llama\u00b2"]
     told = yaml.safe_load(
         call("eval", "--task", "piqa", *(part for n in names for part in ("--model", n)), "--show-config").stdout
     )
     assert [arm["title"] for arm in told["arms"].values()] == names
-    assert list(told["arms"]) == ["llama_3", "llama", "llama_4", "llama_5"]
+    assert list(told["arms"]) == ["llama_3", "llama", "llama_2", "llama_4", "llama_5"]
 
 
 def test_show_config_prints_what_run_reads(tmp_path):

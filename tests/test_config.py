@@ -253,6 +253,18 @@ def test_another_kind_drops_what_the_file_says_and_not_what_the_command_line_doe
         assert (budget.kind, budget.cells) == ("adaptive", None)
 
 
+def test_seeds_that_no_library_takes_are_refused() -> None:
+    assert load(f"seed={2**32 - 1}").seed == 2**32 - 1
+    for seed in (-1, 2**32):
+        assert f"seed = '{seed}'" in refused(f"seed={seed}")
+
+
+def test_a_run_that_loads_a_model_names_its_own() -> None:
+    said = refused("model=null", "arms={a: {model: x}, b: {model: x}}")
+    assert "key 'model' is missing: arms.a.model takes its place for that arm alone" in said
+    assert refused("model=null", "arms={a: {}}").endswith("key 'model' is missing")
+
+
 def test_yaml_references_and_merges_still_work(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("one: &x {a: 1, b: 2}\ntwo: {<<: *x, b: 3}\n")
@@ -267,7 +279,7 @@ def test_what_is_written_down_is_what_ran(tmp_path: Path) -> None:
             "train.lora=null",
             "evaluate.prompts=3",
             "name='yes and: #no'",
-            "seed=123456789012345",
+            "seed=4294967295",
         ),
         load("train.schedule.kind=fixed", "train.schedule.prompt='12345678'", "train.warmup_ratio=1e-7"),
     ]

@@ -564,6 +564,36 @@ def test_a_model_that_cannot_be_loaded_leaves_no_cells(world, tmp_path):
         assert not list(out.glob("*.sqlite"))
 
 
+def test_a_file_of_cells_below_no_home_is_one_line(world, tmp_path):
+    config, _, _ = world
+    with pytest.raises(ConfigError, match=r"evaluate\.cells ~nosuchuser/c\.sqlite: no such user"):
+        run(config, tmp_path, "arms={base: {}}", "evaluate.cells=~nosuchuser/c.sqlite")
+
+
+def test_damaged_files_that_are_written_anew_stop_no_run(world, tmp_path):
+    config, out, results = world
+    again = shutil.copytree(out, tmp_path / "again")
+    (again / "config.yaml").write_bytes(b"\xff\xfe")
+    with (again / "paft" / "steps.jsonl").open("a") as file:
+        file.write("5\n")
+    assert figures(run(config, again)) == figures(results)
+    assert load_run_config(again / "config.yaml") == load_run_config(config)
+
+
+def test_cells_and_results_of_different_runs_are_not_judged(world, tmp_path):
+    _, out, _ = world
+    mixed = shutil.copytree(out, tmp_path / "mixed")
+    told = json.loads((mixed / "results.json").read_text(encoding="utf-8"))
+    demand = PolicyConfig(criteria=[{"measure": "tokens", "at_most": 9}], scorer="generation")
+    for arms in (
+        {name: arm for name, arm in told["arms"].items() if name != "paft"},
+        {name: {**arm, "fingerprint": "another"} for name, arm in told["arms"].items()},
+    ):
+        (mixed / "results.json").write_text(json.dumps({**told, "arms": arms}), encoding="utf-8")
+        with pytest.raises(DataError, match="the last was not finished; run it again"):
+            pipeline.gate(mixed, demand, LineWatcher(quiet=True))
+
+
 def test_a_refused_run_leaves_what_the_finished_one_kept(world, tmp_path):
     config, _, _ = world
     run(config, tmp_path, "train.epochs=1", "evaluate.examples=4")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -562,7 +562,7 @@ class RunConfig(Strict):
     """A whole run: what is asked, how it is asked, who is trained how, what is measured."""
 
     name: str = "run"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     task: str
     prompts: str | None = None
     """A shipped prompt set or a file; None takes the task's own."""
@@ -607,8 +607,11 @@ class RunConfig(Strict):
                     )
             if arm.start is not None:
                 self._check_start(name, arm.start)
-            if arm.loaded and arm.model is None and self.model is None:
-                raise ValueError("key 'model' is missing")
+            if arm.loaded and self.model is None:  # the run's own is loaded first, whichever arms need it
+                raise ValueError(
+                    "key 'model' is missing"
+                    + (f": arms.{name}.model takes its place for that arm alone" if arm.model else "")
+                )
             if arm.recorded is not None and self.evaluate.normalization == "token":
                 raise ValueError(
                     f"evaluate.normalization token: arms.{name} is recorded, without the model's tokens; use sum or byte"
@@ -1008,6 +1011,14 @@ class OnceLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
                 seen.add((key.tag, key.value))
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
+
+
+def arm_name(title: str, taken: Container[str]) -> str:
+    """A name for an arm made of a title: a plain one that is not taken yet."""
+    # a letter or digit of a name; \u00b2 is none
+    plain = "".join(c if c.isalnum() and f"_{c}".isidentifier() else "_" for c in title).strip("_") or "model"
+    plain = plain if plain.isidentifier() else f"m_{plain}"
+    return next(each for n in itertools.count(1) if (each := plain if n == 1 else f"{plain}_{n}") not in taken)
 
 
 def keys_once(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:

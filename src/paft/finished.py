@@ -53,7 +53,10 @@ def load_exhibit(path: Path) -> dict[str, Any] | None:
     return found
 
 
-NEEDED, LATER = ("arm", "prompt", "example", "completion_tokens", "stop"), ("group", "sampled", "judge", "gold")
+NEEDED, LATER = (
+    ("arm", "prompt", "example", "completion_tokens", "stop"),
+    ("group", "sampled", "judge", "gold", "fingerprint"),
+)
 """Columns of scores.parquet that tables are made of beside the scores; the later ones are missing in old runs."""
 ANSWERS = ("gold", "logp", "completion")
 """Columns with what the models answered."""
@@ -132,7 +135,23 @@ def load_cells(run: Path, *, answers: bool = True) -> RunCells:
         raise DataError(
             f"{file}: damaged ({why}); score the run again, cells that its store holds cost nothing"
         ) from None
+    _check_whole(file, rows)
     return RunCells(str(run), rows)
+
+
+def _check_whole(file: Path, rows: Any) -> None:
+    """Cells are written before results.json: a run stopped between has these of another time."""
+    results = file.parent / "results.json"
+    told = load_results(file.parent)["arms"] if results.exists() else {}
+    held = (
+        dict(zip(rows["arm"].to_pylist(), rows["fingerprint"].to_pylist(), strict=True))
+        if "fingerprint" in rows.schema.names
+        else {}
+    )
+    if told and held and held != {name: arm.get("fingerprint") for name, arm in told.items()}:
+        raise DataError(
+            f"{file.parent}: scores.parquet and results.json are of different runs, the last was not finished; run it again"
+        )
 
 
 def load_tables(run: Path) -> dict[str, dict[str, ScoreMatrix]]:

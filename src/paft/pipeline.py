@@ -35,7 +35,7 @@ from paft.materials import GATE_ORDER, Materials, prepare
 from paft.prompts import Template
 from paft.reports import exhibit_of, write_report
 from paft.results import arm_result, environment, whole, write_cells
-from paft.store import CellStore, OtherTrainingError, RunDir, write_json, write_text
+from paft.store import CellStore, OtherTrainingError, RunDir, write_bytes, write_json, write_text
 from paft.tasks import Example
 from paft.training.schedule import permutation, updates_per_epoch
 from paft.watch import Stage, Watcher
@@ -60,13 +60,13 @@ def run(
             return _run_arms(config, materials, folder, watch, wanted, ranks)
         with folder.locked():
             files = (folder.config, folder.prompts, folder.environment)
-            kept = {file: file.read_text(encoding="utf-8") for file in files if file.exists()}
+            kept = {file: file.read_bytes() for file in files if file.exists()}
             watch.plan(_plan(config, materials, folder, wanted))
             try:
                 results = _run_arms(config, materials, folder, watch, wanted, ranks)
             except OtherTrainingError:  # known only when a search has chosen: what lies there stays as it was
-                for file, text in kept.items():
-                    write_text(file, text)
+                for file, content in kept.items():
+                    write_bytes(file, content)
                 raise
             if "score" in wanted:
                 write_json(folder.results, results)
@@ -115,7 +115,12 @@ def _cells(config: RunConfig, folder: RunDir) -> CellStore:
 
 
 def _cells_file(config: RunConfig, folder: RunDir) -> Path:
-    return Path(config.evaluate.cells).expanduser() if config.evaluate.cells is not None else folder.cells
+    if config.evaluate.cells is None:
+        return folder.cells
+    try:
+        return Path(config.evaluate.cells).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"evaluate.cells {config.evaluate.cells}: no such user; give the path of a file") from None
 
 
 def _score_arm(

@@ -175,13 +175,14 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a cut one is left out."""
+    """All whole lines that hold a mapping; a cut one is left out."""
     if not path.exists():
         return []
     rows = []
     for line in path.read_bytes().split(b"\n"):
         with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
-            rows.append(json.loads(line))
+            if isinstance(row := json.loads(line), dict):
+                rows.append(row)
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -240,6 +241,7 @@ def test_prompts_without_shared_cells_are_not_counted(recwarn: pytest.WarningsRe
     (found,) = pairwise({"b": b_KN, "a": a_KN})
     assert (found.comparison.mean.prompts, found.comparison.ahead, found.comparison.cells) == (4, 1.0, 23)
     assert "4 of 4 prompts, 23 shared cells" in pairs_table([found])
+    assert "| o 1/rün &lt;b>\\|:b | y |" in pairs_table([replace(found, a="o 1/rün <b>|:b", b="y")])
     assert "prompts x" not in pairs_table([found])
     row = between([found], "likelihood").rows[0]
     assert (row.ahead, row.ahead_count) == ("100", "4 of 4 prompts, 23 shared cells")

@@ -310,6 +310,11 @@ def test_a_limit_of_tokens_that_was_not_met_may_be_met_yet():
     assert judge(short, demand, answer_limit=32).word == "INCONCLUSIVE"
 
 
+def test_looks_that_grow_beyond_all_numbers_end_at_all_examples():
+    demand = {"measure": "mean", "at_least": 0.5}
+    assert list(looks(policy(demand, first=2, growth=1e308), 100)) == [2, 100]
+
+
 def test_a_baseline_with_holes_is_refused_before_anything_is_bought():
     holes = np.ones((3, 40))
     holes[0, 7] = np.nan

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from paft.cli.common import Json, Overrides, TaskOf, go, say, watcher
-from paft.config import load_mapping, load_run_config
+from paft.config import arm_name, load_mapping, load_run_config
 from paft.errors import ConfigError, DataError, ShapeError
 
 scoring_app = typer.Typer()
@@ -105,10 +103,7 @@ def _eval_settings(
     arms: dict[str, dict[str, Any]] = {}
 
     def add(name: str, title: str, **origin: Any) -> None:
-        plain = re.sub(r"\W+", "_", name).strip("_") or "model"
-        plain = plain if plain.isidentifier() else f"m_{plain}"
-        names = itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(len(arms) + 1)))
-        arms[next(each for each in names if each not in arms)] = {"title": title, **origin}
+        arms[arm_name(name, arms)] = {"title": title, **origin}
 
     for position, each in enumerate(models):
         origin: dict[str, Any] = {"model": each} if position else {}

@@ -115,7 +115,7 @@ def looks(policy: PolicyConfig, examples: int) -> Iterator[int]:
     size = policy.first
     while size < examples:
         yield size
-        size = max(size + 1, math.ceil(size * policy.growth))
+        size = max(size + 1, math.ceil(min(size * policy.growth, examples)))
     yield examples
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from paft.config import RunConfig, dump_yaml, load_mapping, load_run_config
+from paft.config import RunConfig, arm_name, dump_yaml, load_mapping, load_run_config
 from paft.errors import ConfigError, DataError, few
 from paft.evaluation.recorded import by_cell
 from paft.lm.types import whole_signs
@@ -154,10 +153,7 @@ def record(config: RunConfig, found: Recorded, folder: Path, say: Any = lambda _
         by_cell(((title, row) for row in rows), cells)  # before anything is written
     arms: dict[str, Any] = {}
     for title in found:
-        # a letter or digit of a name; ² is none
-        plain = "".join(c if c.isalnum() and f"_{c}".isidentifier() else "_" for c in title).strip("_") or "model"
-        plain = plain if plain.isidentifier() else f"m_{plain}"
-        name = next(each for n in itertools.count(1) if (each := plain if n == 1 else f"{plain}_{n}") not in arms)
+        name = arm_name(title, arms)
         arms[name] = {"title": title, "recorded": str(folder / "recorded" / f"{name}.jsonl")}
     _check_place(config, m.prompts, arms, found, folder)
     evaluate = {**config.evaluate.model_dump(), "scorers": scorers}

@@ -68,7 +68,7 @@ def pairs_table(pairs: Sequence[Pairwise]) -> str:
         c = pair.comparison
         figures = [_difference(part) for part in (c.mean, c.prompt_sd, c.worst)]
         p = f"{p_value(pair.p)} ({p_value(pair.p_holm)})"
-        cells = [clean(pair.a), clean(pair.b), *figures, ahead_count(each, part), p]
+        cells = [_name(pair.a), _name(pair.b), *figures, ahead_count(each, part), p]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -82,7 +82,7 @@ def seeds_table(rows: Sequence[Seeded]) -> str:
     head = ("over seeds", "mean", "SD over prompts", "SD over seeds")
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * 3]
     for row in rows:
-        title = clean(row.a) if row.b is None else f"{clean(row.a)} - {clean(row.b)}"
+        title = _name(row.a) if row.b is None else f"{_name(row.a)} - {_name(row.b)}"
         centre = _difference(row.over.mean) if row.b is not None else _share(row.over.mean)
         lines.append("| " + " | ".join([title, centre, _share(row.over.prompt_sd), _share(row.over.seed_sd)]) + " |")
     mean = rows[0].over.mean
@@ -93,6 +93,11 @@ def seeds_table(rows: Sequence[Seeded]) -> str:
         "differences).",
     ]
     return "\n".join(lines)
+
+
+def _name(text: str) -> str:
+    """For a cell of Markdown that is also read in a terminal: only what would end the cell, or be HTML, is written otherwise."""
+    return " ".join(clean(text).split()).replace("<", "&lt;").replace("|", "\\|")
 
 
 def _share(part: Estimate) -> str:
