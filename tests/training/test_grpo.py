@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from paft import pipeline
 from paft.config import GRPOConfig, PaftSchedule, load_run_config
-from paft.errors import ConfigError, DataError, RenderError
+from paft.errors import ConfigError, DataError, RenderError, StoreError
 from paft.grid import Cell, Grid
 from paft.integrations.export import export_dataset
 from paft.lm.hf import lora_config
@@ -552,6 +552,18 @@ def test_a_training_goes_on_from_an_adapter_and_is_held_to_it_also_after_a_kill(
     base = tiny.hf_model()
     found = {base.with_adapter(arm.adapter).fingerprint for arm in (whole, resumed)}
     assert len(found) == 1
+
+
+def test_checkpoints_of_another_training_are_not_gone_on_from(tmp_path):
+    def stop(done, total, note):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    config = CONFIG.model_copy(update={"save_every": 2})
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, config, tick=stop)
+    with pytest.raises(StoreError, match=r"changed: kl\)"):
+        train(tmp_path, config.model_copy(update={"kl": 0.5}))
 
 
 def test_the_best_check_is_kept_and_training_stops_without_a_new_one(tmp_path):
