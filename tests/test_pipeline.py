@@ -564,6 +564,19 @@ def test_a_model_that_cannot_be_loaded_leaves_no_cells(world, tmp_path):
         assert not list(out.glob("*.sqlite"))
 
 
+def test_arms_that_all_name_a_model_need_none_of_the_run(world, tmp_path):
+    config, _, results = world
+    place = load_mapping(config)["model"]
+    named = run(config, tmp_path / "named", "model=null", f"arms={{a: {{model: {place}}}, b: {{model: {place}}}}}")
+    for arm in named["arms"].values():
+        told, own = arm["scores"], results["arms"]["base"]["scores"]
+        assert (arm["fingerprint"], told["likelihood"]["accuracy_K"]) == (
+            results["arms"]["base"]["fingerprint"],
+            own["likelihood"]["accuracy_K"],
+        )
+    assert place in (tmp_path / "named" / "report.md").read_text(encoding="utf-8")
+
+
 def test_a_file_of_cells_below_no_home_is_one_line(world, tmp_path):
     config, _, _ = world
     with pytest.raises(ConfigError, match=r"evaluate\.cells ~nosuchuser/c\.sqlite: no such user"):

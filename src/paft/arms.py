@@ -39,7 +39,7 @@ def learners(
     model: HFModel | None = None
     identity = ""
     with watch.stage("load model"):
-        if any(config.arms[name].loaded for name in names):
+        if any(config.arms[name].loaded and config.arms[name].model is None for name in names):
             model = _load(config, config.model, watch.say, m.shows_images)
             identity = model.fingerprint
             _check_targets(config, names, model)
@@ -59,9 +59,10 @@ def learners(
         if arm.recorded is not None:
             yield name, load_recorded(Path(arm.recorded), [m.grid, *m.others.values()])
             continue
-        assert model is not None
         learner = _load(config, arm.model, watch.say, m.shows_images) if arm.model is not None else model
+        assert learner is not None
         if settings is not None:
+            assert model is not None  # an arm with a model of its own trains none
             learner = _train_arm(name, settings, config, m, model, identity, folder.arm(name), watch, ranks)
         if arm.adapter is not None:
             learner = learner.with_adapter(Path(arm.adapter))

@@ -607,11 +607,8 @@ class RunConfig(Strict):
                     )
             if arm.start is not None:
                 self._check_start(name, arm.start)
-            if arm.loaded and self.model is None:  # the run's own is loaded first, whichever arms need it
-                raise ValueError(
-                    "key 'model' is missing"
-                    + (f": arms.{name}.model takes its place for that arm alone" if arm.model else "")
-                )
+            if arm.loaded and arm.model is None and self.model is None:
+                raise ValueError("key 'model' is missing")
             if arm.recorded is not None and self.evaluate.normalization == "token":
                 raise ValueError(
                     f"evaluate.normalization token: arms.{name} is recorded, without the model's tokens; use sum or byte"

@@ -174,14 +174,14 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
         file.write((b"\n" if after_cut else b"") + _json(row).encode() + b"\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All whole lines that hold a mapping; a cut one is left out."""
+def read_jsonl(path: Path, *, anything: bool = False) -> list[dict[str, Any]]:
+    """All whole lines that hold a mapping, or `anything`; a cut one is left out."""
     if not path.exists():
         return []
     rows = []
     for line in path.read_bytes().split(b"\n"):
         with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
-            if isinstance(row := json.loads(line), dict):
+            if isinstance(row := json.loads(line), dict) or anything:
                 rows.append(row)
     return rows
 

@@ -56,7 +56,7 @@ class Replies:
 
     def load(self) -> None:
         """Read what is on disk."""
-        for row in read_jsonl(self.file):
+        for row in read_jsonl(self.file, anything=True):
             known = isinstance(row, dict) and row.get("writer") in self.spent
             if not known or not {"key", "text", "model", "date", "prompt_tokens", "completion_tokens"} <= row.keys():
                 raise StoreError(

@@ -340,14 +340,15 @@ def provenance(result: Mapping[str, Any]) -> str:
 
 
 def model_of(config: Mapping[str, Any]) -> str:
-    """The run's model, or the servers of a run that has none, or whose answers were recorded elsewhere."""
+    """The run's model, or those of its arms where it has none: loaded, served, or with answers that were recorded elsewhere."""
     arms = config["arms"]
     recorded = [f"{arm['title'] or name} (recorded answers)" for name, arm in arms.items() if arm.get("recorded")]
     if config["model"] is not None and len(recorded) < len(arms):
         return str(config["model"])
+    loaded = [str(arm["model"]) for arm in arms.values() if arm["model"] is not None]
     servers = [arm["server"] for arm in arms.values() if arm["server"] is not None]
     named = [f"{server['model'] or 'the one'} at {server['base_url']}" for server in servers]
-    return ", ".join(dict.fromkeys([*named, *recorded]))
+    return ", ".join(dict.fromkeys([*loaded, *named, *recorded]))
 
 
 def bars(estimates: Mapping[str, Any]) -> list[str]:

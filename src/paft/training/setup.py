@@ -28,7 +28,7 @@ from transformers.integrations import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SchedulerType
 
-from paft.config import HOW, GRPOConfig, TrainingConfig
+from paft.config import HOW, GRPOConfig, Holding, TrainingConfig
 from paft.errors import ConfigError, ResourceError, nearest
 from paft.grid import Cell, Grid
 from paft.lm.hf import MADE_ON, HFModel, lora_config, undone_on_error, weights_beneath, without_chatter
@@ -336,6 +336,8 @@ def mark_of(
     settings: TrainingConfig, seed: int, model: HFModel, grid: Grid, dev: Grid | None, start: Path | None
 ) -> dict[str, Any]:
     """What a training leaves in its checkpoints, so that no other goes on from them."""
+    if not (isinstance(settings.schedule, Holding) and settings.schedule.batches_per_prompt):
+        settings = settings.model_copy(update={"micro_batch_size": None})  # another number of processes may go on
     files = sorted(start.glob("adapter_*")) if start is not None else []
     content = " ".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files) or None
     plain = json.loads(json.dumps(settings.decisive(), default=_plain))
