@@ -147,14 +147,18 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
         CellStore(path)
 
 
-def test_a_damaged_page_is_a_store_error_when_it_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "cells.sqlite"
+def damaged(path: Path) -> None:
     with CellStore(path) as store:
         for number in range(2_000):
             store.put(key(number), answer("x" * 100))
     content = bytearray(path.read_bytes())
     content[8_192:] = os.urandom(len(content) - 8_192)
     path.write_bytes(content)
+
+
+def test_a_damaged_page_is_a_store_error_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "cells.sqlite"
+    damaged(path)
     with pytest.raises(StoreError, match="not a sound cell store"):
         with CellStore(path) as store:
             store.get([key(number) for number in range(2_000)])
@@ -162,12 +166,7 @@ def test_a_damaged_page_is_a_store_error_when_it_is_read(tmp_path: Path) -> None
 
 def test_a_damaged_part_is_named_and_the_store_that_takes_it_over_is_not(tmp_path: Path) -> None:
     part = tmp_path / "cells-1-of-2.sqlite"
-    with CellStore(part) as store:
-        for number in range(2_000):
-            store.put(key(number), answer("x" * 100))
-    content = bytearray(part.read_bytes())
-    content[8_192:] = os.urandom(len(content) - 8_192)
-    part.write_bytes(content)
+    damaged(part)
     with CellStore(tmp_path / "cells.sqlite") as store:
         with pytest.raises(StoreError, match=r"cells-1-of-2\.sqlite: not a sound cell store"):
             store.absorb(part)
